@@ -1,11 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * internals.h - shared by the .c files of the core, and by nobody else.
+ *
+ * Access rules, for all of csrc/:
+ *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its doorbell line (pending, scan_seq,
+ *    synic_on) and its SynIC pages, always with atomic operations.
+ *  - A descriptor's fields change under desc->lock; the fast engine reads none of them.
+ *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock of the descriptor behind it and
+ *    goes through slot_fence() first (irqdomain.c tells why that is enough).
  */
 #ifndef VMBUSIRQ_INTERNALS_H
 #define VMBUSIRQ_INTERNALS_H
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -22,5 +31,279 @@
 
 /* Our own mistakes, never a user's: on in every build. */
 #define VI_BUG_ON(cond) do { if (unlikely(cond)) __builtin_trap(); } while (0)
+
+/* ---- atomics and locks ---------------------------------------------------------------------------------------------------- */
+
+#define vi_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define vi_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define vi_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define vi_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+
+/* A counter with one writer that others may read at any time: no locked instruction. */
+#define vi_count(p, n) vi_store_relaxed((p), vi_load_relaxed(p) + (n))
+
+static inline void vi_cpu_relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#endif
+}
+
+static inline void vi_lock(uint32_t *lock)
+{
+	uint32_t spins = 0, zero = 0;
+
+	while (unlikely(!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))) {
+		zero = 0;
+		if (++spins % 128 == 0)
+			sched_yield();	/* virtual CPUs may outnumber real ones */
+		vi_cpu_relax();
+	}
+}
+
+static inline void vi_unlock(uint32_t *lock)
+{
+	__atomic_store_n(lock, 0, __ATOMIC_RELEASE);
+}
+
+/* ---- irq/ ----------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * What one hwirq of the linear domain needs in a scan, in one cache line. handler is the action's own, or a stub for everything that
+ * the hot loop must not know about: unmapped, disabled, shared, in progress on a locked path.
+ */
+struct vi_irq_slot {
+	vi_handler_t handler;
+	void *dev_id;
+	struct vi_irq_desc *desc;	/* NULL: unmapped */
+	uint64_t *drop;			/* arrivals are consumed and only counted here (channel being rescinded) */
+	uint32_t owner;			/* the CPU that may call handler without a lock */
+	uint32_t irq;			/* also the column in the counters */
+	uint32_t hwirq;
+	uint32_t hazard_cpu;		/* this CPU may still run the old handler ... */
+	uint32_t hazard_seq;		/* ... while its scan_seq is this (odd; even: nobody does) */
+	uint32_t reserved;
+} VI_ALIGNED;
+_Static_assert(sizeof(struct vi_irq_slot) == VI_LINE, "a slot is one cache line");
+
+_Static_assert(sizeof(struct vi_irq_desc) == 448, "as large as the kernel's irq_desc on x86-64");
+_Static_assert(offsetof(struct vi_irq_desc, kstat_irqs) == 64, "line 1");
+_Static_assert(offsetof(struct vi_irq_desc, lock) == 128, "line 2");
+_Static_assert(sizeof(struct vi_irqaction) == 128, "as large as the kernel's irqaction on x86-64");
+
+struct vi_irq_domain {
+	struct vi_irq_slot *slot;	/* VI_RELIDS of them */
+	struct vi_irq_desc **revmap;	/* what the linux engine looks up */
+	/* Raise @hwirq once more on @cpu: it may not run there now, and must not be lost. */
+	void (*retrigger)(struct vi_cpu *cpu, uint32_t hwirq);
+};
+
+struct vi_tasklet {
+	struct vi_tasklet *next;
+	void (*func)(struct vi_cpu *cpu, void *data);
+	void *data;
+	uint32_t scheduled;
+	uint32_t running;
+};
+
+struct vi_tasklet_list {
+	struct vi_tasklet *head;
+	struct vi_tasklet *tail;
+};
+
+/* entropy pool of the linux engine (linux_shaped/entropy.c) */
+struct vi_lx_fast_pool {
+	uint64_t state[4];
+	uint64_t last;
+	uint32_t count;
+};
+
+struct vi_cpu {
+	/* line 0: the doorbell; other threads write pending */
+	uint32_t pending;		/* the SINT's vector is requested */
+	uint32_t scan_seq;		/* odd: in a scan */
+	uint32_t synic_on;
+	uint32_t in_interrupt;
+	uintptr_t thread;		/* pthread_self() of who runs it, while in_interrupt */
+
+	/* line 1: read-mostly, owned */
+	struct vi_machine *m VI_ALIGNED;
+	uint32_t id;
+	uint32_t softirq_pending;
+	uint64_t *sint_flags;		/* event flags of VI_SINT_VMBUS */
+	struct vi_message *vmbus_slot;
+	uint32_t *kstat;		/* this CPU's row of vi_counters.irq */
+	uint64_t *irqs_sum;
+	uint32_t *arch;
+	uint32_t *softirq;
+
+	/* the rest is off the per-interrupt path */
+	uint64_t *flag_page VI_ALIGNED;	/* VI_SINTS * VI_SINT_WORDS words */
+	struct vi_message *message_page;
+	uint64_t eom_count;
+	struct vi_tasklet msg_dpc;
+	struct vi_tasklet_list tasklets;
+	struct vi_tasklet_list napi;
+	struct vi_lx_fast_pool fast_pool;
+	struct vi_lost lost;
+	uint32_t batch_n;
+	uint32_t batch_irq[VI_RELIDS];
+	uint32_t batch_result[VI_RELIDS];
+} VI_ALIGNED;
+
+/*
+ * One channel of the guest. The fields that v6.10's ISR touches lie where they lie in the kernel's 976-byte vmbus_channel (three cache
+ * lines), and channels lie in 1 KiB slots as in its slab, so that the linux engine misses what the kernel misses. The fast engine
+ * reads none of it for a channel in ISR mode.
+ */
+struct vi_channel {
+	struct vi_machine *m;
+	uint32_t relid;
+	uint32_t column;		/* its IRQ, or the counter column that stands for one */
+	struct vi_irqaction *action;	/* who runs it: a request_irq of the guest, or own_action */
+	uint32_t target_cpu;
+	uint32_t callback_kind;
+	uint8_t pad0[226 - 32];
+	uint8_t rescind;		/* 226 */
+	uint8_t pad1[256 - 227];
+	struct vi_irqaction own_action;	/* design legacy: there is nobody to request */
+	uint8_t pad2[576 - 256 - 128];
+	vi_handler_t callback;		/* 576: onchannel_callback */
+	void *context;
+	struct vi_tasklet tasklet;	/* callback_event, or the NAPI context */
+	uint8_t pad3[648 - 592 - sizeof(struct vi_tasklet)];
+	uint64_t interrupts;		/* 648; the fast engine adds the counters up instead */
+	uint64_t sig_events;
+	uint32_t callback_mode;
+	uint32_t sched_lock;
+	struct vi_ring_reader in;
+	struct vi_ring_writer out;
+	struct vi_ring_tally tally;
+	uint64_t calls;
+	uint64_t no_callback;
+	uint32_t signalled;		/* the guest has rung the host since vi_channel_take_event() */
+};
+#define VI_CHANNEL_SLOT 1024
+_Static_assert(offsetof(struct vi_channel, rescind) == 226, "as in the kernel");
+_Static_assert(offsetof(struct vi_channel, callback) == 576, "as in the kernel");
+_Static_assert(offsetof(struct vi_channel, interrupts) == 648, "as in the kernel");
+_Static_assert(sizeof(struct vi_channel) <= VI_CHANNEL_SLOT, "a slab slot");
+
+struct vi_machine {
+	/* line 0: what a scan reads */
+	struct vi_irq_slot *slot;
+	int (*scan)(struct vi_cpu *cpu);
+	uint32_t counts_in_sum;		/* channels have IRQs: a dispatch adds to irqs_sum */
+	uint32_t engine;
+	uint32_t arch;
+	uint32_t hyp_count;
+	struct vi_irq_desc *message_desc;
+	struct vi_irq_desc *toplevel_desc;
+
+	uint32_t nr_cpus;
+	uint32_t nr_irqs_max;
+	uint32_t irq_columns;		/* nr_irqs_max + VI_RELIDS */
+	uint32_t irq_stride;
+	uint32_t simd;
+	uint32_t channel_irqs;
+	uint32_t shutdown_adds_depth;
+	uint32_t skip_entropy;		/* a benchmark wants to know what the sample costs */
+	uint64_t seed;
+	uint64_t time_ms;
+	struct vi_cpu *cpus;
+	struct vi_irq_domain domain;
+	struct vi_irq_desc **desc;	/* [irq], NULL: not allocated */
+	struct vi_irq_desc *desc_pool;
+	uint32_t *desc_place;		/* irq -> place in the pool: shuffled for the linux engine, as slabs are */
+	struct vi_channel **channel;	/* [relid] */
+	uint8_t *channel_pool;		/* VI_RELIDS slots of VI_CHANNEL_SLOT bytes */
+	uint32_t *channel_place;	/* relid -> slot, shuffled for the linux engine */
+	uint64_t rescinded;		/* arrivals for channels that are being taken away */
+	uint32_t *irq_counts;
+	uint32_t *arch_counts;
+	uint32_t *softirq_counts;
+	uint64_t *irqs_sums;
+	uint32_t irq_err_count;
+	uint32_t irq_mis_count;
+	void *synic_pages;
+	uint64_t *resend;		/* one bit per IRQ: the resend tasklet's list */
+	uint32_t resend_pending;	/* the boot CPU is asked to schedule the resend tasklet */
+	struct vi_tasklet resend_tasklet;
+	struct vi_hooks hooks;
+	void *owner;
+};
+
+static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
+{
+	return &m->cpus[cpu];
+}
+
+static inline bool vi_inside_interrupt(struct vi_machine *m)
+{
+	for (uint32_t c = 0; c < m->nr_cpus; c++)
+		if (vi_load(&m->cpus[c].in_interrupt) && vi_load_relaxed(&m->cpus[c].thread) == (uintptr_t)pthread_self())
+			return true;
+	return false;
+}
+
+/* irq/irqdesc.c */
+void vi_shuffle_places(uint64_t seed, uint32_t n, uint32_t *place);
+int vi_irq_core_init(struct vi_machine *m);
+void vi_irq_core_exit(struct vi_machine *m);
+struct vi_irq_desc *vi_desc_create(struct vi_machine *m, uint32_t column);
+
+/* irq/irqdomain.c */
+void vi_slot_fence(struct vi_machine *m, struct vi_irq_slot *slot);
+void vi_slot_refresh(struct vi_machine *m, struct vi_irq_desc *desc);
+bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const struct vi_cpu *me);
+uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot);
+void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t result);
+void vi_slot_set_drop(struct vi_machine *m, struct vi_irq_desc *desc, uint64_t *drop);
+void vi_desc_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu);
+void vi_slot_bind(struct vi_machine *m, uint32_t hwirq, struct vi_irq_desc *desc);
+void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq);
+void vi_batch_flush(struct vi_cpu *cpu);
+int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc);
+
+/* irq/chip.c */
+typedef void (*vi_flow_t)(struct vi_cpu *cpu, struct vi_irq_desc *desc);
+vi_flow_t vi_flow_handler(uint32_t flow);
+void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc);
+void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc);
+void vi_desc_startup(struct vi_machine *m, struct vi_irq_desc *desc);
+void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc);
+
+/* irq/handle.c */
+uint32_t vi_run_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc);
+void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t result);
+void vi_handle_irq_event(struct vi_cpu *cpu, struct vi_irq_desc *desc);
+int vi_desc_check_resend(struct vi_machine *m, struct vi_irq_desc *desc);
+void vi_resend_run(struct vi_cpu *cpu, void *data);
+
+/* irq/softirq.c */
+void vi_tasklet_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
+void vi_napi_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
+void vi_do_softirq(struct vi_cpu *cpu);
+
+/* linux_shaped/ */
+void vi_lx_add_interrupt_randomness(struct vi_cpu *cpu, uint32_t irq);
+int vi_lx_chan_sched_legacy(struct vi_cpu *cpu);
+int vi_lx_chan_sched_rfc(struct vi_cpu *cpu);
+
+/* hyperv/synic.c */
+int vi_synic_init(struct vi_machine *m);
+void vi_synic_exit(struct vi_machine *m);
+void vi_synic_raise(struct vi_cpu *cpu, uint32_t flag);
+void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t seen_type);
+
+/* vmbus/ */
+typedef int (*vi_scan_t)(struct vi_cpu *cpu);
+vi_scan_t vi_scan_variant(uint32_t simd);
+void vi_take_vector(struct vi_cpu *cpu);
+bool vi_vmbus_isr(struct vi_cpu *cpu);
+void vi_msg_dpc(struct vi_cpu *cpu, void *data);
+int vi_channels_init(struct vi_machine *m);
+void vi_channels_exit(struct vi_machine *m);
+uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch);
 
 #endif

@@ -99,6 +99,7 @@ enum vi_chip_flag {
 
 /* irq_desc state (IRQD_*; bit numbers of include/linux/irq.h v6.10). */
 enum vi_irqd {
+	VI_IRQD_TRIGGER_MASK = 0xf,
 	VI_IRQD_SETAFFINITY_PENDING = 0x100,
 	VI_IRQD_ACTIVATED = 0x200,
 	VI_IRQD_NO_BALANCING = 0x400,
@@ -111,7 +112,10 @@ enum vi_irqd {
 	VI_IRQD_INPROGRESS = 0x40000,
 	VI_IRQD_MANAGED = 0x200000,
 	VI_IRQD_STARTED = 0x400000,
-	VI_IRQD_SINGLE_TARGET = 0x1000000
+	VI_IRQD_MANAGED_SHUTDOWN = 0x800000,
+	VI_IRQD_SINGLE_TARGET = 0x1000000,
+	VI_IRQD_DEFAULT_TRIGGER_SET = 0x2000000,
+	VI_IRQD_AFFINITY_ON_ACTIVATE = 0x10000000
 };
 
 /* irq_desc settings (IRQ_*; bit numbers of include/linux/irq.h v6.10). */
@@ -234,8 +238,8 @@ struct vi_irqaction {
 	struct vi_irqaction *next;
 	uint32_t irq;
 	uint32_t flags;			/* enum vi_irqf bits */
-	uint32_t batched;		/* collect this IRQ in a scan, call vi_py_batch once */
-	uint32_t id;			/* the caller's number for it */
+	uint32_t batched;		/* collect this IRQ in a scan and call vi_hooks.batch once, count afterwards */
+	uint32_t exact;			/* count before the call even in the fast engine: a handler that may look at counts */
 	uint64_t reserved[10];
 };
 
@@ -273,9 +277,10 @@ struct vi_irq_desc {
 	uint32_t visible;		/* 0: backs a channel without an IRQ (design legacy), no sum counts it */
 	uint32_t nr_actions;
 	uint32_t threads_handled;
-	uint64_t line2[1];
+	uint32_t threads_handled_last;	/* top bit: a wake-up is waiting to be judged */
+	uint32_t reserved;
 	uint64_t *percpu_enabled;	/* percpu_devid: one bit per CPU */
-	uint64_t line3[31];
+	uint64_t line3[32];
 };
 
 /* Where the counters live. All are written by the data plane and may be read at any time. */
@@ -308,8 +313,24 @@ struct vi_config {
 	uint32_t arch;			/* enum vi_arch */
 	uint32_t hyp_count;		/* enum vi_hyp_count */
 	uint32_t channel_irqs;		/* 0: channels have no Linux IRQ (design legacy) */
-	uint32_t message_irq;		/* IRQ of control messages, 0: they belong to the top level */
+	uint32_t shutdown_adds_depth;	/* 1: the last free_irq adds to depth instead of setting it to 1 (since 6.18) */
 	uint64_t seed;
+};
+
+/* What the data plane tells or asks its owner. Any may be NULL. Called on the thread that runs the CPU. */
+enum vi_report {
+	VI_REPORT_NOBODY_CARED = 1,	/* value: irqs_unhandled. The IRQ is disabled now */
+	VI_REPORT_BOGUS_RETURN = 2,	/* value: what the handler returned */
+	VI_REPORT_BAD_IRQ = 3,		/* arrival on an IRQ without flow handler */
+	VI_REPORT_SPURIOUS_PERCPU = 4,	/* per-CPU IRQ without action, now disabled on this CPU */
+	VI_REPORT_WAKE_WITHOUT_THREAD = 5
+};
+struct vi_hooks {
+	/* Run batched handlers: @n IRQs of one scan in, one enum vi_irqreturn each out. */
+	void (*batch)(struct vi_cpu *cpu, uint32_t n, const uint32_t *irqs, uint32_t *results);
+	/* A message that the guest took out of its slot (a copy; the slot is freed afterwards). */
+	void (*message)(struct vi_cpu *cpu, const struct vi_message *message);
+	void (*report)(struct vi_cpu *cpu, uint32_t what, uint32_t irq, uint32_t value);
 };
 
 /* Make a machine. EINVAL: a count or enum out of range; EOPNOTSUPP: vectors this CPU does not have; ENOMEM. */
@@ -318,7 +339,16 @@ void vi_machine_destroy(struct vi_machine *m);
 void vi_machine_counters(struct vi_machine *m, struct vi_counters *out);
 void vi_machine_lost(struct vi_machine *m, struct vi_lost *out);
 void vi_machine_set_time(struct vi_machine *m, uint64_t time_ms);
-void vi_machine_set_message_irq(struct vi_machine *m, uint32_t irq);
+void vi_machine_set_hooks(struct vi_machine *m, const struct vi_hooks *hooks);
+/* The IRQ of control messages (designs mgmt-irq*), 0: they belong to the top level. ENOENT: no such descriptor. */
+VI_MUST_CHECK int vi_machine_set_message_irq(struct vi_machine *m, uint32_t irq);
+/* arm64: the Linux IRQ of the VMBus PPI, which serves the top level. ENOENT: no such descriptor. */
+VI_MUST_CHECK int vi_machine_set_toplevel_irq(struct vi_machine *m, uint32_t irq);
+/* Handlers to request with: the PPI's (vmbus_percpu_isr) and the message IRQ's. */
+vi_handler_t vi_handler_percpu_isr(void);
+vi_handler_t vi_handler_message(void);
+/* Columns of vi_counters.irq: nr_irqs_max, then VI_RELIDS columns of channels that have no IRQ (design legacy). */
+uint32_t vi_machine_nr_irqs_max(const struct vi_machine *m);
 struct vi_cpu *vi_machine_cpu(struct vi_machine *m, uint32_t cpu);	/* NULL past the last */
 uint32_t vi_cpu_id(const struct vi_cpu *cpu);
 void *vi_cpu_owner(const struct vi_cpu *cpu);	/* what vi_machine_set_owner() stored: a Python handle */
@@ -348,12 +378,17 @@ VI_MUST_CHECK int vi_irq_set_chip_and_flow(struct vi_machine *m, uint32_t irq, c
 VI_MUST_CHECK int vi_irq_modify_settings(struct vi_machine *m, uint32_t irq, uint32_t clear, uint32_t set);
 /* Set and clear IRQD state bits under the descriptor lock. */
 VI_MUST_CHECK int vi_irq_modify_state(struct vi_machine *m, uint32_t irq, uint32_t clear, uint32_t set);
-/* Append @action to the chain; @action must live until it was removed. First action: core state is reset as in __setup_irq. */
+/*
+ * Append @action to the chain; it must live until it was removed. First action: core state is reset as in __setup_irq. A later one
+ * revives a line that the spurious detector killed.
+ */
 VI_MUST_CHECK int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action);
-/* Take @action out of the chain and wait until no CPU runs it. ENOENT; EDEADLK from inside an interrupt. */
+/* Take @action out of the chain, shut the IRQ down if it was the last, wait until no CPU runs it. ENOENT; EDEADLK inside an interrupt. */
 VI_MUST_CHECK int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action);
 /* depth 0, enable, STARTED, replay what came before (irq_startup). */
 VI_MUST_CHECK int vi_irq_startup(struct vi_machine *m, uint32_t irq, uint32_t resend);
+/* Replay a remembered arrival once, by the resend tasklet (check_irq_resend). EINVAL: level; EBUSY: one is on its way. */
+VI_MUST_CHECK int vi_irq_check_resend(struct vi_machine *m, uint32_t irq);
 VI_MUST_CHECK int vi_irq_shutdown(struct vi_machine *m, uint32_t irq);
 /* disable_irq_nosync. Return: the new depth. */
 VI_MUST_CHECK int vi_irq_disable(struct vi_machine *m, uint32_t irq);
@@ -402,7 +437,398 @@ VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t 
 int vi_scan(struct vi_machine *m, uint32_t cpu);
 
 /* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------------------------------------ */
-/* (ring section) */
+
+#define VI_RING_HDR 4096		/* bytes of the control page */
+#define VI_RING_BYTES_MIN 8192		/* control page and one page of data */
+#define VI_RING_BYTES_MAX 1073741824
+#define VI_RING_BATCH 64		/* packets a drain reads before it gives their room back */
+#define VI_RING_FEAT_PENDING_SEND_SZ 1	/* feature_bits: pending_send_sz is posted and honoured */
+#define VI_PKT_DESC 16			/* bytes of a packet descriptor */
+#define VI_PKT_TRAILER 8		/* bytes after every packet */
+#define VI_PKT_LEN_MAX 524280		/* descriptor and payload: 8 * 65535 */
+#define VI_PKT_FLAG_COMPLETION 1	/* VMBUS_DATA_PACKET_FLAG_COMPLETION_REQUESTED */
+
+/* Packet types in use (enum vmbus_packet_type). */
+enum vi_packet_type {
+	VI_PKT_DATA_INBAND = 6,
+	VI_PKT_DATA_USING_XFER_PAGES = 7,
+	VI_PKT_DATA_USING_GPA_DIRECT = 9,
+	VI_PKT_COMP = 11
+};
+
+/* How an end treats what the other end wrote. */
+enum vi_ring_rules {
+	VI_RING_LINUX = 0,	/* drivers/hv v6.10: copy out, mend impossible lengths, go on */
+	VI_RING_STRICT = 1	/* OpenVMM: anything impossible fails the channel */
+};
+
+/* Why a strict end failed its channel; the first reason stays. */
+enum vi_ring_error {
+	VI_RING_OK = 0,
+	VI_RING_BAD_INDEX = 1,	/* the peer's index is outside the data or not a multiple of 8 */
+	VI_RING_BAD_AVAIL = 2,	/* not empty, yet less than a descriptor */
+	VI_RING_BAD_LENGTH = 3,	/* len8 is less than offset8, or packet and trailer pass the published data */
+	VI_RING_BAD_OFFSET = 4,	/* offset8 is inside the descriptor: below 2; below 3 with page ranges */
+	VI_RING_BAD_FLAGS = 5,	/* a flag other than VI_PKT_FLAG_COMPLETION */
+	VI_RING_BAD_TYPE = 6,	/* not in enum vi_packet_type */
+	VI_RING_BAD_RANGES = 7	/* GPA direct without a range */
+};
+
+/* The control page: the first 4 KiB of each ring, shared between guest and host. */
+struct vi_ring_buffer {
+	uint32_t write_index;		/* by the writer: offset in the data of its next packet */
+	uint32_t read_index;		/* by the reader: offset in the data of its next packet */
+	uint32_t interrupt_mask;	/* by the reader: 1 = no signal wanted */
+	uint32_t pending_send_sz;	/* by the writer: room it waits for, 0 = not blocked */
+	uint32_t reserved1[12];
+	uint32_t feature_bits;		/* by the writer: VI_RING_FEAT_PENDING_SEND_SZ */
+	uint32_t reserved2[1005];
+	uint64_t reserved3;		/* a third-party driver counts guest signals here */
+};
+
+/* Memory of one ring: control page, data, and the same data mapped once more behind it. */
+struct vi_ring_mem {
+	struct vi_ring_buffer *hdr;
+	uint8_t *data;
+	uint32_t bytes;			/* control page and data */
+	uint32_t data_size;
+	void *map;
+	uint64_t map_bytes;
+};
+
+/* The writing end. Private to one thread; only hdr and data are shared. */
+struct vi_ring_writer {
+	struct vi_ring_buffer *hdr;
+	uint8_t *data;
+	uint32_t data_size;
+	uint32_t rules;			/* enum vi_ring_rules */
+	uint32_t write_index;		/* end of the last packet that was put */
+	uint32_t published;		/* what the reader has been told */
+	uint32_t old_write;		/* what it had been told before the last publish */
+	uint32_t read_index;		/* the reader's, as last seen */
+	uint32_t out_full_flag;
+	uint32_t error;			/* enum vi_ring_error, strict rules only */
+	uint64_t out_full_first;	/* episodes of a full ring */
+	uint64_t out_full_total;	/* packets refused */
+	uint64_t intr_out_empty;	/* signals because the ring was empty */
+};
+
+/* The reading end. Private to one thread; only hdr and data are shared. */
+struct vi_ring_reader {
+	struct vi_ring_buffer *hdr;
+	const uint8_t *data;
+	uint32_t data_size;
+	uint32_t rules;			/* enum vi_ring_rules */
+	uint32_t priv_read_index;	/* runs ahead of the shared one until close */
+	uint32_t read_index;		/* what the writer has been told */
+	uint32_t old_read;		/* what it had been told before the last close */
+	uint32_t write_index;		/* the writer's, as last seen */
+	uint32_t pkt_len;		/* of the packet handed out, 0 = none */
+	uint32_t error;			/* enum vi_ring_error, strict rules only */
+	uint32_t pkt_buffer_size;
+	uint8_t *pkt_buffer;		/* the caller's: packets are copied here before they are looked at */
+	uint64_t intr_in_full;		/* signals because a waiting writer has room again */
+};
+
+/* A packet to write. desc_ext: what stands between descriptor and payload (page ranges), a multiple of 8 bytes. */
+struct vi_packet_out {
+	uint16_t type;			/* enum vi_packet_type */
+	uint16_t flags;
+	uint32_t len;
+	uint64_t trans_id;
+	const void *payload;
+	const void *desc_ext;
+	uint64_t desc_ext_len;
+};
+
+/* A packet read. The fields are checked copies; desc and payload point into pkt_buffer, or for a view into the ring. */
+struct vi_packet {
+	uint16_t type;
+	uint16_t offset8;
+	uint16_t len8;
+	uint16_t flags;
+	uint64_t trans_id;
+	const uint8_t *desc;		/* len8 * 8 bytes, of which offset8 * 8 are descriptor */
+	const uint8_t *payload;
+	uint32_t payload_len;		/* with the zeroes that pad it to a multiple of 8 */
+};
+
+/* What a drain has read, added up over calls. */
+struct vi_ring_tally {
+	uint64_t packets;
+	uint64_t bytes;			/* of payload, padding included */
+	uint64_t checksum;		/* sum of transaction ids and payload words, modulo 2^64 */
+};
+
+/* Map a ring of @bytes in all and reset it. EINVAL: not whole pages, too small, too large; ENOMEM. */
+VI_MUST_CHECK int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out);
+/* Unmap it; a second call does nothing. */
+void vi_ring_mem_destroy(struct vi_ring_mem *mem);
+/* Zero the control page and set feature_bits to 1, as a guest does at open. Neither end may be at work. */
+void vi_ring_reset(struct vi_ring_mem *mem);
+/* Bytes that wait to be read, bytes free (an empty ring: all of them), from the shared indices. [any] */
+uint32_t vi_ring_bytes_to_read(const struct vi_ring_buffer *hdr, uint32_t data_size);
+uint32_t vi_ring_bytes_to_write(const struct vi_ring_buffer *hdr, uint32_t data_size);
+
+/* Take an end of @mem where the shared indices stand. EINVAL: unknown rules; EIO: an index is outside the data or unaligned. */
+VI_MUST_CHECK int vi_ring_writer_init(struct vi_ring_writer *w, const struct vi_ring_mem *mem, uint32_t rules);
+/* @pkt_buffer: @size bytes (16 or more) that outlive the reader; NULL and 0 for one that only uses views and vi_ring_read(). */
+VI_MUST_CHECK int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem, uint32_t rules, void *pkt_buffer,
+				      uint32_t size);
+
+/*
+ * Write one packet and publish it. Return: 1 the reader must be signalled, 0 not. EAGAIN: no room; EINVAL: unknown type or flag, page
+ * ranges missing or not a multiple of 8 bytes; EMSGSIZE: more than the format (strict: or the ring) can ever hold; EIO: strict,
+ * the peer's index is impossible. One thread per ring.
+ */
+VI_MUST_CHECK int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const void *payload,
+				uint32_t len);
+VI_MUST_CHECK int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *packet);
+/* Write packets until one is refused, publish once, decide once. Errors as above, only if the first one is refused. */
+VI_MUST_CHECK int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets, uint32_t n, uint32_t *accepted);
+/* Ask for a signal when more than @size bytes are free; 0: no longer. EINVAL: strict, more than the ring can hold. */
+VI_MUST_CHECK int vi_ring_set_pending_send_size(struct vi_ring_writer *w, uint32_t size);
+/* The steps that vi_ring_write_packet() is made of: copy, publish (Return: 1 if there was anything), signal check (Return: 0, 1). */
+VI_MUST_CHECK int vi_ring_put(struct vi_ring_writer *w, const struct vi_packet_out *packet);
+int vi_ring_publish(struct vi_ring_writer *w);
+int vi_ring_must_signal(struct vi_ring_writer *w);
+
+/*
+ * The first unread packet, and the one after it. Return: 1 and *out, 0 when empty. EIO: strict, reader->error says why, the channel is
+ * failed and nothing of the packet is consumed; ENOBUFS: strict, it is larger than pkt_buffer. *out is good until the next call.
+ * The _view forms leave the packet where it is: only *out was checked, the peer may change the bytes behind desc and payload.
+ */
+VI_MUST_CHECK int vi_ring_first(struct vi_ring_reader *r, struct vi_packet *out);
+VI_MUST_CHECK int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out);
+VI_MUST_CHECK int vi_ring_first_view(struct vi_ring_reader *r, struct vi_packet *out);
+VI_MUST_CHECK int vi_ring_next_view(struct vi_ring_reader *r, struct vi_packet *out);
+/* Step over the packet handed out without looking at the next one. */
+void vi_ring_skip(struct vi_ring_reader *r);
+/* Give the room of what was read back. Return: 1 the writer must be signalled, 0 not. */
+int vi_ring_close(struct vi_ring_reader *r);
+/* The steps that vi_ring_close() is made of. */
+int vi_ring_publish_read(struct vi_ring_reader *r);
+int vi_ring_must_signal_writer(struct vi_ring_reader *r);
+/*
+ * Read one packet into @buf: with its descriptor (@raw) or its payload alone (vmbus_recvpacket). Return: as vi_ring_close(); 0 and *actual
+ * 0 when empty. EINVAL: no buffer; ENOBUFS: *actual bytes are needed, nothing is consumed; EIO as above. @trans_id may be NULL.
+ */
+VI_MUST_CHECK int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw, uint32_t *actual, uint64_t *trans_id);
+/* Read and check up to @budget packets, VI_RING_BATCH per close, and add to *tally. Return: 1 if a close wants a signal; EIO, ENOBUFS. */
+VI_MUST_CHECK int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally);
+/* Mask signals; unmask them and say how many bytes raced in, not 0 = begin again (hv_begin_read, hv_end_read). */
+void vi_ring_begin_read(struct vi_ring_reader *r);
+uint32_t vi_ring_end_read(struct vi_ring_reader *r);
+
+/* Who moves packets in vi_ring_bench_run(). */
+enum vi_ring_contender {
+	VI_RING_BENCH_LINUX = 0,	/* v6.10's steps (linux_shaped/): lock and two fences per packet, copy-out */
+	VI_RING_BENCH_PACKET = 1,	/* ours, publish per packet, copy-out */
+	VI_RING_BENCH_BATCH = 2,	/* ours, publish per batch, copy-out */
+	VI_RING_BENCH_VIEW = 3,		/* ours, publish per batch, in place */
+	VI_RING_BENCH_MEMCPY = 4,	/* the limit: two copies of the payload and nothing else */
+	VI_RING_CONTENDERS = 5
+};
+
+struct vi_ring_bench;	/* a ring of 512 KiB data, its two ends, a source and a sink */
+
+/* @payload: bytes per packet, @batch: packets written, then read (1..64). EINVAL: a batch does not fit the ring; ENOMEM. */
+VI_MUST_CHECK int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench **out);
+void vi_ring_bench_destroy(struct vi_ring_bench *b);
+/* Move @packets (rounded up to batches) on this thread. EBADMSG: one was lost or altered; EINVAL: no such contender. */
+VI_MUST_CHECK int vi_ring_bench_run(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint64_t *ns);
+/* The same from this thread, pinned to @cpu_writer, to one pinned to @cpu_reader. EINVAL: MEMCPY has no two ends; or errno of the pin. */
+VI_MUST_CHECK int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint32_t cpu_writer,
+				     uint32_t cpu_reader, uint64_t *ns);
+
+/* ---- vmbus/: the guest's channels (hot state) ------------------------------------------------------------------------------ */
+
+struct vi_channel;
+
+enum vi_callback {
+	VI_CALLBACK_NONE = 0,	/* closed: arrivals are counted on the IRQ and go nowhere */
+	VI_CALLBACK_DRAIN = 1,	/* read every packet, add up what they were */
+	VI_CALLBACK_NAPI = 2,	/* ISR mode only: mask the ring, poll from NET_RX (netvsc) */
+	VI_CALLBACK_COUNT = 3,	/* add one to the uint64_t that is its context: the benchmarks' trivial callback */
+	VI_CALLBACK_HOOK = 4	/* call the vi_handler_t given */
+};
+
+struct vi_channel_stats {
+	uint64_t interrupts;	/* channel->interrupts: arrivals that found a callback */
+	uint64_t no_callback;
+	uint64_t calls;		/* callback runs */
+	uint64_t packets, bytes, checksum;	/* what DRAIN and NAPI have read */
+	uint64_t sig_events;	/* guest -> host signals */
+	uint64_t intr_in_full;
+};
+
+/*
+ * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST. The channel is closed: no rings,
+ * no callback.
+ */
+VI_MUST_CHECK int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struct vi_channel **result);
+/*
+ * Take the guest's ends of two rings, which must outlive the channel or the next call (NULL: give them up). @max_packet: bytes of the
+ * private copy of a packet. EBUSY: a callback is set; ENOMEM.
+ */
+VI_MUST_CHECK int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in, const struct vi_ring_mem *out, uint32_t max_packet);
+/* The relid must be unmapped and the channel closed. */
+void vi_channel_destroy(struct vi_channel *ch);
+/* The relid's IRQ (0 in design legacy): binds the relid in the domain or to a counter column of its own. */
+VI_MUST_CHECK int vi_channel_map(struct vi_channel *ch, uint32_t irq);
+VI_MUST_CHECK int vi_channel_unmap(struct vi_channel *ch);
+/* Fill an action for request_irq so that it runs this channel. */
+void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
+/* Set or clear what an arrival calls. Waits until the old one has ended. EDEADLK from inside an interrupt. */
+VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context);
+VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
+void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
+void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
+struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
+struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);
+/* Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent): counts sig_events. [cpu] */
+void vi_channel_setevent(struct vi_channel *ch);
+/* 1 if the guest did so since the last call: what the hypercall will carry to the host. */
+uint32_t vi_channel_take_event(struct vi_channel *ch);
+
+/* ---- host/: a VSP's half of a channel -------------------------------------------------------------------------------------- */
+
+struct vi_vsp;
+
+struct vi_vsp_stats {
+	uint64_t packets, bytes, checksum;	/* written to the in ring */
+	uint64_t signals;			/* HvSignalEvent calls */
+	uint64_t edges;				/* of them, flags that went 0 -> 1 */
+	uint64_t dropped_signals;		/* target SynIC off: the flag is lost */
+	uint64_t full;				/* writes refused by a full ring */
+};
+
+/* One entry of bulk traffic: @interrupts times @packets packets of @payload bytes. */
+struct vi_traffic {
+	struct vi_vsp *vsp;
+	uint64_t interrupts;
+	uint32_t packets;
+	uint32_t payload;
+};
+
+/* The host's ends of two rings, which must outlive it. EINVAL: relid out of 1..2047; ENOMEM; EIO: an index is impossible. */
+VI_MUST_CHECK int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in, const struct vi_ring_mem *out,
+				struct vi_vsp **result);
+void vi_vsp_destroy(struct vi_vsp *vsp);
+/* Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL. EINVAL: no such CPU. */
+VI_MUST_CHECK int vi_vsp_set_target(struct vi_vsp *vsp, uint32_t cpu);
+/*
+ * Write @packets in-band packets of @payload patterned bytes, publish once, signal by the ring's rule. Return: packets written, short when
+ * the ring is full; EMSGSIZE. [any thread, one at a time per VSP]
+ */
+VI_MUST_CHECK int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload);
+void vi_vsp_get_stats(const struct vi_vsp *vsp, struct vi_vsp_stats *out);
+struct vi_ring_writer *vi_vsp_in(struct vi_vsp *vsp);
+struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp);
+/* HvSignalEvent for this channel as the guest sees it. Return: as vi_synic_signal(). */
+VI_MUST_CHECK int vi_vsp_signal(struct vi_vsp *vsp);
+/*
+ * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64 from @seed), send one burst, run the
+ * target CPU until it is idle. Return: vectors taken, or the first error (-EAGAIN: a ring stayed full; -ENXIO: target is off).
+ */
+VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n, uint64_t seed);
 
 /* ---- fs/: counters to text ------------------------------------------------------------------------------------------------- */
-/* (seq section) */
+/*
+ * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every size is known before a digit is
+ * written, so that vi_seq_size() is exact and the renderer writes each byte once.
+ */
+enum vi_seq_style {
+	VI_SEQ_LEADING = 0,	/* each cell is " %10u" */
+	VI_SEQ_TRAILING = 1	/* each cell is "%10u " */
+};
+#define VI_SEQ_CELL 11		/* bytes of a cell of either style */
+#define VI_SEQ_CELLS_MAX 65536	/* cells of one row: far beyond VI_CPUS_MAX, since files from elsewhere are printed again too */
+
+struct vi_seq_row {
+	const uint32_t *counts;	/* cell i is counts[index[i] * stride], without an index counts[i * stride]; may change meanwhile */
+	uint64_t text_off;	/* where the prefix begins in vi_seq_table.text; the suffix follows it */
+	uint32_t prefix_len;
+	uint32_t suffix_len;	/* a row with cells ends in text: at least its newline */
+	uint32_t cells;		/* 0: the row is text alone and counts is not read */
+	uint32_t stride;	/* elements from one index to the next; 0: every cell is counts[0] */
+	uint32_t style;		/* enum vi_seq_style */
+	uint32_t reserved;
+};
+
+struct vi_seq_table {
+	const struct vi_seq_row *rows;
+	const void *text;
+	const uint32_t *index;	/* CPU ids of the columns; NULL: column i is index i */
+	uint64_t text_len;
+	uint32_t nr_rows;
+	uint32_t nr_index;	/* length of index, and the most cells a row may have while there is one */
+};
+
+/*
+ * Bytes of the rendered table, exactly. EINVAL: a row reaches outside text or index, has more than VI_SEQ_CELLS_MAX cells, cells
+ * without counts or without a suffix, or a style that does not exist. [any]
+ */
+VI_MUST_CHECK int64_t vi_seq_size(const struct vi_seq_table *t);
+/*
+ * Render the table into buf with vectors up to simd (enum vi_simd). Return: bytes written. ENOSPC: size is less than vi_seq_size(),
+ * nothing is written; EOPNOTSUPP: vectors this CPU does not have; EINVAL as above, or simd is no level. [any]
+ */
+VI_MUST_CHECK int64_t vi_seq_render(const struct vi_seq_table *t, uint32_t simd, void *buf, uint64_t size);
+/*
+ * Read cells of one style from the start of text into counts, until max are read or what comes next is not a cell: a number that
+ * fits 32 bits, without leading zeros, right-aligned in ten, a blank before it and a blank or the end of text after it. (The
+ * first cell of the trailing style has no blank before it.) Return: cells read. EINVAL: the style does not exist. [any]
+ */
+VI_MUST_CHECK int vi_seq_scan(const void *text, uint64_t len, uint32_t style, uint32_t max, uint32_t *counts);
+
+/* Peers of vi_seq_render(): the same bytes, one cell at a time as the kernel makes them (linux_shaped/seq.c). */
+enum vi_seq_how {
+	VI_SEQ_OURS = 0,
+	VI_SEQ_PRINTF = 1,	/* up to v6.12: one seq_printf() per cell */
+	VI_SEQ_PUT_DECIMAL = 2,	/* since v6.13: one seq_put_decimal_ull_width() per cell */
+	VI_SEQ_MEMSET = 3,	/* no table at all: memset() of its size, the memory's own limit */
+	VI_SEQ_HOWS = 4
+};
+/* Render with a peer; how is VI_SEQ_PRINTF or VI_SEQ_PUT_DECIMAL. Errors as vi_seq_render(). [any] */
+VI_MUST_CHECK int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t how, void *buf, uint64_t size);
+/*
+ * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS alone). *ns is the time of all of
+ * them. Return: bytes of one, or the error of the contender. [any]
+ */
+VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat, void *buf, uint64_t size,
+				   uint64_t *ns);
+
+/* ---- bench/: the demux hot path -------------------------------------------------------------------------------------------- */
+
+enum vi_demux_contender {
+	VI_DEMUX_OURS = 0,		/* fast engine, design rfc */
+	VI_DEMUX_LEGACY = 1,		/* linux engine, design legacy: v6.10 without the RFC */
+	VI_DEMUX_RFC = 2,		/* linux engine, design rfc */
+	VI_DEMUX_RFC_NO_ENTROPY = 3,	/* the same without the entropy sample */
+	VI_DEMUX_RFC_UNTRACKED = 4,	/* the same with the untracked flow: no statistics, entropy, spurious check */
+	VI_DEMUX_RFC_PERCPU = 5,	/* the same with the per-CPU flow: no desc lock */
+	VI_DEMUX_FLOOR = 6,		/* the calls and the counters alone, the list given */
+	VI_DEMUX_CONTENDERS = 7
+};
+
+struct vi_demux_config {
+	uint32_t contender;		/* enum vi_demux_contender */
+	uint32_t simd;			/* enum vi_simd, for OURS */
+	uint32_t pending;		/* flags set per scan, 0..2047 */
+	uint32_t consecutive;		/* 1: relids 1..pending; 0: at random from seed */
+	uint32_t scan_only;		/* 1: the demultiplexer alone, without the top level */
+	uint32_t reserved;
+	uint64_t cold_bytes;		/* other memory to touch before each scan, 0: warm */
+	uint64_t seed;
+};
+
+struct vi_demux_bench;
+
+/* A machine with all 2047 channels in ISR mode. EINVAL, ENOMEM, EOPNOTSUPP: vectors this CPU does not have. */
+VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out);
+void vi_demux_bench_destroy(struct vi_demux_bench *b);
+/* Time @scans scans (rounded up to whole groups). *ns: of all of them. Return: scans made. */
+VI_MUST_CHECK int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns);
+/* Compare every channel's count with what was raised. Return: how many differ. */
+VI_MUST_CHECK int vi_demux_bench_verify(struct vi_demux_bench *b);

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * demux_bench.c - timed loops over the demux hot path: one machine per contender, the same flags, the same trivial callback.
+ *
+ * A group of event flag areas is filled while the clock is stopped and scanned while it runs, so that neither the raising nor the
+ * forwarding of its stores into the scan's loads is measured. Every area holds the same pattern. What is timed is the whole top
+ * level, vi_take_vector(), or with scan_only the demultiplexer alone.
+ */
+#define _GNU_SOURCE
+#include "internals.h"
+
+#include <time.h>
+
+#define GROUP 64			/* areas filled at a time: 16 KiB */
+#define AREA_BYTES (VI_SINT_WORDS * sizeof(uint64_t))
+
+struct vi_demux_bench {
+	struct vi_demux_config config;
+	struct vi_machine *m;
+	struct vi_cpu *cpu;
+	struct vi_irqaction *actions;
+	struct vi_irq_chip chip;
+	uint64_t *areas;
+	uint64_t pattern[VI_SINT_WORDS];
+	uint64_t *own_area;
+	uint16_t relids[VI_RELIDS];
+	uint32_t nr_relids;
+	uint64_t scans;
+	uint64_t calls;			/* what the trivial callback adds to */
+	uint8_t *cold;
+	uint64_t cold_sum;
+};
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t next_random(uint64_t *state)
+{
+	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+	return z ^ (z >> 31);
+}
+
+static void make_pattern(struct vi_demux_bench *b)
+{
+	uint64_t state = b->config.seed;
+	uint32_t wanted = b->config.pending;
+
+	if (b->config.consecutive) {
+		for (uint32_t relid = 1; relid <= wanted; relid++)
+			b->pattern[relid / 64] |= 1ull << (relid % 64);
+	} else {
+		while (wanted) {
+			uint32_t relid = 1 + (uint32_t)(next_random(&state) % VI_RELID_MAX);
+			uint64_t bit = 1ull << (relid % 64);
+
+			wanted -= !(b->pattern[relid / 64] & bit);
+			b->pattern[relid / 64] |= bit;
+		}
+	}
+	for (uint32_t relid = 1; relid <= VI_RELID_MAX; relid++)
+		if (b->pattern[relid / 64] >> (relid % 64) & 1)
+			b->relids[b->nr_relids++] = (uint16_t)relid;
+}
+
+static const struct vi_config *machine_config(const struct vi_demux_config *c, struct vi_config *out)
+{
+	bool linux_engine = c->contender != VI_DEMUX_OURS && c->contender != VI_DEMUX_FLOOR;
+
+	*out = (struct vi_config){
+		.nr_cpus = 2,
+		.nr_irqs_max = 24 + VI_RELIDS,
+		.engine = linux_engine ? VI_ENGINE_LINUX : VI_ENGINE_FAST,
+		.simd = c->simd,
+		.arch = VI_ARCH_X86,
+		.hyp_count = c->contender == VI_DEMUX_LEGACY ? VI_HYP_ALWAYS : VI_HYP_MESSAGE,
+		.channel_irqs = c->contender != VI_DEMUX_LEGACY,
+		.seed = c->seed,
+	};
+	return out;
+}
+
+/* Which flow handler a contender gives its channels. */
+static uint32_t flow_of(uint32_t contender)
+{
+	return contender == VI_DEMUX_RFC_UNTRACKED ? VI_FLOW_UNTRACKED : contender == VI_DEMUX_RFC_PERCPU ? VI_FLOW_PERCPU : VI_FLOW_SIMPLE;
+}
+
+static int add_channel(struct vi_demux_bench *b, uint32_t relid)
+{
+	struct vi_irqaction *action = &b->actions[relid];
+	uint32_t irq = b->m->channel_irqs ? 24 + relid : 0;
+	struct vi_channel *ch;
+	int result = vi_channel_create(b->m, relid, VI_CALL_ISR, &ch);
+
+	if (result == 0 && irq) {
+		result = vi_irq_alloc_desc(b->m, irq);
+		if (result == 0)
+			result = vi_irq_set_chip_and_flow(b->m, irq, &b->chip, flow_of(b->config.contender));
+		if (result == 0)
+			result = vi_domain_map(b->m, relid, irq);
+	}
+	if (result == 0)
+		result = vi_channel_map(ch, irq);
+	if (result == 0 && irq) {
+		vi_channel_bind_action(ch, action);
+		result = vi_irq_add_action(b->m, irq, action);
+		if (result == 0)
+			result = vi_irq_startup(b->m, irq, 1);
+	}
+	if (result == 0)
+		result = vi_channel_set_callback(ch, VI_CALLBACK_COUNT, NULL, &b->calls);
+	return result;
+}
+
+int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out)
+{
+	struct vi_demux_bench *b;
+	struct vi_config mc;
+	int result;
+
+	if (config->contender >= VI_DEMUX_CONTENDERS || config->pending > VI_RELID_MAX)
+		return -EINVAL;
+	b = calloc(1, sizeof(*b));
+	if (!b)
+		return -ENOMEM;
+	b->config = *config;
+	b->chip.ops = VI_CHIP_MASK | VI_CHIP_UNMASK;
+	b->areas = aligned_alloc(VI_LINE, GROUP * AREA_BYTES);
+	b->actions = aligned_alloc(VI_LINE, VI_RELIDS * sizeof(*b->actions));
+	if (config->cold_bytes)
+		b->cold = calloc(1, config->cold_bytes);
+	if (!b->areas || !b->actions || (config->cold_bytes && !b->cold)) {
+		vi_demux_bench_destroy(b);
+		return -ENOMEM;
+	}
+	memset(b->actions, 0, VI_RELIDS * sizeof(*b->actions));
+	memset(b->areas, 0, GROUP * AREA_BYTES);
+	make_pattern(b);
+	result = vi_machine_create(machine_config(config, &mc), &b->m);
+	if (result == 0) {
+		b->cpu = vi_cpu_of(b->m, 0);
+		b->own_area = b->cpu->sint_flags;
+		b->m->skip_entropy = config->contender == VI_DEMUX_RFC_NO_ENTROPY;
+		result = vi_synic_enable(b->m, 0, 1);
+	}
+	for (uint32_t relid = 1; result == 0 && relid <= VI_RELID_MAX; relid++)
+		result = add_channel(b, relid);
+	if (result < 0) {
+		vi_demux_bench_destroy(b);
+		return result;
+	}
+	*out = b;
+	return 0;
+}
+
+void vi_demux_bench_destroy(struct vi_demux_bench *b)
+{
+	if (!b)
+		return;
+	if (b->m) {
+		for (uint32_t relid = 1; relid <= VI_RELID_MAX; relid++)
+			if (b->m->channel[relid])
+				(void)!vi_channel_set_callback(b->m->channel[relid], VI_CALLBACK_NONE, NULL, NULL);
+		b->cpu->sint_flags = b->own_area;
+	}
+	vi_machine_destroy(b->m);
+	free(b->areas);
+	free(b->actions);
+	free(b->cold);
+	free(b);
+}
+
+/* The floor: somebody hands over the list, and all that is left are the calls and the counters. */
+static __attribute__((noinline)) void calls_only(struct vi_demux_bench *b)
+{
+	struct vi_irq_slot *slots = b->m->slot;
+
+	for (uint32_t i = 0; i < b->nr_relids; i++) {
+		const struct vi_irq_slot *slot = &slots[b->relids[i]];
+
+		slot->handler(b->cpu, slot->irq, slot->dev_id);
+		vi_count(&b->cpu->kstat[slot->irq], 1);
+	}
+}
+
+static void evict(struct vi_demux_bench *b)
+{
+	uint64_t sum = 0;
+
+	for (uint64_t i = 0; i < b->config.cold_bytes; i += VI_LINE)
+		sum += b->cold[i]++;
+	b->cold_sum += sum;
+}
+
+static void scan_group(struct vi_demux_bench *b, uint32_t areas)
+{
+	for (uint32_t i = 0; i < areas; i++) {
+		b->cpu->sint_flags = b->areas + i * VI_SINT_WORDS;
+		if (b->config.contender == VI_DEMUX_FLOOR)
+			calls_only(b);
+		else if (b->config.scan_only)
+			b->m->scan(b->cpu);
+		else
+			vi_take_vector(b->cpu);
+	}
+}
+
+int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns)
+{
+	uint32_t group = b->cold ? 1 : GROUP;
+	uint64_t total = 0;
+
+	for (uint32_t done = 0; done < scans; done += group) {
+		uint64_t start, clock;
+
+		for (uint32_t i = 0; i < group; i++)
+			memcpy(b->areas + i * VI_SINT_WORDS, b->pattern, AREA_BYTES);
+		if (b->cold)
+			evict(b);
+		clock = now_ns();
+		start = now_ns();
+		scan_group(b, group);
+		total += now_ns() - start - (start - clock);	/* the clock's own cost, measured a moment ago */
+		b->scans += group;
+	}
+	*ns = total;
+	return (int)((scans + group - 1) / group * group);
+}
+
+int vi_demux_bench_verify(struct vi_demux_bench *b)
+{
+	bool no_stats = b->config.contender == VI_DEMUX_RFC_UNTRACKED || (b->config.contender == VI_DEMUX_LEGACY);
+	int wrong = 0;
+
+	for (uint32_t relid = 1; relid <= VI_RELID_MAX; relid++) {
+		uint32_t expected = (uint32_t)(b->pattern[relid / 64] >> (relid % 64) & 1 ? b->scans : 0);
+		struct vi_channel *ch = b->m->channel[relid];
+		uint32_t counted = no_stats ? (uint32_t)ch->interrupts : vi_load_relaxed(&b->cpu->kstat[ch->column]);
+
+		wrong += counted != expected;
+	}
+	return wrong + (b->calls != b->scans * b->nr_relids);
+}

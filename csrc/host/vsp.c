@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vsp.c - the host's half of a channel: it writes into the in ring and signals the VP that the guest has named.
+ *
+ * One thread at a time per VSP; the guest may run at once on any other. It meets the guest in the ring and in HvSignalEvent only.
+ */
+#include "internals.h"
+
+struct vi_vsp {
+	struct vi_machine *m;
+	uint32_t relid;
+	uint32_t target;
+	uint64_t sequence;
+	struct vi_ring_writer in;
+	struct vi_ring_reader out;
+	struct vi_vsp_stats stats;
+	uint64_t payload[VI_RING_PAYLOAD_MAX / 8 + 1];
+};
+
+int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in, const struct vi_ring_mem *out, struct vi_vsp **result)
+{
+	struct vi_vsp *vsp;
+	int error;
+
+	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX)
+		return -EINVAL;
+	vsp = calloc(1, sizeof(*vsp));
+	if (!vsp)
+		return -ENOMEM;
+	vsp->m = m;
+	vsp->relid = relid;
+	error = vi_ring_writer_init(&vsp->in, in, VI_RING_STRICT);
+	if (error == 0)
+		error = vi_ring_reader_init(&vsp->out, out, VI_RING_STRICT, NULL, 0);
+	if (error < 0) {
+		free(vsp);
+		return error;
+	}
+	*result = vsp;
+	return 0;
+}
+
+void vi_vsp_destroy(struct vi_vsp *vsp)
+{
+	free(vsp);
+}
+
+int vi_vsp_set_target(struct vi_vsp *vsp, uint32_t cpu)
+{
+	if (cpu >= vsp->m->nr_cpus)
+		return -EINVAL;
+	vi_store(&vsp->target, cpu);
+	return 0;
+}
+
+int vi_vsp_signal(struct vi_vsp *vsp)
+{
+	int edge = vi_synic_signal(vsp->m, vi_load(&vsp->target), VI_SINT_VMBUS, vsp->relid);
+
+	vsp->stats.signals++;
+	if (edge == 1)
+		vsp->stats.edges++;
+	else if (edge < 0)
+		vsp->stats.dropped_signals++;
+	return edge;
+}
+
+/* Fill the payload with words that tell packets apart. Return: what a reader's tally will add for it. */
+static uint64_t make_payload(struct vi_vsp *vsp, uint32_t len)
+{
+	uint32_t words = len / 8, rest = len % 8;
+	uint64_t sum = 0, word = vsp->sequence * 0x9e3779b97f4a7c15u + vsp->relid;
+
+	for (uint32_t i = 0; i < words; i++, word += 0x100000001b3u) {
+		vsp->payload[i] = word;
+		sum += word;
+	}
+	if (rest) {
+		vsp->payload[words] = word & ((1ull << rest * 8) - 1);
+		sum += vsp->payload[words];
+	}
+	return sum;
+}
+
+int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
+{
+	uint64_t sent;
+	int error = 0;
+
+	if (payload > VI_RING_PAYLOAD_MAX)
+		return -EMSGSIZE;
+	for (sent = 0; sent < packets; sent++) {
+		uint64_t sum = make_payload(vsp, payload);
+		struct vi_packet_out packet = {
+			.type = VI_PKT_DATA_INBAND, .len = payload, .trans_id = vsp->sequence, .payload = vsp->payload,
+		};
+
+		error = vi_ring_put(&vsp->in, &packet);
+		if (error < 0)
+			break;
+		vsp->stats.packets++;
+		vsp->stats.bytes += (payload + 7) & ~7u;
+		vsp->stats.checksum += sum + vsp->sequence;
+		vsp->sequence++;
+	}
+	if (error == -EAGAIN)
+		vsp->stats.full++;
+	else if (error < 0 && sent == 0)
+		return error;
+	if (vi_ring_publish(&vsp->in) && vi_ring_must_signal(&vsp->in) && vi_vsp_signal(vsp) == -EINVAL)
+		return -EINVAL;		/* a SynIC that is off loses the signal instead, and the stats say so */
+	return (int64_t)sent;
+}
+
+void vi_vsp_get_stats(const struct vi_vsp *vsp, struct vi_vsp_stats *out)
+{
+	*out = vsp->stats;
+}
+
+struct vi_ring_writer *vi_vsp_in(struct vi_vsp *vsp)
+{
+	return &vsp->in;
+}
+
+struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp)
+{
+	return &vsp->out;
+}
+
+/* ---- bulk traffic --------------------------------------------------------------------------------------------------------- */
+
+static uint64_t next_random(uint64_t *state)
+{
+	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+	return z ^ (z >> 31);
+}
+
+/* Send one burst and run its target until idle. Return: vectors taken. */
+static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
+{
+	uint64_t left = t->packets, dropped = t->vsp->stats.dropped_signals;
+	int64_t vectors = 0;
+
+	while (left) {
+		int64_t sent = vi_vsp_send(t->vsp, left, t->payload);
+
+		if (sent < 0)
+			return sent;
+		if (t->vsp->stats.dropped_signals != dropped)
+			return -ENXIO;
+		while (vi_vcpu_run(m, t->vsp->target))
+			vectors++;
+		if (sent == 0 && vi_ring_bytes_to_read(t->vsp->in.hdr, t->vsp->in.data_size))
+			return -EAGAIN;		/* nobody reads */
+		left -= (uint64_t)sent;
+	}
+	return vectors;
+}
+
+int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n, uint64_t seed)
+{
+	uint64_t total = 0, *left;
+	int64_t vectors = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		total += traffic[i].interrupts;
+	left = malloc((size_t)n * sizeof(*left) + 1);
+	if (!left)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n; i++)
+		left[i] = traffic[i].interrupts;
+	for (; total; total--) {
+		uint64_t pick = next_random(&seed) % total;
+		uint32_t i = 0;
+		int64_t taken;
+
+		while (pick >= left[i])
+			pick -= left[i++];
+		taken = deliver(m, &traffic[i]);
+		if (taken < 0) {
+			vectors = taken;
+			break;
+		}
+		left[i]--;
+		vectors += taken;
+	}
+	free(left);
+	return vectors;
+}

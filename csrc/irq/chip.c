@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * chip.c - flow handlers: who counts, who acks, when the actions run (kernel/irq/chip.c, v6.10).
+ *
+ * Every handler but the per-CPU ones takes desc->lock and drops it around the actions, with IN_PROGRESS set. Callers hold no lock.
+ * What an arrival adds to, as the kernel has it: count3 = cnt, irqs_sum and tot_count; count2 = cnt and irqs_sum.
+ */
+#include "internals.h"
+
+static void chip_call(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t op)
+{
+	if (desc->chip && (desc->chip->ops & op) && desc->chip->call)
+		desc->chip->call(cpu, desc->irq, op);
+}
+
+static bool chip_has(const struct vi_irq_desc *desc, uint32_t op)
+{
+	return desc->chip && (desc->chip->ops & op);
+}
+
+/* MASKED follows the callback, not the wish: a chip without irq_mask stays unmasked, one without irq_unmask stays MASKED for ever. */
+static void mask_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	if ((desc->state & VI_IRQD_MASKED) || !chip_has(desc, VI_CHIP_MASK))
+		return;
+	chip_call(cpu, desc, VI_CHIP_MASK);
+	desc->state |= VI_IRQD_MASKED;
+}
+
+static void unmask_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	if (!(desc->state & VI_IRQD_MASKED) || !chip_has(desc, VI_CHIP_UNMASK))
+		return;
+	chip_call(cpu, desc, VI_CHIP_UNMASK);
+	desc->state &= ~(uint32_t)VI_IRQD_MASKED;
+}
+
+static void mask_ack_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	if (chip_has(desc, VI_CHIP_MASK_ACK)) {
+		chip_call(cpu, desc, VI_CHIP_MASK_ACK);
+		desc->state |= VI_IRQD_MASKED;
+		return;
+	}
+	mask_irq(cpu, desc);
+	chip_call(cpu, desc, VI_CHIP_ACK);
+}
+
+/* Control-plane calls have no CPU of their own: they run on the boot CPU. */
+static struct vi_cpu *boot_cpu(struct vi_machine *m)
+{
+	return &m->cpus[0];
+}
+
+/* irq_enable() */
+void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	if (!(desc->state & VI_IRQD_DISABLED)) {
+		unmask_irq(boot_cpu(m), desc);
+		return;
+	}
+	desc->state &= ~(uint32_t)VI_IRQD_DISABLED;
+	if (chip_has(desc, VI_CHIP_ENABLE)) {
+		chip_call(boot_cpu(m), desc, VI_CHIP_ENABLE);
+		desc->state &= ~(uint32_t)VI_IRQD_MASKED;
+	} else {
+		unmask_irq(boot_cpu(m), desc);
+	}
+}
+
+/* irq_disable(): lazy, unless the chip has a callback or the IRQ is marked DISABLE_UNLAZY */
+void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	bool unlazy = desc->settings & VI_IRQ_DISABLE_UNLAZY;
+
+	if (desc->state & VI_IRQD_DISABLED) {
+		if (unlazy)
+			mask_irq(boot_cpu(m), desc);
+		return;
+	}
+	desc->state |= VI_IRQD_DISABLED;
+	if (chip_has(desc, VI_CHIP_DISABLE)) {
+		chip_call(boot_cpu(m), desc, VI_CHIP_DISABLE);
+		desc->state |= VI_IRQD_MASKED;
+	} else if (unlazy) {
+		mask_irq(boot_cpu(m), desc);
+	}
+}
+
+/* irq_startup() without affinity and resend, which the caller does next */
+void vi_desc_startup(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	desc->depth = 0;
+	if (desc->state & VI_IRQD_STARTED) {
+		vi_desc_enable(m, desc);
+		return;
+	}
+	if (chip_has(desc, VI_CHIP_STARTUP)) {
+		chip_call(boot_cpu(m), desc, VI_CHIP_STARTUP);
+		desc->state &= ~(uint32_t)(VI_IRQD_DISABLED | VI_IRQD_MASKED);
+	} else {
+		vi_desc_enable(m, desc);
+	}
+	desc->state |= VI_IRQD_STARTED | VI_IRQD_ACTIVATED;
+}
+
+/* irq_shutdown() */
+void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	if (!(desc->state & VI_IRQD_STARTED))
+		return;
+	m->resend[desc->irq / 64] &= ~(1ull << (desc->irq % 64));
+	desc->depth = m->shutdown_adds_depth ? desc->depth + 1 : 1;
+	if (chip_has(desc, VI_CHIP_SHUTDOWN)) {
+		chip_call(boot_cpu(m), desc, VI_CHIP_SHUTDOWN);
+		desc->state |= VI_IRQD_DISABLED | VI_IRQD_MASKED;
+	} else {
+		desc->state |= VI_IRQD_DISABLED;
+		if (chip_has(desc, VI_CHIP_DISABLE)) {
+			chip_call(boot_cpu(m), desc, VI_CHIP_DISABLE);
+			desc->state |= VI_IRQD_MASKED;
+		} else {
+			mask_irq(boot_cpu(m), desc);
+		}
+	}
+	desc->state &= ~(uint32_t)(VI_IRQD_STARTED | VI_IRQD_ACTIVATED);
+}
+
+static inline void count2(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
+	vi_count(cpu->irqs_sum, desc->visible);
+}
+
+static inline void count3(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	count2(cpu, desc);
+	desc->tot_count++;
+}
+
+/* irq_may_run() */
+static bool may_run(const struct vi_irq_desc *desc)
+{
+	return likely(!(desc->state & VI_IRQD_INPROGRESS));
+}
+
+/*
+ * An arrival while the IRQ runs already: v6.10's simple flow drops it; a descriptor marked replay (the fast engine, and what later
+ * kernels call resend-when-in-progress) remembers it.
+ */
+static void arrived_while_running(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	if (desc->replay)
+		desc->istate |= VI_IRQS_PENDING;
+	else
+		vi_count(&cpu->lost.in_progress, 1);
+}
+
+/* An arrival nobody can take now collapses into one remembered PENDING. */
+static bool usable(struct vi_irq_desc *desc)
+{
+	if (likely(desc->action && !(desc->state & VI_IRQD_DISABLED)))
+		return true;
+	desc->istate |= VI_IRQS_PENDING;
+	return false;
+}
+
+static void handle_bad_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	vi_lock(&desc->lock);
+	count3(cpu, desc);
+	vi_unlock(&desc->lock);
+	__atomic_fetch_add(&cpu->m->irq_err_count, 1, __ATOMIC_RELAXED);
+	if (cpu->m->hooks.report)
+		cpu->m->hooks.report(cpu, VI_REPORT_BAD_IRQ, desc->irq, 0);
+}
+
+static void handle_simple_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	vi_lock(&desc->lock);
+	if (!may_run(desc)) {
+		arrived_while_running(cpu, desc);
+		goto out;
+	}
+	do {
+		desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
+		if (!usable(desc))
+			break;
+		count3(cpu, desc);
+		vi_handle_irq_event(cpu, desc);
+	} while (unlikely(desc->replay && (desc->istate & VI_IRQS_PENDING)));
+out:
+	vi_unlock(&desc->lock);
+}
+
+/* As simple, but leaves no trace in any statistics (kernel: for demultiplexers that keep their own). */
+static void handle_untracked_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	vi_lock(&desc->lock);
+	if (!may_run(desc)) {
+		arrived_while_running(cpu, desc);
+		goto out;
+	}
+	do {
+		desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
+		if (!usable(desc))
+			break;
+		desc->istate &= ~(uint32_t)VI_IRQS_PENDING;
+		desc->state |= VI_IRQD_INPROGRESS;
+		desc->running_cpu = cpu->id;
+		vi_unlock(&desc->lock);
+
+		vi_run_actions(cpu, desc);
+
+		vi_lock(&desc->lock);
+		desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
+	} while (unlikely(desc->replay && (desc->istate & VI_IRQS_PENDING)));
+out:
+	vi_unlock(&desc->lock);
+}
+
+static void handle_edge_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	vi_lock(&desc->lock);
+	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
+	if (!may_run(desc) || !usable(desc)) {
+		desc->istate |= VI_IRQS_PENDING;
+		mask_ack_irq(cpu, desc);
+		goto out;
+	}
+	count3(cpu, desc);
+	chip_call(cpu, desc, VI_CHIP_ACK);
+	do {
+		if (unlikely(!desc->action)) {
+			mask_irq(cpu, desc);
+			break;
+		}
+		if (unlikely(desc->istate & VI_IRQS_PENDING) && !(desc->state & VI_IRQD_DISABLED))
+			unmask_irq(cpu, desc);
+		vi_handle_irq_event(cpu, desc);
+	} while ((desc->istate & VI_IRQS_PENDING) && !(desc->state & VI_IRQD_DISABLED));
+out:
+	vi_unlock(&desc->lock);
+}
+
+static void cond_unmask(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	if (!(desc->state & VI_IRQD_DISABLED))
+		unmask_irq(cpu, desc);
+}
+
+static void handle_level_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	vi_lock(&desc->lock);
+	mask_ack_irq(cpu, desc);
+	if (!may_run(desc))
+		goto out;
+	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
+	if (!usable(desc))
+		goto out;	/* stays masked */
+	count3(cpu, desc);
+	vi_handle_irq_event(cpu, desc);
+	cond_unmask(cpu, desc);
+out:
+	vi_unlock(&desc->lock);
+}
+
+static void handle_fasteoi_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	bool ran = false;
+
+	vi_lock(&desc->lock);
+	if (!may_run(desc)) {
+		if (desc->replay)
+			desc->istate |= VI_IRQS_PENDING;
+		goto out;
+	}
+	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
+	if (!usable(desc)) {
+		mask_irq(cpu, desc);
+		goto out;
+	}
+	ran = true;
+	count3(cpu, desc);
+	if (desc->istate & VI_IRQS_ONESHOT)
+		mask_irq(cpu, desc);
+	vi_handle_irq_event(cpu, desc);
+out:
+	if (ran || !desc->chip || !(desc->chip->flags & VI_CHIP_EOI_IF_HANDLED))
+		chip_call(cpu, desc, VI_CHIP_EOI);
+	if (ran && (desc->istate & VI_IRQS_ONESHOT))
+		cond_unmask(cpu, desc);
+	if (ran && unlikely(desc->istate & VI_IRQS_PENDING))
+		(void)vi_desc_check_resend(cpu->m, desc);
+	vi_unlock(&desc->lock);
+}
+
+static void handle_percpu_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	count2(cpu, desc);
+	chip_call(cpu, desc, VI_CHIP_ACK);
+	if (desc->action) {
+		uint32_t result = vi_run_actions(cpu, desc);
+
+		if (cpu->m->engine == VI_ENGINE_LINUX)
+			vi_lx_add_interrupt_randomness(cpu, desc->irq);
+		if (!(desc->settings & VI_IRQ_NO_DEBUG))
+			vi_note_interrupt(cpu, desc, result);
+	}
+	chip_call(cpu, desc, VI_CHIP_EOI);
+}
+
+static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	struct vi_irqaction *action = vi_load(&desc->action);
+
+	count2(cpu, desc);
+	chip_call(cpu, desc, VI_CHIP_ACK);
+	if (likely(action)) {
+		action->handler(cpu, desc->irq, action->percpu_dev_id ? action->percpu_dev_id[cpu->id] : action->dev_id);
+	} else {
+		uint64_t bit = 1ull << (cpu->id % 64);
+		uint64_t *word = desc->percpu_enabled ? &desc->percpu_enabled[cpu->id / 64] : NULL;
+
+		if (word && (__atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED) & bit))
+			chip_call(cpu, desc, VI_CHIP_MASK);
+		if (cpu->m->hooks.report)
+			cpu->m->hooks.report(cpu, VI_REPORT_SPURIOUS_PERCPU, desc->irq, cpu->id);
+	}
+	chip_call(cpu, desc, VI_CHIP_EOI);
+}
+
+/* RFC patch 06: the parent of a demultiplexer counts, after the fact, only what the actions say they handled themselves. */
+static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	chip_call(cpu, desc, VI_CHIP_ACK);
+	if (vi_run_actions(cpu, desc) != VI_IRQ_NONE)
+		count2(cpu, desc);
+	chip_call(cpu, desc, VI_CHIP_EOI);
+}
+
+/* Review of RFC patch 06: a visible row counts in cnt alone, so that /proc/stat's total has each event once; a hidden one nowhere. */
+static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	chip_call(cpu, desc, VI_CHIP_ACK);
+	vi_run_actions(cpu, desc);
+	chip_call(cpu, desc, VI_CHIP_EOI);
+	if (!(desc->settings & VI_IRQ_HIDDEN))
+		vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
+}
+
+/* The one table to extend when a flow handler is added (enum vi_flow). */
+vi_flow_t vi_flow_handler(uint32_t flow)
+{
+	static const vi_flow_t handlers[VI_FLOWS] = {
+		[VI_FLOW_BAD] = handle_bad_irq,
+		[VI_FLOW_SIMPLE] = handle_simple_irq,
+		[VI_FLOW_UNTRACKED] = handle_untracked_irq,
+		[VI_FLOW_EDGE] = handle_edge_irq,
+		[VI_FLOW_LEVEL] = handle_level_irq,
+		[VI_FLOW_FASTEOI] = handle_fasteoi_irq,
+		[VI_FLOW_PERCPU] = handle_percpu_irq,
+		[VI_FLOW_PERCPU_DEVID] = handle_percpu_devid_irq,
+		[VI_FLOW_PERCPU_DEMUX] = handle_percpu_demux_irq,
+		[VI_FLOW_PERCPU_NOSTAT] = handle_percpu_nostat_irq,
+	};
+
+	VI_BUG_ON(flow >= VI_FLOWS);
+	return handlers[flow];
+}
+
+int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+
+	if (!desc || cpu >= m->nr_cpus)
+		return -EINVAL;
+	if (desc->slot && m->engine == VI_ENGINE_FAST)
+		vi_slot_dispatch_slow(vi_cpu_of(m, cpu), desc->slot);
+	else
+		desc->handle_irq(vi_cpu_of(m, cpu), desc);
+	return 0;
+}

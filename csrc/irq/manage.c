@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * manage.c - actions, enabling and disabling, waiting for a handler to end (kernel/irq/manage.c, v6.10).
+ *
+ * Which request is allowed, and what it is called, is decided in Python; here is only what a running flow handler can see.
+ */
+#include "internals.h"
+
+static struct vi_irqaction **last_link(struct vi_irq_desc *desc)
+{
+	struct vi_irqaction **link = &desc->action;
+
+	while (*link)
+		link = &(*link)->next;
+	return link;
+}
+
+int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	const uint32_t reset = VI_IRQS_AUTODETECT | VI_IRQS_SPURIOUS_DISABLED | VI_IRQS_ONESHOT | VI_IRQS_WAITING;
+
+	if (!desc || !action || !action->handler)
+		return -EINVAL;
+	vi_lock(&desc->lock);
+	if (desc->nr_actions >= VI_ACTIONS_MAX) {
+		vi_unlock(&desc->lock);
+		return -ENOSPC;
+	}
+	action->irq = irq;
+	action->next = NULL;
+	if (!desc->action) {
+		desc->istate &= ~reset;		/* PENDING is kept: what came before the request replays */
+		desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
+		if (action->flags & VI_IRQF_ONESHOT)
+			desc->istate |= VI_IRQS_ONESHOT;
+	} else if (desc->istate & VI_IRQS_SPURIOUS_DISABLED) {
+		desc->istate &= ~(uint32_t)VI_IRQS_SPURIOUS_DISABLED;
+		if (desc->depth && --desc->depth == 0)
+			vi_desc_enable(m, desc);
+	}
+	vi_slot_refresh(m, desc);		/* a second action: the slot becomes a stub before the chain is two long */
+	desc->irq_count = 0;
+	desc->irqs_unhandled = 0;
+	vi_store(last_link(desc), action);
+	desc->nr_actions++;
+	vi_slot_refresh(m, desc);
+	vi_unlock(&desc->lock);
+	return 0;
+}
+
+int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	struct vi_irqaction **link;
+
+	if (!desc)
+		return -EINVAL;
+	if (vi_inside_interrupt(m))
+		return -EDEADLK;
+	vi_lock(&desc->lock);
+	for (link = &desc->action; *link && *link != action; link = &(*link)->next)
+		;
+	if (!*link) {
+		vi_unlock(&desc->lock);
+		return -ENOENT;
+	}
+	if (desc->slot)
+		vi_slot_fence(m, desc->slot);
+	vi_store(link, action->next);
+	desc->nr_actions--;
+	if (!desc->action)
+		vi_desc_shutdown(m, desc);
+	vi_unlock(&desc->lock);
+	(void)vi_desc_synchronize(m, desc);
+
+	vi_lock(&desc->lock);
+	vi_slot_refresh(m, desc);
+	vi_unlock(&desc->lock);
+	return 0;
+}
+
+/*
+ * Wait until nobody runs a handler of @desc, neither on the locked path nor from the slot.
+ * Context: no lock, not inside an interrupt.
+ */
+int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	for (;;) {
+		bool busy;
+
+		vi_lock(&desc->lock);
+		busy = (desc->state & VI_IRQD_INPROGRESS) || (desc->slot && vi_slot_hazard(m, desc->slot, NULL));
+		vi_unlock(&desc->lock);
+		if (!busy)
+			return 0;
+		sched_yield();
+	}
+}
+
+int vi_irq_synchronize(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	int result;
+
+	if (!desc)
+		return -EINVAL;
+	if (vi_inside_interrupt(m))
+		return -EDEADLK;
+	vi_lock(&desc->lock);
+	if (desc->slot)
+		vi_slot_fence(m, desc->slot);	/* what runs from the slot now becomes a hazard to wait for */
+	vi_unlock(&desc->lock);
+	result = vi_desc_synchronize(m, desc);
+	vi_lock(&desc->lock);
+	vi_slot_refresh(m, desc);
+	vi_unlock(&desc->lock);
+	return result;
+}
+
+int vi_irq_startup(struct vi_machine *m, uint32_t irq, uint32_t resend)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+
+	if (!desc)
+		return -EINVAL;
+	vi_lock(&desc->lock);
+	vi_desc_startup(m, desc);
+	if (resend)
+		(void)vi_desc_check_resend(m, desc);
+	vi_slot_refresh(m, desc);
+	vi_unlock(&desc->lock);
+	return 0;
+}
+
+int vi_irq_check_resend(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	int result;
+
+	if (!desc)
+		return -EINVAL;
+	vi_lock(&desc->lock);
+	result = vi_desc_check_resend(m, desc);
+	vi_slot_refresh(m, desc);
+	vi_unlock(&desc->lock);
+	return result;
+}
+
+int vi_irq_shutdown(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+
+	if (!desc)
+		return -EINVAL;
+	vi_lock(&desc->lock);
+	vi_desc_shutdown(m, desc);
+	vi_slot_refresh(m, desc);
+	vi_unlock(&desc->lock);
+	return 0;
+}
+
+int vi_irq_disable(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	int depth;
+
+	if (!desc)
+		return -EINVAL;
+	vi_lock(&desc->lock);
+	if (desc->depth++ == 0)
+		vi_desc_disable(m, desc);
+	vi_slot_refresh(m, desc);
+	depth = (int)desc->depth;
+	vi_unlock(&desc->lock);
+	return depth;
+}
+
+int vi_irq_enable(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	int depth;
+
+	if (!desc)
+		return -EINVAL;
+	vi_lock(&desc->lock);
+	if (desc->depth == 0 || (desc->depth == 1 && (desc->istate & VI_IRQS_SUSPENDED))) {
+		vi_unlock(&desc->lock);
+		return -EPERM;
+	}
+	if (desc->depth == 1) {
+		desc->settings |= VI_IRQ_NOPROBE;
+		vi_desc_startup(m, desc);
+		(void)vi_desc_check_resend(m, desc);
+	} else {
+		desc->depth--;
+	}
+	vi_slot_refresh(m, desc);
+	depth = (int)desc->depth;
+	vi_unlock(&desc->lock);
+	return depth;
+}
+
+int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint32_t cpu, uint32_t on)
+{
+	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	uint64_t bit = 1ull << (cpu % 64);
+
+	if (!desc || !desc->percpu_enabled || cpu >= m->nr_cpus)
+		return -EINVAL;
+	if (on)
+		__atomic_fetch_or(&desc->percpu_enabled[cpu / 64], bit, __ATOMIC_RELAXED);
+	else
+		__atomic_fetch_and(&desc->percpu_enabled[cpu / 64], ~bit, __ATOMIC_RELAXED);
+	if (desc->chip && desc->chip->call) {
+		uint32_t op = on ? (desc->chip->ops & VI_CHIP_ENABLE ? VI_CHIP_ENABLE : VI_CHIP_UNMASK)
+				 : (desc->chip->ops & VI_CHIP_DISABLE ? VI_CHIP_DISABLE : VI_CHIP_MASK);
+
+		if (desc->chip->ops & op)
+			desc->chip->call(vi_cpu_of(m, cpu), irq, op);
+	}
+	return 0;
+}

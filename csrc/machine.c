@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * machine.c - makes and joins the rooms: CPUs, descriptors, SynICs, channels; runs virtual CPUs.
+ *
+ * A machine is one allocation tree; nothing else keeps state. vi_vcpu_run() may be called on one thread per CPU at once.
+ */
+#include "internals.h"
+
+static int check_config(const struct vi_config *c)
+{
+	if (c->nr_cpus < 1 || c->nr_cpus > VI_CPUS_MAX || c->nr_irqs_max < 1 || c->nr_irqs_max > VI_IRQS_MAX)
+		return -EINVAL;
+	if (c->engine > VI_ENGINE_LINUX || c->arch > VI_ARCH_ARM64 || c->hyp_count > VI_HYP_NEVER)
+		return -EINVAL;
+	if (c->simd > VI_SIMD_AVX512 && c->simd != VI_SIMD_BEST)
+		return -EINVAL;
+	if (c->simd != VI_SIMD_BEST && c->simd > vi_simd_best())
+		return -EOPNOTSUPP;
+	return 0;
+}
+
+static int init_cpus(struct vi_machine *m)
+{
+	m->cpus = aligned_alloc(VI_LINE, (size_t)m->nr_cpus * sizeof(*m->cpus));
+	if (!m->cpus)
+		return -ENOMEM;
+	memset(m->cpus, 0, (size_t)m->nr_cpus * sizeof(*m->cpus));
+	for (uint32_t c = 0; c < m->nr_cpus; c++) {
+		m->cpus[c].m = m;
+		m->cpus[c].id = c;
+		m->cpus[c].msg_dpc.func = vi_msg_dpc;
+	}
+	return 0;
+}
+
+int vi_machine_create(const struct vi_config *config, struct vi_machine **out)
+{
+	int result = check_config(config);
+	struct vi_machine *m;
+
+	if (result < 0)
+		return result;
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return -ENOMEM;
+	m->nr_cpus = config->nr_cpus;
+	m->nr_irqs_max = config->nr_irqs_max;
+	m->engine = config->engine;
+	m->arch = config->arch;
+	m->hyp_count = config->hyp_count;
+	m->simd = config->simd == VI_SIMD_BEST ? vi_simd_best() : config->simd;
+	m->channel_irqs = config->channel_irqs != 0;
+	m->counts_in_sum = m->channel_irqs;
+	m->shutdown_adds_depth = config->shutdown_adds_depth;
+	m->seed = config->seed;
+	m->domain.retrigger = vi_synic_raise;
+	if (m->engine == VI_ENGINE_FAST)
+		m->scan = vi_scan_variant(m->simd);
+	else
+		m->scan = m->channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
+	result = init_cpus(m);
+	if (result == 0)
+		result = vi_irq_core_init(m);
+	if (result == 0)
+		result = vi_synic_init(m);
+	if (result == 0)
+		result = vi_channels_init(m);
+	if (result < 0) {
+		vi_machine_destroy(m);
+		return result;
+	}
+	*out = m;
+	return 0;
+}
+
+void vi_machine_destroy(struct vi_machine *m)
+{
+	if (!m)
+		return;
+	vi_channels_exit(m);
+	vi_synic_exit(m);
+	vi_irq_core_exit(m);
+	free(m->cpus);
+	free(m);
+}
+
+void vi_machine_counters(struct vi_machine *m, struct vi_counters *out)
+{
+	*out = (struct vi_counters){
+		.irq = m->irq_counts,
+		.irq_stride = m->irq_stride,
+		.arch = m->arch_counts,
+		.softirq = m->softirq_counts,
+		.irqs_sum = m->irqs_sums,
+		.irq_err_count = &m->irq_err_count,
+		.irq_mis_count = &m->irq_mis_count,
+	};
+}
+
+void vi_machine_lost(struct vi_machine *m, struct vi_lost *out)
+{
+	*out = (struct vi_lost){ .rescinded = vi_load_relaxed(&m->rescinded) };
+	for (uint32_t c = 0; c < m->nr_cpus; c++) {
+		const struct vi_lost *lost = &m->cpus[c].lost;
+
+		out->unmapped += vi_load_relaxed(&lost->unmapped);
+		out->flag_zero += vi_load_relaxed(&lost->flag_zero);
+		out->no_callback += vi_load_relaxed(&lost->no_callback);
+		out->in_progress += vi_load_relaxed(&lost->in_progress);
+	}
+}
+
+void vi_machine_set_time(struct vi_machine *m, uint64_t time_ms)
+{
+	m->time_ms = time_ms;
+}
+
+void vi_machine_set_hooks(struct vi_machine *m, const struct vi_hooks *hooks)
+{
+	m->hooks = *hooks;
+}
+
+void vi_machine_set_owner(struct vi_machine *m, void *owner)
+{
+	m->owner = owner;
+}
+
+static int set_special_irq(struct vi_machine *m, uint32_t irq, struct vi_irq_desc **place)
+{
+	struct vi_irq_desc *desc = irq ? vi_irq_to_desc(m, irq) : NULL;
+
+	if (irq && !desc)
+		return -ENOENT;
+	*place = desc;
+	return 0;
+}
+
+int vi_machine_set_message_irq(struct vi_machine *m, uint32_t irq)
+{
+	return set_special_irq(m, irq, &m->message_desc);
+}
+
+int vi_machine_set_toplevel_irq(struct vi_machine *m, uint32_t irq)
+{
+	return set_special_irq(m, irq, &m->toplevel_desc);
+}
+
+uint32_t vi_machine_nr_irqs_max(const struct vi_machine *m)
+{
+	return m->nr_irqs_max;
+}
+
+struct vi_cpu *vi_machine_cpu(struct vi_machine *m, uint32_t cpu)
+{
+	return cpu < m->nr_cpus ? vi_cpu_of(m, cpu) : NULL;
+}
+
+uint32_t vi_cpu_id(const struct vi_cpu *cpu)
+{
+	return cpu->id;
+}
+
+void *vi_cpu_owner(const struct vi_cpu *cpu)
+{
+	return cpu->m->owner;
+}
+
+uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu)
+{
+	return cpu < m->nr_cpus ? vi_load(&vi_cpu_of(m, cpu)->in_interrupt) : 0;
+}
+
+/* The resend tasklet is scheduled by whoever enables an IRQ, but its list belongs to the boot CPU. */
+static void take_resend(struct vi_cpu *cpu)
+{
+	if (cpu->id == 0 && unlikely(vi_load(&cpu->m->resend_pending))) {
+		vi_store(&cpu->m->resend_pending, 0);
+		vi_tasklet_schedule(cpu, &cpu->m->resend_tasklet);
+	}
+}
+
+int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
+{
+	struct vi_cpu *cpu;
+	bool vector;
+
+	if (cpu_id >= m->nr_cpus)
+		return -EINVAL;
+	cpu = vi_cpu_of(m, cpu_id);
+	take_resend(cpu);
+	if (!vi_load_relaxed(&cpu->pending) && !cpu->softirq_pending)
+		return 0;
+	if (cpu->in_interrupt)
+		return 0;	/* interrupts are off in a handler: the doorbell stays */
+	vi_store_relaxed(&cpu->thread, (uintptr_t)pthread_self());
+	vi_store(&cpu->in_interrupt, 1);
+	vector = __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
+	if (vector)
+		vi_take_vector(cpu);
+	vi_do_softirq(cpu);
+	vi_store(&cpu->in_interrupt, 0);
+	return 1;
+}
+
+int64_t vi_machine_settle(struct vi_machine *m)
+{
+	int64_t runs = 0;
+	bool again;
+
+	do {
+		again = false;
+		for (uint32_t c = 0; c < m->nr_cpus; c++)
+			while (vi_vcpu_run(m, c) == 1) {
+				runs++;
+				again = true;
+			}
+	} while (again);
+	return runs;
+}

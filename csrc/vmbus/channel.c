@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and who reads the ring
+ * (drivers/hv/{vmbus_drv,connection}.c, v6.10).
+ *
+ * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the same decisions are taken once, when
+ * something changes (apply()), and put into the action's handler; the arrival itself decides nothing.
+ */
+#include "internals.h"
+
+#define NAPI_BUDGET 64
+
+int vi_channels_init(struct vi_machine *m)
+{
+	m->channel = calloc(VI_RELIDS, sizeof(*m->channel));
+	m->channel_place = malloc(VI_RELIDS * sizeof(*m->channel_place));
+	m->channel_pool = aligned_alloc(VI_CHANNEL_SLOT, (size_t)VI_RELIDS * VI_CHANNEL_SLOT);
+	if (!m->channel || !m->channel_place || !m->channel_pool)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < VI_RELIDS; i++)
+		m->channel_place[i] = i;
+	if (m->engine == VI_ENGINE_LINUX)
+		vi_shuffle_places(m->seed + 1, VI_RELIDS, m->channel_place);
+	return 0;
+}
+
+void vi_channels_exit(struct vi_machine *m)
+{
+	for (uint32_t relid = 0; m->channel && relid < VI_RELIDS; relid++)
+		if (m->channel[relid])
+			free(m->channel[relid]->in.pkt_buffer);
+	free(m->channel);
+	free(m->channel_place);
+	free(m->channel_pool);
+}
+
+/* ---- callbacks ------------------------------------------------------------------------------------------------------------ */
+
+/* Read everything that is there; the host hears of it if it waits for room. */
+static uint64_t drain(struct vi_channel *ch, uint32_t budget)
+{
+	uint64_t before = ch->tally.packets;
+
+	ch->calls++;
+	if (vi_ring_drain(&ch->in, budget, &ch->tally) == 1)
+		vi_channel_setevent(ch);
+	return ch->tally.packets - before;
+}
+
+static uint32_t callback_drain(struct vi_cpu *cpu, uint32_t irq, void *context)
+{
+	(void)cpu;
+	(void)irq;
+	drain(context, UINT32_MAX);
+	return VI_IRQ_HANDLED;
+}
+
+static void napi_poll(struct vi_cpu *cpu, void *data)
+{
+	struct vi_channel *ch = data;
+
+	if (!vi_load(&ch->callback))
+		return;
+	if (drain(ch, NAPI_BUDGET) == NAPI_BUDGET) {
+		vi_napi_schedule(cpu, &ch->tasklet);
+	} else if (vi_ring_end_read(&ch->in)) {
+		vi_ring_begin_read(&ch->in);
+		vi_napi_schedule(cpu, &ch->tasklet);
+	}
+}
+
+static uint32_t callback_napi(struct vi_cpu *cpu, uint32_t irq, void *context)
+{
+	struct vi_channel *ch = context;
+
+	(void)irq;
+	vi_ring_begin_read(&ch->in);
+	vi_napi_schedule(cpu, &ch->tasklet);
+	return VI_IRQ_HANDLED;
+}
+
+static uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq, void *context)
+{
+	uint64_t *calls = context;
+
+	(void)cpu;
+	(void)irq;
+	++*calls;
+	return VI_IRQ_HANDLED;
+}
+
+/* vmbus_on_event(): once; in batched mode again if something raced in while the ring was masked */
+static void on_event(struct vi_cpu *cpu, void *data)
+{
+	struct vi_channel *ch = data;
+	vi_handler_t callback = vi_load(&ch->callback);
+
+	if (!callback)
+		return;
+	callback(cpu, ch->column, ch->context);
+	if (ch->callback_mode != VI_CALL_BATCHED || !vi_ring_end_read(&ch->in))
+		return;
+	vi_ring_begin_read(&ch->in);
+	vi_tasklet_schedule(cpu, &ch->tasklet);
+}
+
+/* ---- arrivals ------------------------------------------------------------------------------------------------------------- */
+
+/**
+ * vi_chan_arrival() - v6.10's steps for one claimed flag: rescind, sched_lock, callback, mode
+ * Return: VI_IRQ_HANDLED, always.
+ */
+uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch)
+{
+	vi_handler_t callback;
+
+	if (unlikely(vi_load_relaxed(&ch->rescind))) {
+		__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
+		return VI_IRQ_HANDLED;
+	}
+	vi_lock(&ch->sched_lock);
+	callback = ch->callback;
+	if (unlikely(!callback)) {
+		ch->no_callback++;
+		vi_count(&cpu->lost.no_callback, 1);
+		goto out;
+	}
+	ch->interrupts++;
+	switch (ch->callback_mode) {
+	case VI_CALL_ISR:
+		callback(cpu, ch->column, ch->context);
+		break;
+	case VI_CALL_BATCHED:
+		vi_ring_begin_read(&ch->in);
+		vi_tasklet_schedule(cpu, &ch->tasklet);
+		break;
+	default:
+		vi_tasklet_schedule(cpu, &ch->tasklet);
+		break;
+	}
+out:
+	vi_unlock(&ch->sched_lock);
+	return VI_IRQ_HANDLED;
+}
+
+static uint32_t chan_linux(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	(void)irq;
+	return vi_chan_arrival(cpu, dev_id);
+}
+
+static uint32_t chan_batched(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	struct vi_channel *ch = dev_id;
+
+	(void)irq;
+	vi_ring_begin_read(&ch->in);
+	vi_tasklet_schedule(cpu, &ch->tasklet);
+	return VI_IRQ_HANDLED;
+}
+
+static uint32_t chan_direct(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	struct vi_channel *ch = dev_id;
+
+	(void)irq;
+	vi_tasklet_schedule(cpu, &ch->tasklet);
+	return VI_IRQ_HANDLED;
+}
+
+static uint32_t chan_closed(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	struct vi_channel *ch = dev_id;
+
+	(void)irq;
+	ch->no_callback++;
+	vi_count(&cpu->lost.no_callback, 1);
+	return VI_IRQ_HANDLED;
+}
+
+/* What the channel's action calls in its present state. */
+static void apply(struct vi_channel *ch)
+{
+	struct vi_irqaction *action = ch->action;
+	bool python = ch->callback_kind == VI_CALLBACK_HOOK;
+
+	if (!action)
+		return;
+	action->dev_id = ch;
+	action->exact = python && ch->callback_mode == VI_CALL_ISR;
+	if (ch->m->engine == VI_ENGINE_LINUX) {
+		action->handler = chan_linux;
+	} else if (!ch->callback) {
+		action->handler = chan_closed;
+	} else if (ch->callback_mode == VI_CALL_ISR) {
+		action->handler = ch->callback;
+		action->dev_id = ch->context;
+	} else {
+		action->handler = ch->callback_mode == VI_CALL_BATCHED ? chan_batched : chan_direct;
+	}
+}
+
+/* ---- control -------------------------------------------------------------------------------------------------------------- */
+
+int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struct vi_channel **result)
+{
+	struct vi_channel *ch;
+
+	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX || mode > VI_CALL_ISR)
+		return -EINVAL;
+	if (m->channel[relid])
+		return -EEXIST;
+	ch = (struct vi_channel *)(void *)(m->channel_pool + (size_t)m->channel_place[relid] * VI_CHANNEL_SLOT);
+	memset(ch, 0, sizeof(*ch));
+	ch->m = m;
+	ch->relid = relid;
+	ch->callback_mode = mode;
+	ch->tasklet.data = ch;
+	ch->tasklet.func = on_event;
+	*result = ch;
+	return 0;
+}
+
+void vi_channel_destroy(struct vi_channel *ch)
+{
+	VI_BUG_ON(ch->callback || ch->m->channel[ch->relid]);
+	free(ch->in.pkt_buffer);
+	ch->in.pkt_buffer = NULL;
+}
+
+int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in, const struct vi_ring_mem *out, uint32_t max_packet)
+{
+	uint8_t *buffer = NULL;
+	int result;
+
+	if (ch->callback)
+		return -EBUSY;
+	free(ch->in.pkt_buffer);
+	memset(&ch->in, 0, sizeof(ch->in));
+	memset(&ch->out, 0, sizeof(ch->out));
+	if (!in || !out)
+		return 0;
+	buffer = malloc(max_packet);
+	if (!buffer)
+		return -ENOMEM;
+	result = vi_ring_reader_init(&ch->in, in, VI_RING_LINUX, buffer, max_packet);
+	if (result == 0)
+		result = vi_ring_writer_init(&ch->out, out, VI_RING_LINUX);
+	if (result < 0) {
+		free(buffer);
+		memset(&ch->in, 0, sizeof(ch->in));
+	}
+	return result;
+}
+
+/* A channel without an IRQ is run by a descriptor that no table shows, so that there is one kind of slot. */
+static struct vi_irq_desc *hidden_desc(struct vi_channel *ch)
+{
+	struct vi_irq_desc *desc = vi_desc_create(ch->m, ch->m->nr_irqs_max + ch->relid);
+
+	desc->flow = VI_FLOW_SIMPLE;
+	desc->handle_irq = vi_flow_handler(VI_FLOW_SIMPLE);
+	desc->settings = VI_IRQ_NO_DEBUG;
+	desc->state = VI_IRQD_STARTED | VI_IRQD_ACTIVATED;
+	desc->depth = 0;
+	memset(&ch->own_action, 0, sizeof(ch->own_action));
+	ch->own_action.irq = desc->irq;
+	ch->action = &ch->own_action;
+	apply(ch);
+	desc->action = &ch->own_action;
+	desc->nr_actions = 1;
+	return desc;
+}
+
+int vi_channel_map(struct vi_channel *ch, uint32_t irq)
+{
+	struct vi_machine *m = ch->m;
+	struct vi_irq_desc *desc;
+
+	if (m->channel[ch->relid])
+		return -EBUSY;
+	if (m->channel_irqs) {
+		desc = vi_irq_to_desc(m, irq);
+		if (!desc || !desc->slot || desc->slot->hwirq != ch->relid)
+			return -EINVAL;
+	} else {
+		if (irq || m->slot[ch->relid].desc)
+			return -EINVAL;
+		desc = hidden_desc(ch);
+		vi_slot_bind(m, ch->relid, desc);
+	}
+	desc->handler_data = ch;
+	ch->column = desc->irq;
+	vi_desc_set_owner(m, desc, ch->target_cpu);
+	vi_store(&m->channel[ch->relid], ch);
+	return 0;
+}
+
+int vi_channel_unmap(struct vi_channel *ch)
+{
+	struct vi_machine *m = ch->m;
+	struct vi_irq_desc *desc = m->desc[ch->column];
+
+	if (!m->channel[ch->relid])
+		return -ENOENT;
+	if (vi_inside_interrupt(m))
+		return -EDEADLK;
+	vi_store(&m->channel[ch->relid], NULL);
+	if (desc)
+		desc->handler_data = NULL;
+	if (!m->channel_irqs && desc) {
+		vi_slot_unbind(m, ch->relid);
+		(void)vi_desc_synchronize(m, desc);
+		vi_store(&m->desc[ch->column], NULL);
+		for (uint32_t c = 0; c < m->nr_cpus; c++)
+			vi_store_relaxed(&m->cpus[c].kstat[ch->column], 0);
+	}
+	ch->action = NULL;
+	return 0;
+}
+
+void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action)
+{
+	ch->action = action;
+	apply(ch);
+}
+
+int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context)
+{
+	static const vi_handler_t builtin[] = {
+		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = callback_drain,
+		[VI_CALLBACK_NAPI] = callback_napi, [VI_CALLBACK_COUNT] = callback_count,
+	};
+	struct vi_irq_desc *desc = ch->m->channel[ch->relid] ? ch->m->desc[ch->column] : NULL;
+
+	if (callback > VI_CALLBACK_HOOK || (callback == VI_CALLBACK_HOOK && !fn) || (callback == VI_CALLBACK_COUNT && !context))
+		return -EINVAL;
+	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
+		return -EINVAL;
+	if (vi_inside_interrupt(ch->m))
+		return -EDEADLK;
+	for (;;) {	/* nobody may be between reading the handler and reading its cookie */
+		if (desc) {
+			vi_lock(&desc->lock);
+			vi_slot_fence(ch->m, desc->slot);
+			if (!(desc->state & VI_IRQD_INPROGRESS) && !vi_slot_hazard(ch->m, desc->slot, NULL))
+				break;
+			vi_unlock(&desc->lock);
+			sched_yield();
+		} else {
+			break;
+		}
+	}
+	vi_lock(&ch->sched_lock);
+	vi_store(&ch->callback, callback == VI_CALLBACK_HOOK ? fn : builtin[callback]);
+	ch->callback_kind = callback;
+	ch->context = callback >= VI_CALLBACK_COUNT ? context : ch;
+	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? napi_poll : on_event;
+	vi_unlock(&ch->sched_lock);
+	apply(ch);
+	if (desc) {
+		vi_slot_refresh(ch->m, desc);
+		vi_unlock(&desc->lock);
+	}
+	while (vi_load(&ch->tasklet.running))	/* tasklet_disable(): after this the old callback has ended */
+		sched_yield();
+	return 0;
+}
+
+int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu)
+{
+	if (cpu >= ch->m->nr_cpus)
+		return -EINVAL;
+	ch->target_cpu = cpu;
+	if (ch->m->channel[ch->relid])
+		vi_desc_set_owner(ch->m, ch->m->desc[ch->column], cpu);
+	return 0;
+}
+
+void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind)
+{
+	struct vi_machine *m = ch->m;
+
+	vi_store(&ch->rescind, rescind != 0);
+	if (m->channel[ch->relid])
+		vi_slot_set_drop(m, m->desc[ch->column], rescind ? &m->rescinded : NULL);
+}
+
+void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out)
+{
+	struct vi_machine *m = ch->m;
+	uint64_t arrivals = 0;
+
+	for (uint32_t c = 0; m->channel[ch->relid] && c < m->nr_cpus; c++)
+		arrivals += vi_load_relaxed(&m->cpus[c].kstat[ch->column]);
+	*out = (struct vi_channel_stats){
+		.interrupts = m->engine == VI_ENGINE_LINUX ? ch->interrupts : arrivals - ch->no_callback,
+		.no_callback = ch->no_callback,
+		.calls = ch->calls,
+		.packets = ch->tally.packets,
+		.bytes = ch->tally.bytes,
+		.checksum = ch->tally.checksum,
+		.sig_events = ch->sig_events,
+		.intr_in_full = ch->in.intr_in_full,
+	};
+}
+
+struct vi_ring_reader *vi_channel_in(struct vi_channel *ch)
+{
+	return &ch->in;
+}
+
+struct vi_ring_writer *vi_channel_out(struct vi_channel *ch)
+{
+	return &ch->out;
+}
+
+void vi_channel_setevent(struct vi_channel *ch)
+{
+	ch->sig_events++;
+	vi_store(&ch->signalled, 1);
+}
+
+uint32_t vi_channel_take_event(struct vi_channel *ch)
+{
+	return __atomic_exchange_n(&ch->signalled, 0, __ATOMIC_ACQ_REL);
+}

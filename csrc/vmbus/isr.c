@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * isr.c - from the vector to the scan and the message slot: the top level of every VMBus interrupt (drivers/hv/vmbus_drv.c and
+ * arch/x86/kernel/cpu/mshyperv.c, v6.10, with RFC patch 09's conditional counting as an option).
+ */
+#include "internals.h"
+
+/* The tasklet behind a full slot: hand a copy to the guest's control path, then free the slot (vmbus_on_msg_dpc). */
+void vi_msg_dpc(struct vi_cpu *cpu, void *data)
+{
+	struct vi_message *slot = cpu->vmbus_slot, copy;
+	uint32_t type = vi_load(&slot->type);
+
+	(void)data;
+	if (type == VI_MSG_NONE)
+		return;
+	memcpy(&copy.payload_size, &slot->payload_size, sizeof(copy) - offsetof(struct vi_message, payload_size));
+	copy.type = type;
+	copy.flags = 0;		/* the host may set its pending bit at any time: no business of the reader */
+	if (cpu->m->hooks.message)
+		cpu->m->hooks.message(cpu, &copy);
+	vi_synic_signal_eom(cpu, slot, type);
+}
+
+/**
+ * vi_vmbus_isr() - channel flags first, then the message slot
+ * Return: true if the slot held a message, which is what the RFC counts as the top level's own interrupt.
+ */
+bool vi_vmbus_isr(struct vi_cpu *cpu)
+{
+	struct vi_machine *m = cpu->m;
+	bool handled = false;
+	uint32_t type;
+
+	m->scan(cpu);
+	type = vi_load(&cpu->vmbus_slot->type);
+	if (unlikely(type != VI_MSG_NONE)) {
+		handled = true;
+		if (type == VI_MSG_TIMER_EXPIRED)
+			vi_synic_signal_eom(cpu, cpu->vmbus_slot, type);
+		else if (m->message_desc)
+			m->message_desc->handle_irq(cpu, m->message_desc);
+		else
+			vi_tasklet_schedule(cpu, &cpu->msg_dpc);
+	}
+	if (m->engine == VI_ENGINE_LINUX && !m->skip_entropy && (handled || m->hyp_count == VI_HYP_ALWAYS))
+		vi_lx_add_interrupt_randomness(cpu, 0);
+	return handled;
+}
+
+static uint32_t percpu_isr(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	(void)irq;
+	(void)dev_id;
+	return vi_vmbus_isr(cpu) ? VI_IRQ_HANDLED : VI_IRQ_NONE;
+}
+
+vi_handler_t vi_handler_percpu_isr(void)
+{
+	return percpu_isr;
+}
+
+/* The action of the message IRQ (designs mgmt-irq*): what vmbus_isr does itself where there is none. */
+static uint32_t message_isr(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	(void)irq;
+	(void)dev_id;
+	vi_tasklet_schedule(cpu, &cpu->msg_dpc);
+	return VI_IRQ_HANDLED;
+}
+
+vi_handler_t vi_handler_message(void)
+{
+	return message_isr;
+}
+
+/**
+ * vi_take_vector() - what the CPU does when the SINT's vector arrives
+ *
+ * x86: HYPERVISOR_CALLBACK_VECTOR, no Linux IRQ, the HYP row. arm64: the PPI's flow handler counts, or does not.
+ */
+void vi_take_vector(struct vi_cpu *cpu)
+{
+	struct vi_machine *m = cpu->m;
+
+	if (m->arch == VI_ARCH_ARM64) {
+		if (m->toplevel_desc)
+			m->toplevel_desc->handle_irq(cpu, m->toplevel_desc);
+		return;
+	}
+	if (m->hyp_count == VI_HYP_ALWAYS)
+		vi_count(&cpu->arch[VI_ROW_HYP], 1);
+	if (vi_vmbus_isr(cpu) && m->hyp_count == VI_HYP_MESSAGE)
+		vi_count(&cpu->arch[VI_ROW_HYP], 1);
+}

@@ -1,0 +1,99 @@
+"""Operations that another CPU or the host can overtake, written as generators of steps.
+
+An operation yields a :class:`Step` at each point where the kernel could be interrupted, or waits. :func:`run` drives one to
+its end, which is what the ordinary calls do; an explorer holds several and resumes them in any order that the steps' locks
+and conditions allow. Between two yields nothing else happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TypeAlias, TypeVar
+
+from vmbusirq.errors import MachineBug
+
+__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "holding", "run"]
+
+T = TypeVar("T")
+
+
+class Context(Enum):
+    """Where the kernel runs an operation; a later member interrupts the earlier ones of its CPU."""
+
+    TASK = "task"
+    SOFTIRQ = "softirq"
+    HARDIRQ = "hardirq"
+
+
+class LockKind(Enum):
+    """How the kernel's lock waits."""
+
+    RAW = "raw"  # spins, interrupts off
+    SLEEPING = "sleeping"  # a mutex: its holder may be scheduled away
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock of the kernel, by name: ``irq 28 desc->lock``."""
+
+    name: str
+    kind: LockKind = LockKind.RAW
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A point where an operation can be overtaken.
+
+    Attributes:
+        point: what comes next, in the kernel's words: ``irq 28: take desc->lock``.
+        context: where the operation runs.
+        locks: held here, in the order they were taken.
+        takes: the lock that the next step takes; it may not be resumed while another operation holds that.
+        ready: the condition waited for, None when there is none; resumed only when it is true.
+    """
+
+    point: str
+    context: Context = Context.TASK
+    locks: tuple[Lock, ...] = ()
+    takes: Lock | None = None
+    ready: Callable[[], bool] | None = field(default=None, compare=False)
+
+    @property
+    def irqs_off(self) -> bool:
+        """True in a hard interrupt and under a raw lock."""
+        return self.context is Context.HARDIRQ or any(lock.kind is LockKind.RAW for lock in self.locks)
+
+
+Steps: TypeAlias = Generator[Step, None, T]
+
+
+def run(steps: Steps[T], idle: Callable[[], object] | None = None) -> T:
+    """Drive an operation to its end and return its value.
+
+    ``idle`` lets the rest of the machine go on while a step waits; it returns something false when there was nothing to do.
+
+    Raises:
+        MachineBug: a step waits for what nobody is going to do.
+    """
+    try:
+        while True:
+            step = next(steps)
+            while step.ready is not None and not step.ready():
+                if idle is None or not idle():
+                    raise MachineBug(f"{step.point}: waits, and nothing that is left to run can end the wait")
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:
+    """Yield the steps of an operation that is called under ``lock``."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        yield replace(step, locks=(lock, *step.locks))
