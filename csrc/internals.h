@@ -49,16 +49,14 @@ static inline void vi_cpu_relax(void)
 #endif
 }
 
+void vi_lock_contended(uint32_t *lock);		/* machine.c: out of line, as the kernel's slow path, so that callers stay small */
+
 static inline void vi_lock(uint32_t *lock)
 {
-	uint32_t spins = 0, zero = 0;
+	uint32_t zero = 0;
 
-	while (unlikely(!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))) {
-		zero = 0;
-		if (++spins % 128 == 0)
-			sched_yield();	/* virtual CPUs may outnumber real ones */
-		vi_cpu_relax();
-	}
+	if (unlikely(!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)))
+		vi_lock_contended(lock);
 }
 
 static inline void vi_unlock(uint32_t *lock)

@@ -6,6 +6,19 @@
  */
 #include "internals.h"
 
+/* Virtual CPUs may outnumber real ones, so whoever waits long gives way. */
+void vi_lock_contended(uint32_t *lock)
+{
+	uint32_t spins = 0, zero;
+
+	do {
+		if (++spins % 128 == 0)
+			sched_yield();
+		vi_cpu_relax();
+		zero = 0;
+	} while (!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
+}
+
 static int check_config(const struct vi_config *c)
 {
 	if (c->nr_cpus < 1 || c->nr_cpus > VI_CPUS_MAX || c->nr_irqs_max < 1 || c->nr_irqs_max > VI_IRQS_MAX)

@@ -372,6 +372,11 @@ struct vi_irq_desc *vi_irq_to_desc(struct vi_machine *m, uint32_t irq);
 VI_MUST_CHECK int vi_irq_alloc_desc(struct vi_machine *m, uint32_t irq);
 /* Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left. */
 VI_MUST_CHECK int vi_irq_free_desc(struct vi_machine *m, uint32_t irq);
+/*
+ * What /proc/stat says of @n IRQs from @first on: all their interrupts modulo 2^32; 0 without a descriptor, and for a flow that counts per
+ * CPU only while the IRQ is not marked per-CPU. EINVAL: past the table. [any]
+ */
+VI_MUST_CHECK int vi_irq_stat(struct vi_machine *m, uint32_t first, uint32_t n, uint32_t *numbers);
 /* Set chip and flow handler (irq_set_chip_and_handler). @chip must outlive the descriptor; NULL: no_irq_chip. */
 VI_MUST_CHECK int vi_irq_set_chip_and_flow(struct vi_machine *m, uint32_t irq, const struct vi_irq_chip *chip, uint32_t flow);
 /* Change settings and the state bits that follow them (irq_modify_status). */
@@ -505,7 +510,7 @@ struct vi_ring_writer {
 	uint32_t write_index;		/* end of the last packet that was put */
 	uint32_t published;		/* what the reader has been told */
 	uint32_t old_write;		/* what it had been told before the last publish */
-	uint32_t read_index;		/* the reader's, as last seen */
+	uint32_t room;			/* bytes free as last seen, less what was put since */
 	uint32_t out_full_flag;
 	uint32_t error;			/* enum vi_ring_error, strict rules only */
 	uint64_t out_full_first;	/* episodes of a full ring */
@@ -522,7 +527,7 @@ struct vi_ring_reader {
 	uint32_t priv_read_index;	/* runs ahead of the shared one until close */
 	uint32_t read_index;		/* what the writer has been told */
 	uint32_t old_read;		/* what it had been told before the last close */
-	uint32_t write_index;		/* the writer's, as last seen */
+	uint32_t avail;			/* bytes to read as last seen, less what was stepped over since */
 	uint32_t pkt_len;		/* of the packet handed out, 0 = none */
 	uint32_t error;			/* enum vi_ring_error, strict rules only */
 	uint32_t pkt_buffer_size;

@@ -66,7 +66,7 @@ def cpumask_next(cpu: int, mask: int) -> int:
 
 
 def format_pb(mask: int, nr_cpu_ids: int) -> str:
-    """Return ``mask`` as ``%*pb`` prints it: groups of 8 hex digits, highest first, the first one as short as it can be.
+    """Return ``mask`` as ``%*pb`` prints it: groups of 8 hex digits, highest first, the first as short as can be.
 
     The text depends on the width, not on the mask: 36 CPUs give ``0,00000001`` for CPU 0.
     """

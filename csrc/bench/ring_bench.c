@@ -50,22 +50,13 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static inline uint64_t first_word(const uint8_t *payload, uint32_t len)
-{
-	uint64_t word = 0;
-
-	__builtin_memcpy(&word, payload, len < 8 ? len : 8);
-	return word;
-}
-
-static inline void see(struct vi_ring_bench *b, uint64_t trans_id, const uint8_t *payload)
+/* The word of a payload that readers touch; every buffer has 8 bytes, zeroes behind a shorter payload. */
+static inline uint64_t first_word(const uint8_t *payload)
 {
 	uint64_t word;
 
 	__builtin_memcpy(&word, payload, 8);
-	b->in.sum += trans_id + word;
-	b->in.received++;
-	b->in.last = payload;
+	return word;
 }
 
 /* ---- writing halves: @n packets; Return: how many went in ------------------------------------------------------------------- */
@@ -106,59 +97,74 @@ static uint32_t write_batch(struct vi_ring_bench *b, uint32_t n)
 
 /* ---- reading halves: up to a batch; Return: packets that came out ----------------------------------------------------------- */
 
+static inline void seen(struct vi_ring_bench *b, uint32_t n, uint64_t sum, const uint8_t *last)
+{
+	b->in.received += n;
+	b->in.sum += sum;
+	b->in.last = last;
+}
+
 static uint32_t read_linux(struct vi_ring_bench *b)
 {
-	const struct vi_lx_desc *desc = vi_lx_pkt_iter_first(&b->in.lx);
+	const struct vi_lx_desc *desc;
+	const uint8_t *payload = NULL;
+	uint64_t sum = 0;
 	uint32_t n = 0;
 
-	while (desc) {
-		see(b, desc->trans_id, (const uint8_t *)desc + desc->offset8 * 8u);
+	for (desc = vi_lx_pkt_iter_first(&b->in.lx); desc; desc = vi_lx_pkt_iter_next(&b->in.lx, desc)) {
+		payload = (const uint8_t *)desc + desc->offset8 * 8u;
+		sum += desc->trans_id + first_word(payload);
 		if (++n == b->batch) {
-			b->in.lx.priv_read_index += desc->len8 * 8u + VI_PKT_TRAILER;
-			if (b->in.lx.priv_read_index >= b->in.lx.data_size)
-				b->in.lx.priv_read_index -= b->in.lx.data_size;
+			vi_lx_pkt_iter_skip(&b->in.lx, desc);
 			break;
 		}
-		desc = vi_lx_pkt_iter_next(&b->in.lx, desc);
 	}
-	if (n)
+	if (n) {
 		vi_lx_pkt_iter_close(&b->in.lx);
+		seen(b, n, sum, payload);
+	}
 	return n;
 }
 
 static uint32_t read_copy(struct vi_ring_bench *b)
 {
 	struct vi_packet p;
+	uint64_t sum = 0;
 	uint32_t n = 0;
-	int ret = vi_ring_first(&b->in.ring, &p);
+	int ret;
 
-	while (ret > 0) {
-		see(b, p.trans_id, p.payload);
+	for (ret = vi_ring_first(&b->in.ring, &p); ret > 0; ret = vi_ring_next(&b->in.ring, &p)) {
+		sum += p.trans_id + first_word(p.payload);
 		if (++n == b->batch) {
 			vi_ring_skip(&b->in.ring);
 			break;
 		}
-		ret = vi_ring_next(&b->in.ring, &p);
 	}
-	vi_ring_close(&b->in.ring);
+	if (n) {
+		vi_ring_close(&b->in.ring);
+		seen(b, n, sum, p.payload);
+	}
 	return n;
 }
 
 static uint32_t read_view(struct vi_ring_bench *b)
 {
 	struct vi_packet p;
+	uint64_t sum = 0;
 	uint32_t n = 0;
-	int ret = vi_ring_first_view(&b->in.ring, &p);
+	int ret;
 
-	while (ret > 0) {
-		see(b, p.trans_id, p.payload);
+	for (ret = vi_ring_first_view(&b->in.ring, &p); ret > 0; ret = vi_ring_next_view(&b->in.ring, &p)) {
+		sum += p.trans_id + first_word(p.payload);
 		if (++n == b->batch) {
 			vi_ring_skip(&b->in.ring);
 			break;
 		}
-		ret = vi_ring_next_view(&b->in.ring, &p);
 	}
-	vi_ring_close(&b->in.ring);
+	if (n) {
+		seen(b, n, sum, p.payload);
+		vi_ring_close(&b->in.ring);
+	}
 	return n;
 }
 
@@ -168,6 +174,7 @@ static uint32_t read_view(struct vi_ring_bench *b)
 static void copy_batch(struct vi_ring_bench *b)
 {
 	const uint32_t pitch = ((b->payload + 7) & ~7u) + VI_PKT_DESC + VI_PKT_TRAILER;
+	uint64_t sum = 0;
 	uint32_t i, at = (uint32_t)b->next_place;
 
 	for (i = 0; i < b->batch; i++) {
@@ -177,9 +184,10 @@ static void copy_batch(struct vi_ring_bench *b)
 	at = (uint32_t)b->next_place;
 	for (i = 0; i < b->batch; i++) {
 		memcpy(b->sink, b->mem.data + at + VI_PKT_DESC, b->payload);
-		see(b, b->out.next_id++, b->sink);
+		sum += b->out.next_id++ + first_word(b->sink);
 		at = at + pitch >= VI_BENCH_DATA ? at + pitch - VI_BENCH_DATA : at + pitch;
 	}
+	seen(b, b->batch, sum, b->sink);
 	b->next_place = at;
 }
 
@@ -234,7 +242,7 @@ static int start(struct vi_ring_bench *b, uint32_t contender)
 
 static int verify(const struct vi_ring_bench *b, uint64_t packets)
 {
-	const uint64_t ids = packets * (packets + 1) / 2, words = packets * first_word(b->source, b->payload);
+	const uint64_t ids = packets * (packets + 1) / 2, words = packets * first_word(b->source);
 
 	if (b->in.received != packets || b->in.sum != ids + words)
 		return -EBADMSG;
@@ -243,7 +251,7 @@ static int verify(const struct vi_ring_bench *b, uint64_t packets)
 
 /**
  * vi_ring_bench_create - memory for a workload
- * @payload: bytes per packet, 1 or more
+ * @payload: bytes per packet
  * @batch: packets written, then read
  * @out: the workload
  *
@@ -256,7 +264,7 @@ int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench 
 	int ret;
 
 	*out = NULL;
-	if (payload == 0 || batch == 0 || batch > VI_RING_BATCH || payload > VI_BENCH_DATA / 2)
+	if (batch == 0 || batch > VI_RING_BATCH || payload > VI_BENCH_DATA / 2)
 		return -EINVAL;
 	if (batch * (((payload + 7) & ~7u) + VI_PKT_DESC + VI_PKT_TRAILER) >= VI_BENCH_DATA)
 		return -EINVAL;
@@ -274,7 +282,8 @@ int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench 
 		vi_ring_bench_destroy(b);
 		return ret;
 	}
-	for (i = 0; i < b->sink_size; i++)
+	memset(b->source, 0, b->sink_size);
+	for (i = 0; i < payload; i++)
 		b->source[i] = (uint8_t)(i * 31 + 7);
 	for (i = 0; i < batch; i++)
 		b->out.packets[i] = (struct vi_packet_out){ .type = VI_PKT_DATA_INBAND, .len = payload, .payload = b->source };

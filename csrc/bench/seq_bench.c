@@ -17,7 +17,8 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static int64_t render_once(const struct vi_seq_table *t, uint32_t how, uint32_t simd, void *buf, uint64_t size)
+static int64_t render_once(const struct vi_seq_table *t, uint32_t how, uint32_t simd, void *buf,
+			   uint64_t size)
 {
 	int64_t bytes;
 

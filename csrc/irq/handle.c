@@ -38,7 +38,7 @@ uint32_t vi_run_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 }
 
 /* Nobody wanted almost every one of the last 100 000 arrivals: the line is stuck, switch it off (4.8 of kernel/irq/spurious.c). */
-static void nobody_cared(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+static __attribute__((noinline, cold)) void nobody_cared(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	report(cpu, VI_REPORT_NOBODY_CARED, desc->irq, desc->irqs_unhandled);
 	vi_lock(&desc->lock);
@@ -52,7 +52,7 @@ static void nobody_cared(struct vi_cpu *cpu, struct vi_irq_desc *desc)
  * A chain that only ever says WAKE_THREAD is judged at the next arrival by whether a thread has handled something since.
  * Return: the result to account, or -1 to account nothing yet.
  */
-static int judge_wake_thread(struct vi_irq_desc *desc, uint32_t result)
+static __attribute__((noinline, cold)) int judge_wake_thread(struct vi_irq_desc *desc, uint32_t result)
 {
 	uint32_t handled = desc->threads_handled & ~THREADS_DEFERRED, last = desc->threads_handled_last;
 

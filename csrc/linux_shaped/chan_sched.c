@@ -13,14 +13,14 @@
 /* the kernel's find_next_bit(): whole words, first one masked */
 static uint32_t find_next_bit(const uint64_t *words, uint32_t size, uint32_t start)
 {
-	uint64_t word;
 	uint32_t w = start / 64;
+	uint64_t word;
 
 	if (start >= size)
 		return size;
 	word = vi_load_relaxed(&words[w]) & (~0ull << (start % 64));
 	while (!word) {
-		if (++w * 64 >= size)
+		if (++w >= size / 64)
 			return size;
 		word = vi_load_relaxed(&words[w]);
 	}

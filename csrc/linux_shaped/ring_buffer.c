@@ -183,17 +183,27 @@ struct vi_lx_desc *vi_lx_pkt_iter_first(struct vi_lx_ring *ring)
 }
 
 /**
+ * vi_lx_pkt_iter_skip - step over a packet
+ * @ring: reading end
+ * @desc: the packet that vi_lx_pkt_iter_first() or vi_lx_pkt_iter_next() returned
+ */
+void vi_lx_pkt_iter_skip(struct vi_lx_ring *ring, const struct vi_lx_desc *desc)
+{
+	ring->priv_read_index += desc->len8 * 8u + VI_PKT_TRAILER;
+	if (ring->priv_read_index >= ring->data_size)
+		ring->priv_read_index -= ring->data_size;
+}
+
+/**
  * vi_lx_pkt_iter_next - step over a packet and copy the next one out
  * @ring: reading end
- * @desc: the packet that vi_lx_pkt_iter_first() or this function returned
+ * @desc: the packet before it
  *
  * Return: as vi_lx_pkt_iter_first().
  */
 struct vi_lx_desc *vi_lx_pkt_iter_next(struct vi_lx_ring *ring, const struct vi_lx_desc *desc)
 {
-	ring->priv_read_index += desc->len8 * 8u + VI_PKT_TRAILER;
-	if (ring->priv_read_index >= ring->data_size)
-		ring->priv_read_index -= ring->data_size;
+	vi_lx_pkt_iter_skip(ring, desc);
 	return vi_lx_pkt_iter_first(ring);
 }
 

@@ -36,9 +36,10 @@ struct vi_lx_desc {
 void vi_lx_ring_init(struct vi_lx_ring *ring, const struct vi_ring_mem *mem, void *pkt_buffer, uint32_t size);
 /* vmbus_sendpacket() of in-band data. Return: 1 signal, 0 none, -EAGAIN, -ENODEV. */
 VI_MUST_CHECK int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len, uint64_t trans_id, uint16_t flags);
-/* hv_pkt_iter_first(), _next(): the packet in the copy buffer or NULL; hv_pkt_iter_close(): 1 signal, 0 none. */
+/* hv_pkt_iter_first(), _next(): the packet in the copy buffer or NULL; the step alone; hv_pkt_iter_close(): 1 signal, 0 none. */
 struct vi_lx_desc *vi_lx_pkt_iter_first(struct vi_lx_ring *ring);
 struct vi_lx_desc *vi_lx_pkt_iter_next(struct vi_lx_ring *ring, const struct vi_lx_desc *desc);
+void vi_lx_pkt_iter_skip(struct vi_lx_ring *ring, const struct vi_lx_desc *desc);
 int vi_lx_pkt_iter_close(struct vi_lx_ring *ring);
 
 #endif

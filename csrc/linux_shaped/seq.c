@@ -2,10 +2,10 @@
 /*
  * seq.c - clean-room twins of the kernel's way to print counters: peers to measure against, and an oracle.
  *
- * Written from behaviour: a row first looks whether any CPU counted (the pass that decides about nameless rows),
- * then prints cell by cell into a seq_file that may overflow at any call. Up to v6.12 a cell is one formatted
- * print, which reads its format again each time; since v6.13 it is one call that knows width and base. Helpers
- * live in other files of the kernel, so they are not inlined here either.
+ * Written from behaviour: a row first looks whether any CPU counted (which decides about nameless rows), then
+ * prints cell by cell into a seq_file that may overflow at any call. Up to v6.12 a cell is one formatted
+ * print, which reads its format again each time; since v6.13 it is one call that knows width and base.
+ * Helpers live in other files of the kernel, so they are not inlined here either.
  *
  * Owns nothing. Access rules: as fs/seq.c; counters are read one by one.
  */
@@ -22,7 +22,8 @@ struct seq_file {
 };
 
 #define PAIR(t) #t "0" #t "1" #t "2" #t "3" #t "4" #t "5" #t "6" #t "7" #t "8" #t "9"
-static const char pairs[201] = PAIR(0) PAIR(1) PAIR(2) PAIR(3) PAIR(4) PAIR(5) PAIR(6) PAIR(7) PAIR(8) PAIR(9);
+static const char pairs[201] =
+	PAIR(0) PAIR(1) PAIR(2) PAIR(3) PAIR(4) PAIR(5) PAIR(6) PAIR(7) PAIR(8) PAIR(9);
 
 /* Digits of v, least significant first, two at a time. Return: past the last. */
 static NOINLINE char *put_dec(char *tmp, uint64_t v)
@@ -56,7 +57,7 @@ static NOINLINE void seq_write(struct seq_file *m, const void *data, size_t len)
 	seq_overflow(m);
 }
 
-/* ---- one formatted print per cell ------------------------------------------------------------------------ */
+/* ---- one formatted print per cell ---------------------------------------------------------------------- */
 
 enum spec_type { SPEC_TEXT, SPEC_UNSIGNED, SPEC_END };
 
@@ -172,7 +173,8 @@ static NOINLINE void seq_vprintf(struct seq_file *m, const char *fmt, va_list ar
 	seq_overflow(m);
 }
 
-static NOINLINE __attribute__((format(printf, 2, 3))) void seq_printf(struct seq_file *m, const char *fmt, ...)
+static NOINLINE __attribute__((format(printf, 2, 3)))
+void seq_printf(struct seq_file *m, const char *fmt, ...)
 {
 	va_list args;
 
@@ -181,7 +183,7 @@ static NOINLINE __attribute__((format(printf, 2, 3))) void seq_printf(struct seq
 	va_end(args);
 }
 
-/* ---- one decimal call per cell --------------------------------------------------------------------------- */
+/* ---- one decimal call per cell ------------------------------------------------------------------------- */
 
 static NOINLINE size_t num_to_str(char *buf, size_t size, uint64_t v, uint32_t width)
 {
@@ -226,7 +228,7 @@ overflow:
 	seq_overflow(m);
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------- */
+/* ---- the table ----------------------------------------------------------------------------------------- */
 
 static uint32_t counter(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t i)
 {
@@ -235,14 +237,17 @@ static uint32_t counter(const struct vi_seq_table *t, const struct vi_seq_row *r
 	return vi_load_relaxed(row->counts + cpu * row->stride);
 }
 
-/* Return: did any CPU count? */
-static NOINLINE bool any_count(const struct vi_seq_table *t, const struct vi_seq_row *row)
+/*
+ * Did any CPU count? The kernel asks before every row; here whoever made the table has decided which rows are
+ * shown, so that only the cost of asking is left.
+ */
+static NOINLINE void any_count(const struct vi_seq_table *t, const struct vi_seq_row *row)
 {
 	uint32_t any = 0;
 
 	for (uint32_t i = 0; i < row->cells; i++)
 		any |= counter(t, row, i);
-	return any;
+	__asm__ volatile("" : : "r"(any));
 }
 
 static void show_cells_printf(struct seq_file *m, const struct vi_seq_table *t, const struct vi_seq_row *row)
@@ -264,12 +269,12 @@ static void show_cells_decimal(struct seq_file *m, const struct vi_seq_table *t,
 	}
 }
 
-static void show_row(struct seq_file *m, const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t how)
+static void show_row(struct seq_file *m, const struct vi_seq_table *t, const struct vi_seq_row *row,
+		     uint32_t how)
 {
 	const char *text = (const char *)t->text + row->text_off;
 
-	if (row->cells && !any_count(t, row) && !row->prefix_len)
-		return;
+	any_count(t, row);
 	seq_write(m, text, row->prefix_len);
 	if (how == VI_SEQ_PRINTF)
 		show_cells_printf(m, t, row);

@@ -157,9 +157,70 @@ int vi_ring_writer_init(struct vi_ring_writer *w, const struct vi_ring_mem *mem,
 		return -EIO;
 	*w = (struct vi_ring_writer){
 		.hdr = mem->hdr, .data = mem->data, .data_size = mem->data_size, .rules = rules,
-		.write_index = write, .published = write, .old_write = write, .read_index = read,
+		.write_index = write, .published = write, .old_write = write,
+		.room = vi_ring_free(mem->data_size, read, write),
 	};
 	return 0;
+}
+
+/* Room for @total bytes by the reader's index of now, or why not. */
+static int vi_ring_reserve(struct vi_ring_writer *w, uint32_t total)
+{
+	const uint32_t read = __atomic_load_n(&w->hdr->read_index, __ATOMIC_SEQ_CST);
+	uint32_t room = vi_ring_free(w->data_size, read, w->write_index);
+
+	if (w->rules == VI_RING_STRICT) {
+		if (total >= w->data_size - 8)
+			return -EMSGSIZE;
+		if (!w->error && !vi_ring_index_ok(w->data_size, read))
+			w->error = VI_RING_BAD_INDEX;
+		if (w->error)
+			return -EIO;
+	}
+	/* Linux believes any read_index, but no ring has more room than data. */
+	w->room = room < w->data_size ? room : w->data_size;
+	if (total < w->room)
+		return 0;
+	w->out_full_total++;
+	if (!w->out_full_flag) {
+		w->out_full_first++;
+		w->out_full_flag = 1;
+	}
+	return -EAGAIN;
+}
+
+/* Every packet that vi_ring_put_quick() leaves alone. */
+static __attribute__((noinline)) int vi_ring_put_any(struct vi_ring_writer *w, const struct vi_packet_out *p)
+{
+	const uint64_t ext_len = p->desc_ext_len;
+	uint32_t offset, total;
+	uint8_t *dst;
+	int ret;
+
+	if (!vi_ring_type_ok(p->type) || p->flags & ~VI_PKT_FLAG_COMPLETION)
+		return -EINVAL;
+	if (ext_len % 8 || VI_PKT_DESC + ext_len < vi_ring_offset_min(p->type))
+		return -EINVAL;
+	if (ext_len > VI_PKT_LEN_MAX - VI_PKT_DESC || p->len > VI_PKT_LEN_MAX - VI_PKT_DESC - ext_len)
+		return -EMSGSIZE;
+	offset = VI_PKT_DESC + (uint32_t)ext_len;
+	total = ((offset + p->len + 7) & ~7u) + VI_PKT_TRAILER;
+	if (total >= w->room) {
+		ret = vi_ring_reserve(w, total);
+		if (ret)
+			return ret;
+	}
+	dst = vi_ring_frame(w, p->type, p->flags, p->trans_id, offset, total);
+	vi_ring_copy(dst + VI_PKT_DESC, p->desc_ext, (uint32_t)ext_len);
+	vi_ring_copy(dst + offset, p->payload, p->len);
+	return 0;
+}
+
+static inline int vi_ring_put_inline(struct vi_ring_writer *w, const struct vi_packet_out *p)
+{
+	if (likely(!p->desc_ext_len && vi_ring_put_quick(w, p->type, p->flags, p->trans_id, p->payload, p->len)))
+		return 0;
+	return vi_ring_put_any(w, p);
 }
 
 /**
@@ -233,13 +294,21 @@ int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *p
  */
 int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const void *payload, uint32_t len)
 {
-	const struct vi_packet_out packet = {
-		.type = (uint16_t)type, .flags = (uint16_t)flags, .len = len, .trans_id = trans_id, .payload = payload,
-	};
+	struct vi_packet_out packet;
+	int ret;
 
-	if (unlikely(type > UINT16_MAX || flags > UINT16_MAX))
-		return -EINVAL;
-	return vi_ring_write_packet(w, &packet);
+	if (unlikely(!vi_ring_put_quick(w, type, flags, trans_id, payload, len))) {
+		if (type > UINT16_MAX || flags > UINT16_MAX)
+			return -EINVAL;
+		packet = (struct vi_packet_out){
+			.type = (uint16_t)type, .flags = (uint16_t)flags, .len = len, .trans_id = trans_id, .payload = payload,
+		};
+		ret = vi_ring_put_any(w, &packet);
+		if (ret)
+			return ret;
+	}
+	vi_ring_publish_inline(w);
+	return vi_ring_must_signal_inline(w);
 }
 
 /**

@@ -23,33 +23,46 @@ _Static_assert(offsetof(struct vi_ring_buffer, interrupt_mask) == 8, "interrupt_
 _Static_assert(offsetof(struct vi_ring_buffer, pending_send_sz) == 12, "pending_send_sz");
 _Static_assert(offsetof(struct vi_ring_buffer, feature_bits) == 64, "feature_bits");
 _Static_assert(offsetof(struct vi_ring_buffer, reserved3) == 4088, "signal counter");
+_Static_assert(offsetof(struct vi_packet, flags) == 6 && offsetof(struct vi_packet, trans_id) == 8, "begins as a descriptor does");
 
-#define VI_COPY_INLINE_MAX 256	/* longer copies are libc's */
+#define VI_COPY_INLINE_MAX 256	/* longer copies are libc's: a call, and with it the paths that make no call */
 
 /* ---- copies ---------------------------------------------------------------------------------------------------------------- */
 
-/* Blocks of 16 bytes and a last one that overlaps them; below 16 the same with halves. Exact at both ends. */
-static inline void vi_ring_copy(uint8_t *dst, const uint8_t *src, uint32_t n)
+/* Up to VI_COPY_INLINE_MAX bytes: blocks from the front, and one that ends at the end. Reads and writes nothing outside. */
+static inline void vi_ring_copy_small(uint8_t *dst, const uint8_t *src, uint32_t n)
 {
-	uint32_t i;
-
-	if (n > VI_COPY_INLINE_MAX) {
-		memcpy(dst, src, n);
+	if (n > 32) {
+		if (n > 64) {
+			for (uint32_t i = 0; i < n - 64; i += 64)
+				__builtin_memcpy(dst + i, src + i, 64);
+			__builtin_memcpy(dst + n - 64, src + n - 64, 64);
+		} else {
+			__builtin_memcpy(dst, src, 32);
+			__builtin_memcpy(dst + n - 32, src + n - 32, 32);
+		}
 	} else if (n >= 16) {
-		for (i = 0; i < n - 16; i += 16)
-			__builtin_memcpy(dst + i, src + i, 16);
+		__builtin_memcpy(dst, src, 16);
 		__builtin_memcpy(dst + n - 16, src + n - 16, 16);
 	} else if (n >= 8) {
-		uint64_t first, last;
-
-		__builtin_memcpy(&first, src, 8);
-		__builtin_memcpy(&last, src + n - 8, 8);
-		__builtin_memcpy(dst, &first, 8);
-		__builtin_memcpy(dst + n - 8, &last, 8);
-	} else {
-		for (i = 0; i < n; i++)
-			dst[i] = src[i];
+		__builtin_memcpy(dst, src, 8);
+		__builtin_memcpy(dst + n - 8, src + n - 8, 8);
+	} else if (n >= 4) {
+		__builtin_memcpy(dst, src, 4);
+		__builtin_memcpy(dst + n - 4, src + n - 4, 4);
+	} else if (n) {
+		dst[0] = src[0];
+		dst[n / 2] = src[n / 2];
+		dst[n - 1] = src[n - 1];
 	}
+}
+
+static inline void vi_ring_copy(uint8_t *dst, const uint8_t *src, uint32_t n)
+{
+	if (n > VI_COPY_INLINE_MAX)
+		memcpy(dst, src, n);
+	else
+		vi_ring_copy_small(dst, src, n);
 }
 
 static inline void vi_ring_store64(uint8_t *dst, uint64_t value)
@@ -103,62 +116,37 @@ static inline uint32_t vi_ring_offset_min(uint32_t type)
 
 /* ---- writer ---------------------------------------------------------------------------------------------------------------- */
 
-/* Make room for @total bytes, or say why not. The reader's index is fetched only when the remembered one is not enough. */
-static inline int vi_ring_reserve(struct vi_ring_writer *w, uint32_t total)
+/* Store a packet at the private index and move on: @offset bytes of descriptor, @total bytes in all. The caller has copied the page ranges. */
+static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, uint32_t offset,
+				     uint32_t total)
 {
-	if (likely(vi_ring_free(w->data_size, w->read_index, w->write_index) > total && total < w->data_size))
-		return 0;
-	w->read_index = __atomic_load_n(&w->hdr->read_index, __ATOMIC_SEQ_CST);
-	if (w->rules == VI_RING_STRICT) {
-		if (total >= w->data_size - 8)
-			return -EMSGSIZE;
-		if (!vi_ring_index_ok(w->data_size, w->read_index))
-			w->error = VI_RING_BAD_INDEX;
-		if (w->error)
-			return -EIO;
-	}
-	/* Linux believes any read_index; a packet larger than the ring must not be believed to fit. */
-	if (vi_ring_free(w->data_size, w->read_index, w->write_index) > total && total < w->data_size)
-		return 0;
-	w->out_full_total++;
-	if (!w->out_full_flag) {
-		w->out_full_first++;
-		w->out_full_flag = 1;
-	}
-	return -EAGAIN;
+	const uint32_t at = w->write_index, len = total - VI_PKT_TRAILER;
+	uint8_t *dst = w->data + at;
+
+	vi_ring_store64(dst + len - 8, 0);	/* the padding; what is not padding is overwritten */
+	vi_ring_store64(dst, type | offset / 8 << 16 | (uint64_t)(len / 8) << 32 | (uint64_t)flags << 48);
+	vi_ring_store64(dst + 8, trans_id);
+	vi_ring_store64(dst + len, (uint64_t)at << 32);
+	w->write_index = vi_ring_advance(w->data_size, at, total);
+	w->room -= total;
+	w->out_full_flag = 0;
+	return dst;
 }
 
-/* Copy one packet behind the last one. Nobody sees it before vi_ring_publish_inline(). */
-static inline int vi_ring_put_inline(struct vi_ring_writer *w, const struct vi_packet_out *p)
+/* A small packet without page ranges, room for it known. Anything else, and anything wrong: false, and nothing happened. */
+static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const uint8_t *payload,
+				     uint32_t len)
 {
-	const uint64_t ext_len = p->desc_ext_len;
-	uint32_t offset, len, at;
+	const uint32_t total = (VI_PKT_DESC + VI_PKT_TRAILER + 7 + len) & ~7u;
 	uint8_t *dst;
-	int ret;
 
-	if (unlikely(!vi_ring_type_ok(p->type) || p->flags & ~VI_PKT_FLAG_COMPLETION))
-		return -EINVAL;
-	if (unlikely(ext_len % 8 || VI_PKT_DESC + ext_len < vi_ring_offset_min(p->type)))
-		return -EINVAL;
-	if (unlikely(ext_len > VI_PKT_LEN_MAX - VI_PKT_DESC || p->len > VI_PKT_LEN_MAX - VI_PKT_DESC - ext_len))
-		return -EMSGSIZE;
-	offset = VI_PKT_DESC + (uint32_t)ext_len;
-	len = (offset + p->len + 7) & ~7u;
-	ret = vi_ring_reserve(w, len + VI_PKT_TRAILER);
-	if (unlikely(ret))
-		return ret;
-	at = w->write_index;
-	dst = w->data + at;
-	vi_ring_store64(dst + len - 8, 0);	/* the padding; what is not padding is overwritten below */
-	vi_ring_store64(dst, p->type | offset / 8 << 16 | (uint64_t)(len / 8) << 32 | (uint64_t)p->flags << 48);
-	vi_ring_store64(dst + 8, p->trans_id);
-	if (ext_len)
-		vi_ring_copy(dst + VI_PKT_DESC, p->desc_ext, (uint32_t)ext_len);
-	vi_ring_copy(dst + offset, p->payload, p->len);
-	vi_ring_store64(dst + len, (uint64_t)at << 32);
-	w->write_index = vi_ring_advance(w->data_size, at, len + VI_PKT_TRAILER);
-	w->out_full_flag = 0;
-	return 0;
+	if (unlikely(len > VI_COPY_INLINE_MAX || total >= w->room))
+		return false;
+	if (unlikely((type != VI_PKT_DATA_INBAND && type != VI_PKT_COMP) || flags > VI_PKT_FLAG_COMPLETION))
+		return false;
+	dst = vi_ring_frame(w, type, flags, trans_id, VI_PKT_DESC, total);
+	vi_ring_copy_small(dst + VI_PKT_DESC, payload, len);
+	return true;
 }
 
 static inline int vi_ring_publish_inline(struct vi_ring_writer *w)
@@ -186,28 +174,57 @@ static inline int vi_ring_must_signal_inline(struct vi_ring_writer *w)
 
 /* ---- reader ---------------------------------------------------------------------------------------------------------------- */
 
-/*
- * Bytes from the private read index to the writer's index as last seen. Never more than fits beside one unit that stays free: a peer
- * that claims more must not lead the reader past the second mapping.
- */
-static inline uint32_t vi_ring_avail(const struct vi_ring_reader *r)
-{
-	uint32_t avail = vi_ring_used(r->data_size, r->priv_read_index, r->write_index);
-
-	return avail < r->data_size - 8 ? avail : r->data_size - 8;
-}
-
-static inline bool vi_ring_packet_ok(const struct vi_ring_reader *r, uint64_t head, uint32_t room)
+/* Whether a descriptor needs no second look: its first word @head, against @room bytes that packet and trailer may take. */
+static inline bool vi_ring_packet_ok(uint32_t rules, uint64_t head, uint32_t room)
 {
 	const uint32_t type = (uint16_t)head, flags = (uint32_t)(head >> 48);
 	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
 
-	if (offset < VI_PKT_DESC || offset > len || len > room)
+	if (offset < VI_PKT_DESC || offset > len || len + VI_PKT_TRAILER > room)
 		return false;
-	if (r->rules == VI_RING_LINUX)
-		return true;
-	return vi_ring_type_ok(type) && offset >= vi_ring_offset_min(type) && !(flags & ~(uint32_t)VI_PKT_FLAG_COMPLETION) &&
-	       type != VI_PKT_DATA_USING_GPA_DIRECT;
+	if (likely(type == VI_PKT_DATA_INBAND || type == VI_PKT_COMP))
+		return rules == VI_RING_LINUX || flags <= VI_PKT_FLAG_COMPLETION;
+	return rules == VI_RING_LINUX;
+}
+
+/* Hand out a packet that was checked: the first word of its descriptor as @head, the rest where it stands. */
+static inline void vi_ring_hand_out(struct vi_ring_reader *r, uint64_t head, struct vi_packet *out)
+{
+	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
+	const uint8_t *at = r->data + r->priv_read_index;
+
+	__builtin_memcpy(out, &head, sizeof(head));
+	out->trans_id = vi_ring_load64(at + 8);
+	out->desc = at;
+	out->payload = at + offset;
+	out->payload_len = len - offset;
+	r->pkt_len = len;
+}
+
+/* The packet at the private index, if the snapshot has it and nothing is odd about it. */
+static inline bool vi_ring_look_quick(struct vi_ring_reader *r, struct vi_packet *out)
+{
+	uint64_t head;
+
+	if (unlikely(r->avail < VI_PKT_DESC))
+		return false;
+	head = vi_ring_load64(r->data + r->priv_read_index);
+	if (unlikely(!vi_ring_packet_ok(r->rules, head, r->avail)))
+		return false;
+	vi_ring_hand_out(r, head, out);
+	return true;
+}
+
+/* Step over the packet handed out, if there is one. */
+static inline void vi_ring_step(struct vi_ring_reader *r)
+{
+	const uint32_t total = r->pkt_len + VI_PKT_TRAILER;
+
+	if (unlikely(!r->pkt_len))
+		return;
+	r->priv_read_index = vi_ring_advance(r->data_size, r->priv_read_index, total);
+	r->avail = total < r->avail ? r->avail - total : 0;	/* a mended length may reach past the snapshot */
+	r->pkt_len = 0;
 }
 
 /* Write the room back. Return: 1 if there was any. */

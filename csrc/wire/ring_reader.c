@@ -35,30 +35,33 @@ int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem,
 		return -EIO;
 	*r = (struct vi_ring_reader){
 		.hdr = mem->hdr, .data = mem->data, .data_size = mem->data_size, .rules = rules,
-		.priv_read_index = read, .read_index = read, .old_read = read, .write_index = write,
+		.priv_read_index = read, .read_index = read, .old_read = read,
 		.pkt_buffer = pkt_buffer, .pkt_buffer_size = size,
 	};
 	return 0;
 }
 
-/* The channel is failed: the snapshot is used up for good, so that every later look comes by vi_ring_refresh() and ends there. */
+/* The channel is failed: with an empty snapshot, every later look comes by vi_ring_refresh() and ends there. */
 static int vi_ring_fail(struct vi_ring_reader *r, uint32_t error)
 {
 	if (!r->error)
 		r->error = error;
-	r->write_index = r->priv_read_index;
-	r->pkt_len = 0;
+	r->avail = 0;
 	return -EIO;
 }
 
-/* Fetch the writer's index. Return: 0; -EIO under strict rules if it, or anything before, was impossible. */
-static inline int vi_ring_refresh(struct vi_ring_reader *r)
+/*
+ * Fetch the writer's index. More than fits beside one unit that stays free is cut: a peer that claims it must not lead us past the
+ * second mapping. Return: 0; -EIO under strict rules if the index, or anything before, was impossible.
+ */
+static int vi_ring_refresh(struct vi_ring_reader *r)
 {
-	r->write_index = __atomic_load_n(&r->hdr->write_index, __ATOMIC_ACQUIRE);
-	if (r->rules == VI_RING_LINUX)
-		return 0;
-	if (unlikely(r->error || !vi_ring_index_ok(r->data_size, r->write_index)))
+	const uint32_t write = __atomic_load_n(&r->hdr->write_index, __ATOMIC_ACQUIRE);
+	uint32_t avail = vi_ring_used(r->data_size, r->priv_read_index, write);
+
+	if (r->rules == VI_RING_STRICT && (r->error || !vi_ring_index_ok(r->data_size, write)))
 		return vi_ring_fail(r, VI_RING_BAD_INDEX);
+	r->avail = avail < r->data_size - 8 ? avail : r->data_size - 8;
 	return 0;
 }
 
@@ -68,33 +71,27 @@ static bool vi_ring_has_ranges(const uint8_t *desc)
 	return vi_ring_load64(desc + VI_PKT_DESC) >> 32 != 0;
 }
 
-/* Linux: replace impossible lengths by the nearest thing that can be read (hv_pkt_iter_first). */
-static int vi_ring_mend(const struct vi_ring_reader *r, uint32_t limit, uint64_t *head)
+/* Linux: replace impossible lengths by the nearest thing that can be read (hv_pkt_iter_first). Return: the first word, mended. */
+static uint64_t vi_ring_mend(uint64_t head, uint32_t room)
 {
-	uint32_t room = vi_ring_avail(r), offset = (uint32_t)(*head >> 16 & 0xffff) * 8, len = (uint32_t)(*head >> 32 & 0xffff) * 8;
+	uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
 
-	if (room < VI_PKT_DESC)
-		return 0;
-	if (limit < VI_PKT_DESC)
-		return -ENOBUFS;
-	room = (room < limit ? room : limit) & ~7u;
 	if (len < VI_PKT_DESC || len > room)
-		len = room;
+		len = room & ~7u;
 	if (offset < VI_PKT_DESC || offset > len)
 		offset = VI_PKT_DESC;
-	*head = (*head & 0xffff00000000ffff) | offset / 8 << 16 | (uint64_t)(len / 8) << 32;
-	return 1;
+	return (head & 0xffff00000000ffff) | offset / 8 << 16 | (uint64_t)(len / 8) << 32;
 }
 
-/* OpenVMM: the first thing wrong with a packet fails the channel. Its trailer must have been published too. */
-static int vi_ring_judge(struct vi_ring_reader *r, uint32_t limit, uint64_t head)
+/* OpenVMM: the first thing wrong with a packet fails the channel; and its trailer must have been published too. Return: 1, -EIO. */
+static int vi_ring_judge(struct vi_ring_reader *r, uint64_t head)
 {
 	const uint32_t type = (uint16_t)head, flags = (uint32_t)(head >> 48);
 	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
 
 	if (offset < VI_PKT_DESC)
 		return vi_ring_fail(r, VI_RING_BAD_OFFSET);
-	if (len < offset || len + VI_PKT_TRAILER > vi_ring_avail(r))
+	if (len < offset || len + VI_PKT_TRAILER > r->avail)
 		return vi_ring_fail(r, VI_RING_BAD_LENGTH);
 	if (flags & ~(uint32_t)VI_PKT_FLAG_COMPLETION)
 		return vi_ring_fail(r, VI_RING_BAD_FLAGS);
@@ -104,89 +101,88 @@ static int vi_ring_judge(struct vi_ring_reader *r, uint32_t limit, uint64_t head
 		return vi_ring_fail(r, VI_RING_BAD_OFFSET);
 	if (type == VI_PKT_DATA_USING_GPA_DIRECT && !vi_ring_has_ranges(r->data + r->priv_read_index))
 		return vi_ring_fail(r, VI_RING_BAD_RANGES);
-	return len > limit ? -ENOBUFS : 1;
-}
-
-/* What the quick check did not pass. The snapshot may lag behind, so look again before judging a length. */
-static __attribute__((noinline)) int vi_ring_look_closer(struct vi_ring_reader *r, uint32_t limit, uint64_t *head)
-{
-	const int ret = vi_ring_refresh(r);
-
-	if (ret)
-		return ret;
-	return r->rules == VI_RING_LINUX ? vi_ring_mend(r, limit, head) : vi_ring_judge(r, limit, *head);
+	return 1;
 }
 
 /*
  * Look at the packet at the private index: fetch its descriptor once, check, hand out the copy.
- * @limit: bytes of packet that the caller can take
+ * @limit: bytes of packet that the caller can take: Linux cuts there, strict rules refuse
  * Return: 1; 0 when empty; -EIO, -ENOBUFS.
  */
-static inline int vi_ring_look(struct vi_ring_reader *r, uint32_t limit, struct vi_packet *out)
+static __attribute__((noinline)) int vi_ring_look(struct vi_ring_reader *r, uint32_t limit, struct vi_packet *out)
 {
-	uint32_t avail = vi_ring_avail(r), room;
-	const uint8_t *at;
+	int ret = vi_ring_refresh(r);
 	uint64_t head;
-	int ret;
 
 	r->pkt_len = 0;
-	if (avail < VI_PKT_DESC) {
-		ret = vi_ring_refresh(r);
-		if (unlikely(ret))
+	if (ret)
+		return ret;
+	if (r->avail < VI_PKT_DESC)
+		return r->avail && r->rules == VI_RING_STRICT ? vi_ring_fail(r, VI_RING_BAD_AVAIL) : 0;
+	if (limit < VI_PKT_DESC)
+		return -ENOBUFS;
+	head = vi_ring_load64(r->data + r->priv_read_index);
+	if (r->rules == VI_RING_LINUX) {
+		head = vi_ring_mend(head, r->avail < limit ? r->avail : limit);
+	} else {
+		ret = vi_ring_judge(r, head);
+		if (ret < 0)
 			return ret;
-		avail = vi_ring_avail(r);
-		if (avail < VI_PKT_DESC)
-			return avail && r->rules == VI_RING_STRICT ? vi_ring_fail(r, VI_RING_BAD_AVAIL) : 0;
+		if ((head >> 32 & 0xffff) * 8 > limit)
+			return -ENOBUFS;
 	}
-	at = r->data + r->priv_read_index;
-	head = vi_ring_load64(at);
-	room = r->rules == VI_RING_LINUX ? avail : avail - VI_PKT_TRAILER;
-	if (unlikely(!vi_ring_packet_ok(r, head, room < limit ? room : limit))) {
-		ret = vi_ring_look_closer(r, limit, &head);
-		if (ret <= 0)
-			return ret;
-	}
-	out->type = (uint16_t)head;
-	out->offset8 = (uint16_t)(head >> 16);
-	out->len8 = (uint16_t)(head >> 32);
-	out->flags = (uint16_t)(head >> 48);
-	out->trans_id = vi_ring_load64(at + 8);
-	out->desc = at;
-	out->payload = at + out->offset8 * 8u;
-	out->payload_len = (out->len8 - out->offset8) * 8u;
-	r->pkt_len = out->len8 * 8u;
+	vi_ring_hand_out(r, head, out);
 	return 1;
+}
+
+static inline int vi_ring_first_view_inline(struct vi_ring_reader *r, struct vi_packet *out)
+{
+	if (likely(vi_ring_look_quick(r, out)))
+		return 1;
+	return vi_ring_look(r, VI_PKT_LEN_MAX, out);
 }
 
 /* Copy a packet with its descriptor as checked, not as it stands in the ring by now. */
-static inline int vi_ring_copy_out(struct vi_ring_reader *r, const struct vi_packet *p, uint8_t *dst)
+static inline void vi_ring_copy_desc(const struct vi_packet *p, uint8_t *dst)
 {
-	vi_ring_store64(dst, p->type | (uint32_t)p->offset8 << 16 | (uint64_t)p->len8 << 32 | (uint64_t)p->flags << 48);
-	vi_ring_store64(dst + 8, p->trans_id);
+	__builtin_memcpy(dst, p, VI_PKT_DESC);
+}
+
+/* Any packet, any length. Return: 1; -EIO, strict, if the peer has taken the ranges back since they were looked at. */
+static __attribute__((noinline)) int vi_ring_copy_out(struct vi_ring_reader *r, struct vi_packet *p, uint8_t *dst)
+{
+	vi_ring_copy_desc(p, dst);
 	vi_ring_copy(dst + VI_PKT_DESC, p->desc + VI_PKT_DESC, p->len8 * 8u - VI_PKT_DESC);
-	if (unlikely(r->rules == VI_RING_STRICT && p->type == VI_PKT_DATA_USING_GPA_DIRECT && !vi_ring_has_ranges(dst)))
+	p->desc = dst;
+	p->payload = dst + p->offset8 * 8u;
+	if (r->rules == VI_RING_STRICT && p->type == VI_PKT_DATA_USING_GPA_DIRECT && !vi_ring_has_ranges(dst)) {
+		r->pkt_len = 0;
 		return vi_ring_fail(r, VI_RING_BAD_RANGES);
+	}
 	return 1;
 }
 
-/* Look, copy into pkt_buffer, point there. */
-static inline int vi_ring_first_copy(struct vi_ring_reader *r, struct vi_packet *out)
+static __attribute__((noinline)) int vi_ring_first_any(struct vi_ring_reader *r, struct vi_packet *out)
 {
-	int ret = vi_ring_look(r, r->pkt_buffer_size, out);
+	const int ret = vi_ring_look(r, r->pkt_buffer_size, out);
 
-	if (ret <= 0)
-		return ret;
-	ret = vi_ring_copy_out(r, out, r->pkt_buffer);
-	out->desc = r->pkt_buffer;
-	out->payload = r->pkt_buffer + out->offset8 * 8u;
-	return ret;
+	return ret <= 0 ? ret : vi_ring_copy_out(r, out, r->pkt_buffer);
 }
 
-static inline void vi_ring_step(struct vi_ring_reader *r)
+/* Look, copy into pkt_buffer, point there. The quick way is for small packets of the common types and makes no call. */
+static inline int vi_ring_first_inline(struct vi_ring_reader *r, struct vi_packet *out)
 {
-	if (r->pkt_len)
-		r->priv_read_index = vi_ring_advance(r->data_size, r->priv_read_index, r->pkt_len + VI_PKT_TRAILER);
-	r->pkt_len = 0;
+	uint8_t *dst = r->pkt_buffer;
+
+	if (unlikely(!vi_ring_look_quick(r, out) || r->pkt_len > r->pkt_buffer_size))
+		return vi_ring_first_any(r, out);
+	if (r->pkt_len - VI_PKT_DESC > VI_COPY_INLINE_MAX)
+		return vi_ring_copy_out(r, out, dst);
+	vi_ring_copy_desc(out, dst);
+	vi_ring_copy_small(dst + VI_PKT_DESC, out->desc + VI_PKT_DESC, r->pkt_len - VI_PKT_DESC);
+	out->payload = dst + (out->payload - out->desc);
+	out->desc = dst;
+	return 1;
 }
 
 /* ---- reader: the iterator -------------------------------------------------------------------------------------------------- */
@@ -202,7 +198,7 @@ static inline void vi_ring_step(struct vi_ring_reader *r)
  */
 int vi_ring_first(struct vi_ring_reader *r, struct vi_packet *out)
 {
-	return vi_ring_first_copy(r, out);
+	return vi_ring_first_inline(r, out);
 }
 
 /**
@@ -216,7 +212,7 @@ int vi_ring_first(struct vi_ring_reader *r, struct vi_packet *out)
 int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out)
 {
 	vi_ring_step(r);
-	return vi_ring_first_copy(r, out);
+	return vi_ring_first_inline(r, out);
 }
 
 /**
@@ -231,7 +227,7 @@ int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out)
  */
 int vi_ring_first_view(struct vi_ring_reader *r, struct vi_packet *out)
 {
-	return vi_ring_look(r, VI_PKT_LEN_MAX, out);
+	return vi_ring_first_view_inline(r, out);
 }
 
 /**
@@ -245,7 +241,7 @@ int vi_ring_first_view(struct vi_ring_reader *r, struct vi_packet *out)
 int vi_ring_next_view(struct vi_ring_reader *r, struct vi_packet *out)
 {
 	vi_ring_step(r);
-	return vi_ring_look(r, VI_PKT_LEN_MAX, out);
+	return vi_ring_first_view_inline(r, out);
 }
 
 /**
@@ -314,7 +310,7 @@ int vi_ring_close(struct vi_ring_reader *r)
 int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw, uint32_t *actual, uint64_t *trans_id)
 {
 	const bool cut = r->rules == VI_RING_LINUX && r->pkt_buffer_size;
-	struct vi_packet p = { .len8 = 0 };
+	struct vi_packet p;
 	int ret;
 
 	*actual = 0;
@@ -366,7 +362,7 @@ int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tall
 	int ret = 0, signal = 0;
 
 	while (n < budget) {
-		ret = vi_ring_first_copy(r, &p);
+		ret = vi_ring_first_inline(r, &p);
 		if (ret <= 0)
 			break;
 		tally->packets++;

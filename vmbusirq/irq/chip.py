@@ -38,6 +38,9 @@ _OPS: Final[dict[str, int]] = {
 }
 
 
+_OP_NAMES: Final = {bit: name for name, bit in _OPS.items()}
+
+
 def nop(desc: IrqDesc, cpu: int) -> None:
     """Do nothing: the callback exists, and that is all."""
 
@@ -95,14 +98,11 @@ class IrqChip:
 
     def op(self, bit: int) -> ChipOp:
         """Return the callback behind one enum vi_chip_op bit."""
-        name = next(name for name, value in _OPS.items() if value == bit)
-        callback: ChipOp = getattr(self, name) or nop
+        callback: ChipOp = getattr(self, _OP_NAMES[bit]) or nop
         return callback
 
 
-NO_IRQ_CHIP: Final = IrqChip(
-    "none", irq_ack=nop, irq_enable=nop, irq_disable=nop, irq_startup=nop, irq_shutdown=nop
-)
+NO_IRQ_CHIP: Final = IrqChip("none", irq_ack=nop, irq_enable=nop, irq_disable=nop, irq_startup=nop, irq_shutdown=nop)
 DUMMY_IRQ_CHIP: Final = IrqChip(
     "dummy",
     irq_ack=nop,

@@ -1,0 +1,143 @@
+"""The C machine as a Python object: its lifetime, its counters, its clock. Everything else hangs from one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vmbusirq._ffi import ffi, lib
+from vmbusirq.errors import IrqError, check
+from vmbusirq.limits import CPUS_MAX, IRQS_MAX
+
+__all__ = ["ENGINES", "SIMD_LEVELS", "TICKS_PER_MS", "TICKS_PER_S", "Core", "Lost"]
+
+TICKS_PER_S: Final = 10_000_000  # the partition reference clock runs at 10 MHz
+TICKS_PER_MS: Final = 10_000
+ENGINES: Final = {"fast": lib.VI_ENGINE_FAST, "linux": lib.VI_ENGINE_LINUX}
+SIMD_LEVELS: Final = {
+    "scalar": lib.VI_SIMD_SCALAR,
+    "avx2": lib.VI_SIMD_AVX2,
+    "avx512": lib.VI_SIMD_AVX512,
+    "best": lib.VI_SIMD_BEST,
+}
+_ARCHES: Final = {"x86": lib.VI_ARCH_X86, "arm64": lib.VI_ARCH_ARM64}
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Arrivals that were consumed without being counted on an IRQ, since the machine was made.
+
+    Attributes:
+        unmapped: flags of relids without an IRQ.
+        flag_zero: flag 0, the doorbell of protocols before 2.4.
+        rescinded: the channel was being taken away.
+        no_callback: counted on the IRQ, but the channel was closed.
+        in_progress: dropped by v6.10's simple flow while the IRQ ran elsewhere (linux engine only).
+    """
+
+    unmapped: int
+    flag_zero: int
+    rescinded: int
+    no_callback: int
+    in_progress: int
+
+
+class Core:
+    """One C machine.
+
+    Args:
+        nr_cpus: possible CPUs, 1 to 2048.
+        nr_irqs_max: descriptors it can ever have.
+        arch: ``"x86"`` or ``"arm64"``.
+        engine: ``"fast"`` or ``"linux"``.
+        simd: widest vectors of the scanner: ``"best"``, ``"avx512"``, ``"avx2"``, ``"scalar"``.
+        hyp_count: a value of ``enum vi_hyp_count``.
+        channel_irqs: channels have Linux IRQs.
+        shutdown_adds_depth: what the last free_irq does to depth (since 6.18).
+        seed: order in which the linux engine's objects lie in memory.
+    Raises:
+        IrqError: EINVAL for a number or name out of range, EOPNOTSUPP for vectors this CPU does not have, ENOMEM.
+    """
+
+    def __init__(
+        self,
+        nr_cpus: int,
+        *,
+        nr_irqs_max: int = 4096,
+        arch: str = "x86",
+        engine: str = "fast",
+        simd: str = "best",
+        hyp_count: int = lib.VI_HYP_MESSAGE,
+        channel_irqs: bool = True,
+        shutdown_adds_depth: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= nr_cpus <= CPUS_MAX:
+            raise IrqError(22, f"machine: cannot have {nr_cpus} CPUs; 1 to {CPUS_MAX} are possible (EINVAL)")
+        if not 1 <= nr_irqs_max <= IRQS_MAX:
+            raise IrqError(22, f"machine: cannot have {nr_irqs_max} descriptors; 1 to {IRQS_MAX} are possible (EINVAL)")
+        config = ffi.new(
+            "struct vi_config *",
+            {
+                "nr_cpus": nr_cpus,
+                "nr_irqs_max": nr_irqs_max,
+                "engine": _choice("engine", engine, ENGINES),
+                "simd": _choice("simd", simd, SIMD_LEVELS),
+                "arch": _choice("arch", arch, _ARCHES),
+                "hyp_count": hyp_count,
+                "channel_irqs": channel_irqs,
+                "shutdown_adds_depth": shutdown_adds_depth,
+                "seed": seed & 0xFFFF_FFFF_FFFF_FFFF,
+            },
+        )
+        out = ffi.new("struct vi_machine **")
+        check(lib.vi_machine_create(config, out), f"machine: cannot use simd {simd!r} on this CPU, or out of memory")
+        self.handle: Any = ffi.gc(out[0], lib.vi_machine_destroy)
+        self.nr_cpus: Final = nr_cpus
+        self.nr_irqs_max: Final = nr_irqs_max
+        self.arch: Final = arch
+        self.engine: Final = engine
+        self.counters: Any = ffi.new("struct vi_counters *")
+        lib.vi_machine_counters(self.handle, self.counters)
+        self._ticks = 0
+
+    @property
+    def now(self) -> int:
+        """Virtual time in 100 ns ticks of the partition reference clock."""
+        return self._ticks
+
+    def set_time(self, ticks: int) -> None:
+        """Advance virtual time to ``ticks``; it never runs backwards (EINVAL)."""
+        if ticks < self._ticks:
+            raise IrqError(22, f"clock: cannot go back from tick {self._ticks} to {ticks} (EINVAL)")
+        self._ticks = ticks
+        lib.vi_machine_set_time(self.handle, ticks // TICKS_PER_MS)
+
+    def settle(self) -> int:
+        """Run every CPU until nothing is deliverable; return how often a CPU had something to do."""
+        return int(lib.vi_machine_settle(self.handle))
+
+    def lost(self) -> Lost:
+        """Return what was consumed without a count."""
+        out = ffi.new("struct vi_lost *")
+        lib.vi_machine_lost(self.handle, out)
+        return Lost(out.unmapped, out.flag_zero, out.rescinded, out.no_callback, out.in_progress)
+
+    def arch_row(self, cpu: int, row: int) -> int:
+        """Return one architecture counter of one CPU, a value of ``enum vi_arch_row``."""
+        return int(self.counters.arch[cpu * lib.VI_ARCH_STRIDE + row])
+
+    def set_arch_row(self, cpu: int, row: int, value: int) -> None:
+        """Preset one architecture counter: for rows that nothing models."""
+        self.counters.arch[cpu * lib.VI_ARCH_STRIDE + row] = value
+
+    def cpus_in_interrupt(self) -> Iterator[int]:
+        """Yield the CPUs that are inside a vector or softirq now."""
+        return (cpu for cpu in range(self.nr_cpus) if lib.vi_vcpu_in_interrupt(self.handle, cpu))
+
+
+def _choice(what: str, name: str, choices: dict[str, int]) -> int:
+    if name not in choices:
+        raise IrqError(22, f"{what}: no {name!r}; choose from {', '.join(choices)} (EINVAL)")
+    return choices[name]

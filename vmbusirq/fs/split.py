@@ -1,0 +1,129 @@
+"""What follows the counts of a numbered row, taken apart: chip, hwirq, level, flow name, action names.
+
+The text has no quotes and no escapes: chip names hold blanks and digits, and fields push each other right. So
+every place that can be the hwirq is tried, and a reading counts only if printing it gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from vmbusirq.fs.rows import CHIP_WIDTH_MIN, FLOW_WIDTH, IrqText, irq_suffix
+from vmbusirq.generations import TextLayout
+
+__all__ = ["Reading", "from_bytes", "split_loose", "split_strict"]
+
+Reading = tuple[int | None, IrqText]
+"""Width of the chip field (None: the row does not tell), and what the row says."""
+
+_HWIRQ = re.compile(rb"(?<= )\d+(?=$|-|  | Level   | Edge    )")
+_WORD_END = re.compile(rb"(?<=[^ ])(?= |$)")
+_FLOW = re.compile(rb"-([^ ]+)( *)")
+
+_GLUED = re.compile(rb"(\S+?)-(edge|fasteoi|level|percpu|simple)(?:\s+(\S.*))?$")
+_SPACED = re.compile(rb"(\S+(?: \S+)*?)\s+(\d+)(?:\s+(Level|Edge))?(?:\s*-(\S+))?(?:\s+(\S.*))?$")
+_BARE = re.compile(rb"(\S+)(?:\s+(\S.*))?$")
+
+
+def from_bytes(name: bytes) -> str:
+    """Return a name as text; bytes that are not UTF-8 become surrogates, which go back to the same bytes."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def split_strict(layout: TextLayout, prec: int, rest: bytes) -> Reading | None:
+    """Take apart what follows the last digit of a row's counts, exactly as one layout prints it.
+
+    Args:
+        layout: whose text.
+        prec: width of the hwirq column.
+        rest: from the byte after the last digit to the end of the line, newline excluded.
+    Returns:
+        The only sensible reading, or None if the layout cannot have printed these bytes.
+    """
+    doubtful = None
+    for fields in (_with_hwirq(layout, prec, rest), _without_domain(layout, prec, rest)):
+        for width, text in fields:
+            if irq_suffix(layout, prec, width or CHIP_WIDTH_MIN, text) != rest:
+                continue
+            if not text.actions or not text.actions[0].startswith(" "):
+                return width, text
+            doubtful = doubtful or (width, text)
+    return doubtful
+
+
+def _with_hwirq(layout: TextLayout, prec: int, rest: bytes) -> Iterator[Reading]:
+    for match in _HWIRQ.finditer(rest):
+        tail = _split_tail(rest[match.end() :])
+        if tail is not None:
+            field = min(match.start() - 1, match.end() - prec - 1)
+            hwirq = int(match.group())
+            for width, chip, prints in _chips(layout, rest, field):
+                yield width, IrqText(chip, hwirq, *tail, prints)
+
+
+def _without_domain(layout: TextLayout, prec: int, rest: bytes) -> Iterator[Reading]:
+    """Try each run of blanks as the empty field, less the one or two blanks that a level or an action brings."""
+    for match in _WORD_END.finditer(rest):
+        after = len(rest) - len(rest[match.end() :].lstrip(b" "))
+        for lead in (0, 1, 2):
+            field = after - lead - prec - layout.no_domain_blanks
+            tail = _split_tail(rest[after - lead :])
+            if tail is not None and field >= match.end():
+                for width, chip, prints in _chips(layout, rest, field):
+                    yield width, IrqText(chip, None, *tail, prints)
+
+
+def _chips(layout: TextLayout, rest: bytes, end: int) -> Iterator[tuple[int | None, str, bool]]:
+    """Yield the ways to read the bytes before ``end`` as a chip: (width of the field, text, printed by the chip)."""
+    field = rest[layout.chip_gap : max(end, 0)]
+    if layout.chip_left:
+        if len(field) >= CHIP_WIDTH_MIN and field.rstrip():
+            yield len(field), from_bytes(field.rstrip()), False
+    elif len(field) >= CHIP_WIDTH_MIN and field.lstrip():
+        yield None, from_bytes(field.lstrip() if len(field) == CHIP_WIDTH_MIN else field), False
+    printed = rest[layout.printed_chip_gap : max(end, 0)]
+    if printed and printed == printed.strip():
+        yield None, from_bytes(printed), True
+
+
+def _split_tail(tail: bytes) -> tuple[str | None, str | None, tuple[str, ...]] | None:
+    """Take apart what follows the hwirq: level, flow name, action names."""
+    level = flow = None
+    if tail.startswith((b" Level   ", b" Edge    ")):
+        level = from_bytes(tail[1:9].rstrip())
+        tail = tail[9:]
+    match = _FLOW.match(tail)
+    if match:
+        flow = from_bytes(match[1])
+        tail = tail[1 + max(FLOW_WIDTH, len(match[1])) :]
+    if not tail:
+        return level, flow, ()
+    if not tail.startswith(b"  "):
+        return None
+    return level, flow, tuple(map(from_bytes, tail[2:].split(b", ")))
+
+
+def split_loose(rest: bytes) -> IrqText | None:
+    """Read what follows the counts of a row that no known layout printed, by its words alone.
+
+    Understands kernels that glue the flow name to the chip (``IO-APIC-edge  timer``) and rows whose blanks were
+    lost or added on the way. Returns None where a chip name is missing.
+    """
+    words = rest.strip()
+    match = _GLUED.match(words)
+    if match:
+        return IrqText(from_bytes(match[1]), None, None, from_bytes(match[2]), _names(match[3]))
+    match = _SPACED.match(words)
+    if match and not match[1].isdigit():
+        level = from_bytes(match[3]) if match[3] else None
+        flow = from_bytes(match[4]) if match[4] else None
+        return IrqText(from_bytes(match[1]), int(match[2]), level, flow, _names(match[5]))
+    match = _BARE.match(words)
+    if match and not match[1].isdigit():
+        return IrqText(from_bytes(match[1]), None, None, None, _names(match[2]))
+    return None
+
+
+def _names(words: bytes | None) -> tuple[str, ...]:
+    return tuple(from_bytes(name.strip()) for name in words.split(b", ")) if words else ()

@@ -1,0 +1,349 @@
+"""Machine: the only place that joins the rooms. Boots a scenario, drives its traffic, shows its files."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from vmbusirq._ffi import lib
+from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
+from vmbusirq.cpumask import cpumask_all, cpus_of
+from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
+from vmbusirq.errors import IrqError
+from vmbusirq.fs import FileSystem, build_filesystem
+from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, Generation, generation, nr_irqs_at_boot
+from vmbusirq.host.bus import HostBus, Traffic
+from vmbusirq.hyperv.clock import Clock
+from vmbusirq.hyperv.synic import Synic
+from vmbusirq.irq import IrqCore
+from vmbusirq.limits import RELIDS
+from vmbusirq.log import Log
+from vmbusirq.platform import arm64_platform, x86_platform
+from vmbusirq.scenario.schema import CpuSpec, Scenario, ScenarioError, load_scenario
+from vmbusirq.vmbus.channel import Channel
+from vmbusirq.vmbus.connection import Offer, VmbusConnection
+
+__all__ = ["Machine", "Progress"]
+
+Progress = Callable[[int, int, str], None]
+BOOT_TICKS: Final = 2 * TICKS_PER_S  # when VMBus comes up
+OFFER_TICKS: Final = TICKS_PER_MS
+CHANNELMSG_ALLOFFERS_DELIVERED: Final = b"\x04" + bytes(7)
+X86_ROWS_DEFAULT: Final = tuple(row.label for row in X86_ROWS if row.label not in ("PLT", "PMN"))
+
+
+class Machine:
+    """One emulated guest and its host.
+
+    Args:
+        cpus: possible CPUs of a bare machine; :meth:`load` takes them from a scenario instead.
+        arch: ``"x86"`` or ``"arm64"``.
+        design: a name of :data:`vmbusirq.designs.DESIGNS`.
+        generation: a name of :data:`vmbusirq.generations.GENERATIONS`.
+        engine: ``"fast"``, or ``"linux"`` for v6.10's own steps.
+        simd: widest vectors of the scanner.
+        seed: fixes every choice that is left open, so that the same machine gives the same bytes.
+    Raises:
+        IrqError: EINVAL for a name or number that is not known, EOPNOTSUPP for vectors this CPU does not have.
+
+    Attributes:
+        irq: the genirq core; ``irq.counts`` is the counter table.
+        fs: the files: ``read(path)``, ``write(path, data)``, ``listdir(path)``.
+        host: the host: ``send(relid=..., packets=...)``, ``post_message(...)``.
+        vmbus: the guest driver: ``channels`` by relid.
+        log: the guest's log.
+        clock: virtual time.
+    """
+
+    def __init__(
+        self,
+        cpus: int = 8,
+        *,
+        arch: str = "x86",
+        design: str = DEFAULT_DESIGN,
+        generation: str = DEFAULT_GENERATION.name,
+        engine: str = "fast",
+        simd: str = "best",
+        seed: int = 0,
+    ) -> None:
+        if cpus < 1:
+            raise IrqError(errno.EINVAL, f"machine: cannot have {cpus} CPUs (EINVAL)")
+        self._start(_bare(cpus, arch), design, generation, engine, simd, seed)
+
+    @classmethod
+    def load(
+        cls,
+        scenario: str | Scenario,
+        *,
+        design: str = DEFAULT_DESIGN,
+        generation: str = DEFAULT_GENERATION.name,
+        engine: str = "fast",
+        simd: str = "best",
+        seed: int = 0,
+    ) -> Machine:
+        """Make the machine of a scenario: a built-in name, a TOML file, or a :class:`Scenario`.
+
+        Raises:
+            ScenarioError: the scenario cannot be used; IrqError as for the class.
+        """
+        machine = cls.__new__(cls)
+        loaded = load_scenario(scenario) if isinstance(scenario, str) else scenario
+        machine._start(loaded, design, generation, engine, simd, seed)
+        return machine
+
+    def _start(
+        self, scenario: Scenario, design: str, generation_name: str, engine: str, simd: str, seed: int
+    ) -> None:
+        if design not in DESIGNS:
+            raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
+        self.scenario: Final = scenario
+        self.design: Final[Design] = DESIGNS[design]
+        self.generation: Final[Generation] = generation(generation_name)
+        self.seed: Final = seed
+        self.booted = False
+        cpus = scenario.cpus
+        nr_irqs = nr_irqs_at_boot(
+            scenario.arch, cpus.possible, gsi_top=scenario.gsi_top, legacy_irqs=scenario.legacy_irqs
+        )
+        self.core: Final = Core(
+            cpus.possible,
+            nr_irqs_max=nr_irqs + RELIDS + 64,
+            arch=scenario.arch,
+            engine=engine,
+            simd=simd,
+            hyp_count=self.design.hyp_count,
+            channel_irqs=self.design.channel_irqs,
+            shutdown_adds_depth=self.generation.shutdown_adds_depth,
+            seed=seed,
+        )
+        self.clock: Final = Clock(self.core)
+        self.log: Final = Log(lambda: self.core.now)
+        self.irq: Final = self._make_irq_core(nr_irqs)
+        self.synic: Final = Synic(self.core)
+        self.host: Final = HostBus(self.core, self.synic)
+        self._set_up_platform()
+        self.vmbus: Final = VmbusConnection(
+            self.core,
+            self.irq,
+            self.synic,
+            self.host,
+            self.design,
+            nodes=[node & self.online_mask for node in cpus.nodes],
+            isolated=cpus.isolated,
+            ppi_irq=self.platform.vmbus_ppi,
+        )
+        self.vmbus.synic_init(cpus_of(self.online_mask))
+        self.fs: Final[FileSystem] = build_filesystem(self)
+
+    def _make_irq_core(self, nr_irqs: int) -> IrqCore:
+        x86 = self.scenario.arch == "x86"
+        return IrqCore(
+            self.core.handle,
+            nr_cpus=self.nr_cpu_ids,
+            nr_irqs=nr_irqs,
+            dynirq_base=self.scenario.gsi_top if x86 else 0,
+            online=self.present_mask,
+            log=self.log,
+            generic_pending_irq=x86,
+            move_pcntxt_is_default=not self.generation.move_pcntxt_flag,
+            isolated=self.scenario.cpus.isolated,
+        )
+
+    def _set_up_platform(self) -> None:
+        if self.scenario.arch == "x86":
+            self.platform = x86_platform(self.irq, self.scenario.irqs, self.scenario.gsi_top)
+        else:
+            self.platform = arm64_platform(self.irq, self.generation)
+
+    # ---- what the files look at
+
+    @property
+    def arch(self) -> str:
+        """``x86`` or ``arm64``."""
+        return self.scenario.arch
+
+    @property
+    def nr_cpu_ids(self) -> int:
+        """Highest possible CPU id + 1."""
+        return self.core.nr_cpus
+
+    @property
+    def possible_mask(self) -> int:
+        """CPUs that the kernel has room for."""
+        return cpumask_all(self.core.nr_cpus)
+
+    @property
+    def present_mask(self) -> int:
+        """CPUs that the host really has."""
+        return cpumask_all(self.scenario.cpus.present)
+
+    @property
+    def online_mask(self) -> int:
+        """CPUs that take interrupts now."""
+        return self.irq.online
+
+    @property
+    def nr_irqs(self) -> int:
+        """IRQ slots, which is what sizes columns and the intr line."""
+        return self.irq.nr_irqs
+
+    @property
+    def counters(self) -> Any:
+        """The C counters, ``struct vi_counters *``."""
+        return self.core.counters
+
+    @property
+    def arch_rows(self) -> tuple[str, ...]:
+        """Labels of the x86 rows that this machine shows; none on arm64."""
+        hidden = () if self.design.hyp_row else ("HYP",)
+        return tuple(row for row in self.scenario.rows if row not in hidden)
+
+    @property
+    def ipi_irqs(self) -> tuple[int, ...]:
+        """IRQs behind the IPI rows of arm64."""
+        return self.platform.ipis
+
+    @property
+    def uptime(self) -> int:
+        """Ticks of 100 ns since boot."""
+        return self.core.now
+
+    @property
+    def stat_presets(self) -> Mapping[str, int]:
+        """Numbers of /proc/stat that nothing models."""
+        return self.scenario.stat
+
+    # ---- devices
+
+    def attach(
+        self, device_class: str, relid: int, *, device: str = "", sub: int = 0, scsi_host: int | None = None
+    ) -> Channel:
+        """Offer a channel to the guest and let its driver open it, by a direct call.
+
+        Raises:
+            IrqError: EINVAL for an unknown class or a relid outside 1..2047, EEXIST for a relid in use.
+        """
+        offer = Offer(device or f"{device_class}-{relid}", device_class, relid, sub, scsi_host)
+        channel = self.vmbus.offer(offer)
+        try:
+            self.vmbus.open(channel)
+        except BaseException:
+            self.vmbus.remove(channel)
+            raise
+        self.settle()
+        return channel
+
+    def detach(self, relid: int) -> None:
+        """Take a channel away: close, free, unmap. ENOENT: there is none."""
+        if relid not in self.vmbus.channels:
+            raise IrqError(errno.ENOENT, f"channel {relid}: there is none (ENOENT)")
+        self.vmbus.remove(self.vmbus.channels[relid])
+
+    # ---- running
+
+    def settle(self) -> int:
+        """Deliver until nothing is deliverable; return how often a CPU had something to do.
+
+        Raises:
+            Exception: whatever a Python handler raised meanwhile.
+        """
+        runs = 0
+        while True:
+            runs += self.core.settle()
+            if not self.host.pump() and not self.irq.run_work():
+                break
+        self.irq.reraise()
+        return runs
+
+    def boot(self) -> None:
+        """Bring up the scenario's devices, its control messages and its presets; a second call does nothing."""
+        if self.booted:
+            return
+        self.booted = True
+        self._apply_presets()
+        self.core.set_time(BOOT_TICKS)
+        self.log.info(f"hv_vmbus: {len(self.scenario.channels)} channels, design {self.design.name}")
+        devices = {device.name: device for device in self.scenario.devices}
+        for spec in self.scenario.channels:
+            device = devices[spec.device]
+            self.clock.advance(OFFER_TICKS)
+            self.attach(device.device_class, spec.relid, device=spec.device, sub=spec.sub, scsi_host=device.scsi_host)
+        for _ in range(self.scenario.messages):
+            self.host.post_message(CHANNELMSG_ALLOFFERS_DELIVERED)
+            self.settle()
+
+    def _apply_presets(self) -> None:
+        rows = {row.label: getattr(lib, f"VI_ROW_{row.label}") for row in X86_ROWS if row.text is not None}
+        for label, counts in self.scenario.presets.items():
+            if label in rows and self.arch == "x86":
+                for cpu, count in enumerate(counts):
+                    self.core.set_arch_row(cpu, rows[label], count)
+            elif label.startswith("IPI") and label[3:].isdigit() and int(label[3:]) < len(self.ipi_irqs):
+                self._preset_irq(self.ipi_irqs[int(label[3:])], counts)
+            else:
+                known = ", ".join(rows) if self.arch == "x86" else ", ".join(f"IPI{i}" for i in range(len(self.ipi_irqs)))
+                raise ScenarioError(f"{self.scenario.name}: presets.{label}: no such row; known: {known}")
+
+    def _preset_irq(self, irq: int, counts: Sequence[int]) -> None:
+        stride = self.counters.irq_stride
+        for cpu, count in enumerate(counts):
+            self.counters.irq[cpu * stride + irq] = count
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Boot, and drive the scenario's traffic through the whole path to its end."""
+        self.boot()
+        for line in self.scenario.irqs:
+            for cpu, count in enumerate(line.counts):
+                for _ in range(count):
+                    self.irq.generic_handle_irq(line.irq, cpu)
+                    self.irq.irq_move_irq(line.irq)
+        traffic = [
+            Traffic(spec.relid, spec.interrupts, spec.packets, spec.payload)
+            for spec in self.scenario.channels
+            if spec.interrupts
+        ]
+        shares = _shares(traffic)
+        for done, share in enumerate(shares):
+            if progress is not None:
+                progress(done, len(shares), "traffic")
+            self.host.drive(share, self.seed + done)
+        self.core.set_time(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
+        self.settle()
+
+
+_SHARE_INTERRUPTS: Final = 1_000_000  # a fraction of a second
+
+
+def _shares(traffic: Sequence[Traffic]) -> list[list[Traffic]]:
+    """Cut long traffic into shares of about a million interrupts, each with its part of every channel's."""
+    parts = max(1, sum(item.interrupts for item in traffic) // _SHARE_INTERRUPTS)
+    cuts = [
+        [
+            replace(item, interrupts=item.interrupts * (part + 1) // parts - item.interrupts * part // parts)
+            for item in traffic
+        ]
+        for part in range(parts)
+    ]
+    return [[item for item in cut if item.interrupts] for cut in cuts]
+
+
+def _bare(cpus: int, arch: str) -> Scenario:
+    """A scenario with nobody in it."""
+    return Scenario(
+        name="bare",
+        description="a machine without devices",
+        arch=arch,
+        cpus=CpuSpec(cpus, cpus, 0, (cpumask_all(cpus),)),
+        gsi_top=24,
+        legacy_irqs=0,
+        rows=X86_ROWS_DEFAULT if arch == "x86" else (),
+        irqs=(),
+        devices=(),
+        channels=(),
+        messages=0,
+        duration_s=0,
+        presets={},
+        stat={},
+    )

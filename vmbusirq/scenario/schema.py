@@ -1,0 +1,336 @@
+"""Scenarios: who is there and who does what. TOML in, frozen records out; data, no policy.
+
+A scenario is read strictly: an unknown key, a wrong type or a number out of range is an error that names the place.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from vmbusirq.cpumask import bitmap_parselist
+from vmbusirq.errors import IrqError
+from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELID_MIN
+
+__all__ = [
+    "DEFAULT_SCENARIO",
+    "ChannelSpec",
+    "CpuSpec",
+    "DeviceSpec",
+    "PlatformIrq",
+    "Scenario",
+    "ScenarioError",
+    "builtin_names",
+    "load_scenario",
+    "parse_scenario",
+]
+
+T = TypeVar("T")
+DEFAULT_SCENARIO: Final = "rfc-gen2-8vcpu"
+_COUNT_MAX: Final = 0xFFFF_FFFF
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be used; the message names the file, the key and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSpec:
+    """The CPUs of a machine.
+
+    Attributes:
+        possible: how many the kernel reserves room for (nr_cpu_ids).
+        present: how many the host really has; the others were announced and never come.
+        isolated: mask of CPUs under isolcpus=managed_irq.
+        nodes: mask of the possible CPUs of each NUMA node.
+    """
+
+    possible: int
+    present: int
+    isolated: int
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformIrq:
+    """An IRQ outside VMBus: an IO-APIC line. ``counts`` are the interrupts to raise, by CPU."""
+
+    irq: int
+    name: str
+    chip: str
+    hwirq: int
+    flow: str
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """One device: its name here, its class in the catalogue, its instance GUID, its SCSI host number if it is one."""
+
+    name: str
+    device_class: str
+    instance: str
+    scsi_host: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSpec:
+    """One channel, in the order in which offers are processed.
+
+    Attributes:
+        device: name of its device.
+        relid: 1 to 2047.
+        sub: sub-channel index, 0 for the primary.
+        interrupts: how many the traffic raises.
+        packets: packets per interrupt.
+        payload: bytes per packet.
+    """
+
+    device: str
+    relid: int
+    sub: int
+    interrupts: int
+    packets: int
+    payload: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A machine and its traffic.
+
+    Attributes:
+        arch: ``x86`` or ``arm64``.
+        gsi_top: first IRQ above the IO-APICs (x86), which is where dynamic IRQs begin.
+        legacy_irqs: IRQs of a PIC, 0 on a Generation 2 machine.
+        rows: x86 architecture rows that this kernel configuration shows.
+        presets: values of rows and counters that nothing models; a row has one number per possible CPU.
+        messages: control messages that the host posts.
+        duration_s: virtual time that the traffic takes.
+    """
+
+    name: str
+    description: str
+    arch: str
+    cpus: CpuSpec
+    gsi_top: int
+    legacy_irqs: int
+    rows: tuple[str, ...]
+    irqs: tuple[PlatformIrq, ...]
+    devices: tuple[DeviceSpec, ...]
+    channels: tuple[ChannelSpec, ...]
+    messages: int
+    duration_s: int
+    presets: Mapping[str, tuple[int, ...]]
+    stat: Mapping[str, int]
+
+
+class _Table:
+    """A TOML table that knows where it is and complains about what nobody asked for."""
+
+    def __init__(self, where: str, data: Mapping[str, Any]) -> None:
+        self.where = where
+        self._data = dict(data)
+        self._asked: list[str] = []
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
+
+    def fail(self, key: str, what: str) -> ScenarioError:
+        return ScenarioError(f"{self.where}{key}: {what}")
+
+    def take(self, key: str, kind: type[T], default: T | None = None) -> T:
+        self._asked.append(key)
+        if key not in self._data:
+            if default is None:
+                raise self.fail(key, "is missing")
+            return default
+        value = self._data.pop(key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.fail(key, f"wants {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    def number(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        value = self.take(key, int, default)
+        if not low <= value <= high:
+            raise self.fail(key, f"{value} is out of range; {low} to {high} is allowed")
+        return value
+
+    def one_of(self, key: str, choices: Mapping[str, Any] | tuple[str, ...], default: str | None = None) -> str:
+        value = self.take(key, str, default)
+        if value not in choices:
+            raise self.fail(key, f"no {value!r}; choose from {', '.join(choices)}")
+        return value
+
+    def tables(self, key: str) -> list[_Table]:
+        rows = self.take(key, list, [])
+        if not all(isinstance(row, dict) for row in rows):
+            raise self.fail(key, f"wants [[{key}]] tables")
+        return [_Table(f"{self.where}{key}[{i}].", row) for i, row in enumerate(rows)]
+
+    def table(self, key: str) -> _Table:
+        return _Table(f"{self.where}{key}.", self.take(key, dict, {}))
+
+    def rest(self) -> dict[str, Any]:
+        rest, self._data = self._data, {}
+        return rest
+
+    def counts(self, key: str, value: Any, possible: int) -> tuple[int, ...]:
+        if not isinstance(value, list) or not all(type(n) is int and 0 <= n <= _COUNT_MAX for n in value):
+            raise self.fail(key, "wants a list of counts, 0 to 4294967295")
+        if len(value) > possible:
+            raise self.fail(key, f"has {len(value)} numbers for {possible} CPUs")
+        return tuple(value) + (0,) * (possible - len(value))
+
+    def done(self) -> None:
+        for key in self._data:
+            near = get_close_matches(key, self._asked, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(self._asked)}"
+            raise self.fail(key, f"unknown key{hint}")
+
+
+def builtin_names() -> list[str]:
+    """Return the names of the built-in scenarios, sorted."""
+    folder = resources.files("vmbusirq.scenario") / "builtin"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_scenario(name: str) -> Scenario:
+    """Read a built-in scenario by name, or a TOML file by path.
+
+    Raises:
+        ScenarioError: no such scenario, or one that cannot be used.
+    """
+    if name in builtin_names():
+        text = (resources.files("vmbusirq.scenario") / "builtin" / f"{name}.toml").read_text(encoding="utf-8")
+        return parse_scenario(text, name)
+    path = Path(name)
+    try:
+        return parse_scenario(path.read_bytes().decode("utf-8"), path.stem, str(path))
+    except FileNotFoundError:
+        built_in = ", ".join(builtin_names())
+        raise ScenarioError(f"no scenario {name!r}: it is neither a file nor built in ({built_in})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"cannot read scenario {name!r}: {error}") from None
+
+
+def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
+    """Read a scenario from TOML text. ``name`` is used when the text has none; ``source`` is what errors call it."""
+    where = f"{source or name}: "
+    try:
+        top = _Table(where, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{where}{error}") from None
+    arch = top.one_of("arch", ("x86", "arm64"), "x86")
+    cpus = _read_cpus(top.table("cpus"))
+    platform = top.table("platform")
+    control = top.table("control")
+    presets = top.table("presets")
+    stat = presets.table("stat")
+    devices = tuple(_read_device(table) for table in top.tables("device"))
+    scenario = Scenario(
+        name=top.take("name", str, name),
+        description=top.take("description", str, ""),
+        arch=arch,
+        cpus=cpus,
+        gsi_top=platform.number("gsi_top", 0, 1024, 24),
+        legacy_irqs=platform.number("legacy_irqs", 0, 16, 0),
+        rows=_read_rows(platform),
+        irqs=tuple(_read_irq(table, cpus.possible) for table in top.tables("irq")),
+        devices=devices,
+        channels=_read_channels(top, devices),
+        messages=control.number("messages", 0, 1_000_000, 0),
+        duration_s=top.number("duration_s", 0, 10_000_000, 0),
+        stat={key: stat.number(key, 0, 1 << 62) for key in ("btime", "ctxt", "processes") if key in stat},
+        presets={key: presets.counts(key, value, cpus.possible) for key, value in presets.rest().items()},
+    )
+    for table in (platform, control, stat, presets, top):
+        table.done()
+    return scenario
+
+
+def _read_cpus(table: _Table) -> CpuSpec:
+    possible = table.number("possible", 1, CPUS_MAX)
+    present = table.number("present", 1, possible, possible)
+    isolated = _read_mask(table, "isolated", table.take("isolated", str, ""), possible)
+    nodes = table.take("nodes", list, [f"0-{possible - 1}"])
+    masks = tuple(_read_mask(table, "nodes", node, possible) for node in nodes)
+    everybody = 0
+    for mask in masks:
+        if mask & everybody:
+            raise table.fail("nodes", "a CPU is in two nodes")
+        everybody |= mask
+    if everybody != (1 << possible) - 1:
+        raise table.fail("nodes", f"together they must hold CPUs 0 to {possible - 1}")
+    table.done()
+    return CpuSpec(possible, present, isolated, masks)
+
+
+def _read_mask(table: _Table, key: str, text: Any, possible: int) -> int:
+    if not isinstance(text, str):
+        raise table.fail(key, "wants a CPU list such as \"0-3,6\"")
+    try:
+        return bitmap_parselist(text.encode(), possible)
+    except IrqError as error:
+        raise table.fail(key, str(error)) from None
+
+
+def _read_rows(platform: _Table) -> tuple[str, ...]:
+    rows = platform.take("rows", list, [])
+    if not all(isinstance(row, str) for row in rows):
+        raise platform.fail("rows", "wants row labels such as \"HYP\"")
+    return tuple(rows)
+
+
+def _read_irq(table: _Table, possible: int) -> PlatformIrq:
+    irq = PlatformIrq(
+        irq=table.number("irq", 0, 1023),
+        name=table.take("name", str),
+        chip=table.take("chip", str, "IO-APIC"),
+        hwirq=table.number("hwirq", 0, 1 << 31),
+        flow=table.one_of("flow", ("edge", "fasteoi", "level")),
+        counts=table.counts("counts", table.take("counts", list, []), possible),
+    )
+    table.done()
+    return irq
+
+
+def _read_device(table: _Table) -> DeviceSpec:
+    host = table.number("scsi_host", -1, 65535, -1)
+    device = DeviceSpec(
+        name=table.take("name", str),
+        device_class=table.take("class", str),
+        instance=table.take("instance", str, ""),
+        scsi_host=None if host < 0 else host,
+    )
+    table.done()
+    return device
+
+
+def _read_channels(top: _Table, devices: tuple[DeviceSpec, ...]) -> tuple[ChannelSpec, ...]:
+    names = tuple(device.name for device in devices)
+    if len(set(names)) < len(names):
+        raise top.fail("device", "two devices have the same name")
+    channels: list[ChannelSpec] = []
+    for table in top.tables("channel"):
+        channel = ChannelSpec(
+            device=table.one_of("device", names),
+            relid=table.number("relid", RELID_MIN, RELID_MAX),
+            sub=table.number("sub", 0, RELID_MAX, 0),
+            interrupts=table.number("interrupts", 0, _COUNT_MAX, 0),
+            packets=table.number("packets", 1, 4096, 1),
+            payload=table.number("payload", 0, 16384, 64),
+        )
+        table.done()
+        if any(other.relid == channel.relid for other in channels):
+            raise table.fail("relid", f"{channel.relid} is used twice")
+        if any((other.device, other.sub) == (channel.device, channel.sub) for other in channels):
+            raise table.fail("sub", f"{channel.device} has a channel {channel.sub} already")
+        if channel.sub and not any(other.device == channel.device and not other.sub for other in channels):
+            raise table.fail("sub", f"{channel.device} needs its primary channel first")
+        channels.append(channel)
+    return tuple(channels)

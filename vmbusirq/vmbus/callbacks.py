@@ -1,0 +1,38 @@
+"""Where the data plane calls the guest driver: a channel's callback, a control message taken out of its slot."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from vmbusirq._ffi import ffi, lib
+from vmbusirq.irq.callbacks import owner_of, running
+
+__all__ = ["ROOM"]
+
+ROOM: Final = "vmbus"
+
+
+def _py_channel_callback(cpu: Any, irq: int, context: Any) -> int:
+    """Run a channel's Python callback; an error is kept and the arrival is handled all the same, as in vmbus_chan_handler."""
+    channel, callback = ffi.from_handle(context)
+    try:
+        with running(lib.vi_cpu_id(cpu)):
+            callback(channel)
+    except BaseException as error:  # noqa: BLE001 - nothing may cross C
+        owner_of(cpu).keep(error)
+    return int(lib.VI_IRQ_HANDLED)
+
+
+def _py_message(cpu: Any, message: Any) -> None:
+    """Hand a copy of a control message to the connection."""
+    owner = owner_of(cpu)
+    try:
+        payload = bytes(ffi.buffer(message.payload, min(message.payload_size, lib.VI_MSG_PAYLOAD)))
+        with running(lib.vi_cpu_id(cpu)):
+            owner.rooms[ROOM].on_message(message.type, message.payload_size, payload)
+    except BaseException as error:  # noqa: BLE001 - nothing may cross C
+        owner.keep(error)
+
+
+ffi.def_extern(name="vi_py_channel_callback")(_py_channel_callback)
+ffi.def_extern(name="vi_py_message")(_py_message)

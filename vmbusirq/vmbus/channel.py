@@ -1,0 +1,159 @@
+"""One channel of the guest: its identity, its rings, its IRQ, the CPU it interrupts (struct vmbus_channel)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from vmbusirq._ffi import ffi, lib
+from vmbusirq.core import Core
+from vmbusirq.errors import check
+from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
+
+__all__ = ["Channel", "ChannelState", "ChannelStats"]
+
+
+class ChannelState(IntEnum):
+    """enum vmbus_channel_state; note that OPEN means offered and bound, OPENED that the ring is in use."""
+
+    OFFER = 0
+    OPENING = 1
+    OPEN = 2
+    OPENED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStats:
+    """Counters of one channel; all are 64-bit and start at 0 when the channel is offered.
+
+    Attributes:
+        interrupts: arrivals that found a callback (sysfs ``interrupts``).
+        no_callback: arrivals while the channel was closed.
+        calls: callback runs; one arrival can cause several, one run can serve several arrivals.
+        packets, bytes, checksum: what the callback has read; bytes are payload with padding, the sum is modulo 2**64.
+        sig_events: guest to host signals (sysfs ``events``).
+        intr_in_full: of them, because a host that waited has room again.
+    """
+
+    interrupts: int
+    no_callback: int
+    calls: int
+    packets: int
+    bytes: int
+    checksum: int
+    sig_events: int
+    intr_in_full: int
+
+
+class RingPair:
+    """The guest memory that a channel shares with the host: the out ring and the in ring, each mapped twice."""
+
+    def __init__(self, ring_bytes: int) -> None:
+        self.ring_in: Any = _ring(ring_bytes)
+        self.ring_out: Any = _ring(ring_bytes)
+
+
+def _ring(ring_bytes: int) -> Any:
+    mem = ffi.new("struct vi_ring_mem *")
+    check(lib.vi_ring_mem_create(ring_bytes, mem), f"channel: cannot map a ring of {ring_bytes} bytes")
+    return ffi.gc(mem, lib.vi_ring_mem_destroy)
+
+
+class Channel:
+    """A channel from its offer to its removal.
+
+    Attributes:
+        relid: 1 to 2047, the host's name for it and its hwirq.
+        device: which device it belongs to; ``device_class`` is that device's row of the catalogue.
+        sub_channel_index: 0 for the primary.
+        irq_name: the action name its IRQ will have.
+        irq: its Linux IRQ, 0 in a design without channel IRQs.
+        target_cpu: the CPU that the guest has asked the host to interrupt.
+        irq_requested: request_irq has succeeded and free_irq has not been called since.
+    """
+
+    def __init__(
+        self, core: Core, relid: int, device: str, device_class: DeviceClass, sub_channel_index: int, irq_name: str
+    ) -> None:
+        self.relid: Final = relid
+        self.device: Final = device
+        self.device_class: Final = device_class
+        self.sub_channel_index: Final = sub_channel_index
+        self.irq_name = irq_name
+        self.irq = 0
+        self.target_cpu = 0
+        self.state = ChannelState.OFFER
+        self.irq_requested = False
+        self.rings: RingPair | None = None
+        self._callback_handle: Any = None
+        out = ffi.new("struct vi_channel **")
+        mode = device_class.mode
+        check(lib.vi_channel_create(core.handle, relid, mode, out), f"channel {relid}: cannot be made: it exists already")
+        self.c: Any = out[0]
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.relid} {self.irq_name} {self.state.name} cpu {self.target_cpu}>"
+
+    @property
+    def mode(self) -> CallbackMode:
+        """When the callback runs."""
+        return self.device_class.mode
+
+    @property
+    def stats(self) -> ChannelStats:
+        """Return a snapshot of the counters."""
+        out = ffi.new("struct vi_channel_stats *")
+        lib.vi_channel_get_stats(self.c, out)
+        return ChannelStats(
+            out.interrupts, out.no_callback, out.calls, out.packets, out.bytes, out.checksum, out.sig_events, out.intr_in_full
+        )
+
+    def set_cpu(self, cpu: int) -> None:
+        """Expect interrupts on ``cpu``; other CPUs still take theirs, by the slower path."""
+        check(lib.vi_channel_set_cpu(self.c, cpu), f"channel {self.relid}: cannot move to cpu {cpu}: there is none")
+        self.target_cpu = cpu
+
+    def map(self, irq: int) -> None:
+        """Let flags of this relid reach ``irq``, or the channel itself where there is none."""
+        check(lib.vi_channel_map(self.c, irq), f"channel {self.relid}: cannot be mapped to irq {irq}")
+        self.irq = irq
+
+    def unmap(self) -> None:
+        """Undo :meth:`map`. EDEADLK from inside an interrupt."""
+        check(lib.vi_channel_unmap(self.c), f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+
+    def bind_action(self, action: Any) -> None:
+        """Fill a ``struct vi_irqaction *`` so that it runs this channel."""
+        lib.vi_channel_bind_action(self.c, action)
+
+    def share_rings(self, rings: RingPair | None) -> None:
+        """Take the guest's ends of two rings, or give them up."""
+        pair = (rings.ring_in, rings.ring_out) if rings else (ffi.NULL, ffi.NULL)
+        size = self.device_class.max_packet
+        check(lib.vi_channel_set_rings(self.c, *pair, size), f"channel {self.relid}: cannot take its rings while it is open")
+        self.rings = rings
+
+    def set_callback(self, callback: Callable[[Channel], object] | None) -> None:
+        """Set what an arrival calls: a Python callable, or None for the driver's own reader in C."""
+        if callback is None:
+            kind = lib.VI_CALLBACK_NAPI if self.device_class.napi else lib.VI_CALLBACK_DRAIN
+            self._set_callback(kind, ffi.NULL, None)
+        else:
+            self._set_callback(lib.VI_CALLBACK_HOOK, lib.vi_py_channel_callback, (self, callback))
+
+    def clear_callback(self) -> None:
+        """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""
+        self._set_callback(lib.VI_CALLBACK_NONE, ffi.NULL, None)
+
+    def _set_callback(self, kind: int, function: Any, context: tuple[Channel, Callable[[Channel], object]] | None) -> None:
+        handle = ffi.new_handle(context) if context else ffi.NULL
+        result = lib.vi_channel_set_callback(self.c, kind, function, handle)
+        check(result, f"channel {self.relid}: the callback cannot be changed from inside an interrupt")
+        self._callback_handle = handle
+
+    def destroy(self) -> None:
+        """Free the C half; the channel must be closed and unmapped."""
+        lib.vi_channel_destroy(self.c)
+        self.c = ffi.NULL
