@@ -121,8 +121,8 @@ struct vi_cpu {
 	uint32_t pending;		/* the SINT's vector is requested */
 	uint32_t scan_seq;		/* odd: in a scan */
 	uint32_t synic_on;
-	uint32_t in_interrupt;
-	uintptr_t thread;		/* pthread_self() of who runs it, while in_interrupt */
+	uint32_t irq_seq;		/* odd: takes an interrupt, softirqs included */
+	uintptr_t thread;		/* pthread_self() of who runs it, while irq_seq is odd */
 
 	/* line 1: read-mostly, owned */
 	struct vi_machine *m VI_ALIGNED;
@@ -139,6 +139,7 @@ struct vi_cpu {
 	uint64_t *flag_page VI_ALIGNED;	/* VI_SINTS * VI_SINT_WORDS words */
 	struct vi_message *message_page;
 	uint64_t eom_count;
+	uint32_t post_lock;		/* hosts that post to this CPU, one at a time */
 	struct vi_tasklet msg_dpc;
 	struct vi_tasklet_list tasklets;
 	struct vi_tasklet_list napi;
@@ -214,7 +215,8 @@ struct vi_machine {
 	struct vi_irq_desc *desc_pool;
 	uint32_t *desc_place;		/* irq -> place in the pool: shuffled for the linux engine, as slabs are */
 	struct vi_channel **channel;	/* [relid] */
-	uint8_t *channel_pool;		/* VI_RELIDS slots of VI_CHANNEL_SLOT bytes */
+	uint8_t *channel_pool;		/* VI_RELIDS slots of VI_CHANNEL_SLOT bytes, zeroed: a slot whose m is NULL is free */
+	void *channel_memory;		/* what holds the pool */
 	uint32_t *channel_place;	/* relid -> slot, shuffled for the linux engine */
 	uint64_t rescinded;		/* arrivals for channels that are being taken away */
 	uint32_t *irq_counts;
@@ -239,9 +241,24 @@ static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
 static inline bool vi_inside_interrupt(struct vi_machine *m)
 {
 	for (uint32_t c = 0; c < m->nr_cpus; c++)
-		if (vi_load(&m->cpus[c].in_interrupt) && vi_load_relaxed(&m->cpus[c].thread) == (uintptr_t)pthread_self())
+		if ((vi_load(&m->cpus[c].irq_seq) & 1) && vi_load_relaxed(&m->cpus[c].thread) == (uintptr_t)pthread_self())
 			return true;
 	return false;
+}
+
+/* This thread takes an interrupt on @cpu. Return: false inside another one, whose vi_irq_exit() ends both. */
+static inline bool vi_irq_enter(struct vi_cpu *cpu)
+{
+	if (cpu->irq_seq & 1)
+		return false;
+	vi_store_relaxed(&cpu->thread, (uintptr_t)pthread_self());
+	(void)__atomic_exchange_n(&cpu->irq_seq, cpu->irq_seq + 1, __ATOMIC_SEQ_CST);
+	return true;
+}
+
+static inline void vi_irq_exit(struct vi_cpu *cpu)
+{
+	vi_store(&cpu->irq_seq, cpu->irq_seq + 1);
 }
 
 /* irq/irqdesc.c */
@@ -255,17 +272,23 @@ void vi_slot_fence(struct vi_machine *m, struct vi_irq_slot *slot);
 void vi_slot_refresh(struct vi_machine *m, struct vi_irq_desc *desc);
 bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const struct vi_cpu *me);
 uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot);
+void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_irq_desc *desc);
 void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t result);
 void vi_slot_set_drop(struct vi_machine *m, struct vi_irq_desc *desc, uint64_t *drop);
 void vi_desc_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu);
+void vi_slot_init(struct vi_machine *m, uint32_t hwirq);
 void vi_slot_bind(struct vi_machine *m, uint32_t hwirq, struct vi_irq_desc *desc);
 void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq);
 void vi_batch_flush(struct vi_cpu *cpu);
-int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc);
+
+/* irq/manage.c */
+void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc);
+void vi_synchronize_cpus(struct vi_machine *m);
 
 /* irq/chip.c */
 typedef void (*vi_flow_t)(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 vi_flow_t vi_flow_handler(uint32_t flow);
+void vi_desc_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc);
 void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc);
 void vi_desc_startup(struct vi_machine *m, struct vi_irq_desc *desc);
@@ -274,6 +297,7 @@ void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc);
 /* irq/handle.c */
 uint32_t vi_run_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t result);
+void vi_handle_irq_event_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_handle_irq_event(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 int vi_desc_check_resend(struct vi_machine *m, struct vi_irq_desc *desc);
 void vi_resend_run(struct vi_cpu *cpu, void *data);

@@ -125,7 +125,7 @@ void vi_machine_lost(struct vi_machine *m, struct vi_lost *out)
 
 void vi_machine_set_time(struct vi_machine *m, uint64_t time_ms)
 {
-	m->time_ms = time_ms;
+	vi_store_relaxed(&m->time_ms, time_ms);
 }
 
 void vi_machine_set_hooks(struct vi_machine *m, const struct vi_hooks *hooks)
@@ -180,14 +180,14 @@ void *vi_cpu_owner(const struct vi_cpu *cpu)
 
 uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu)
 {
-	return cpu < m->nr_cpus ? vi_load(&vi_cpu_of(m, cpu)->in_interrupt) : 0;
+	return cpu < m->nr_cpus ? vi_load(&vi_cpu_of(m, cpu)->irq_seq) & 1 : 0;
 }
 
 /* The resend tasklet is scheduled by whoever enables an IRQ, but its list belongs to the boot CPU. */
 static void take_resend(struct vi_cpu *cpu)
 {
 	if (cpu->id == 0 && unlikely(vi_load(&cpu->m->resend_pending))) {
-		vi_store(&cpu->m->resend_pending, 0);
+		(void)__atomic_exchange_n(&cpu->m->resend_pending, 0, __ATOMIC_ACQ_REL);
 		vi_tasklet_schedule(cpu, &cpu->m->resend_tasklet);
 	}
 }
@@ -203,15 +203,13 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	take_resend(cpu);
 	if (!vi_load_relaxed(&cpu->pending) && !cpu->softirq_pending)
 		return 0;
-	if (cpu->in_interrupt)
+	if (!vi_irq_enter(cpu))
 		return 0;	/* interrupts are off in a handler: the doorbell stays */
-	vi_store_relaxed(&cpu->thread, (uintptr_t)pthread_self());
-	vi_store(&cpu->in_interrupt, 1);
 	vector = __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
 	if (vector)
 		vi_take_vector(cpu);
 	vi_do_softirq(cpu);
-	vi_store(&cpu->in_interrupt, 0);
+	vi_irq_exit(cpu);
 	return 1;
 }
 

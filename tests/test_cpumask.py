@@ -1,4 +1,4 @@
-"""cpumask: the kernel's two CPU set texts, every vector of genirq.md 2.6 and 2.7 and a second, slower reading of the rules."""
+"""cpumask: the kernel's two CPU set texts, by the vectors of genirq.md 2.6 and 2.7 and by a second, slow reading."""
 
 from __future__ import annotations
 
@@ -178,6 +178,7 @@ LISTS_REFUSED = [
 
 
 def names(vectors):
+    """Return the ids of a table of vectors."""
     return [vector[0] for vector in vectors]
 
 

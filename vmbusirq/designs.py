@@ -32,6 +32,7 @@ class Design:
         channel_irqs: each channel has a Linux IRQ in the relid domain (RFC patches 07 to 09).
         hyp_count: when x86 counts the top level on the HYP row.
         hyp_row: x86 shows a HYP row at all.
+        hyp_in_total: the HYP row is part of the total of /proc/stat's intr line.
         toplevel_flow: flow handler of the arm64 PPI, a value of ``enum vi_flow``.
         toplevel_hidden: the PPI is marked IRQ_HIDDEN.
         message_irq: control messages have an IRQ of their own, hwirq 0 of the domain.
@@ -43,6 +44,7 @@ class Design:
     channel_irqs: bool
     hyp_count: HypCount
     hyp_row: bool
+    hyp_in_total: bool
     toplevel_flow: int
     toplevel_hidden: bool
     message_irq: bool
@@ -56,6 +58,7 @@ _ALL = (
         channel_irqs=False,
         hyp_count=HypCount.ALWAYS,
         hyp_row=True,
+        hyp_in_total=True,
         toplevel_flow=lib.VI_FLOW_PERCPU_DEVID,
         toplevel_hidden=False,
         message_irq=False,
@@ -67,6 +70,7 @@ _ALL = (
         channel_irqs=True,
         hyp_count=HypCount.MESSAGE,
         hyp_row=True,
+        hyp_in_total=True,
         toplevel_flow=lib.VI_FLOW_PERCPU_DEMUX,
         toplevel_hidden=False,
         message_irq=False,
@@ -78,10 +82,23 @@ _ALL = (
         channel_irqs=True,
         hyp_count=HypCount.ALWAYS,
         hyp_row=True,
+        hyp_in_total=True,
         toplevel_flow=lib.VI_FLOW_PERCPU_DEVID,
         toplevel_hidden=False,
         message_irq=True,
         source="review of RFC patch 06, second proposal",
+    ),
+    Design(
+        name="mgmt-irq-nostat",
+        summary="an IRQ per channel and one for control messages; the top level has a row that no total includes",
+        channel_irqs=True,
+        hyp_count=HypCount.ALWAYS,
+        hyp_row=True,
+        hyp_in_total=False,
+        toplevel_flow=lib.VI_FLOW_PERCPU_NOSTAT,
+        toplevel_hidden=False,
+        message_irq=True,
+        source="review of RFC patch 06, last proposal, row kept",
     ),
     Design(
         name="mgmt-irq-hidden",
@@ -89,10 +106,11 @@ _ALL = (
         channel_irqs=True,
         hyp_count=HypCount.NEVER,
         hyp_row=False,
+        hyp_in_total=False,
         toplevel_flow=lib.VI_FLOW_PERCPU_NOSTAT,
         toplevel_hidden=True,
         message_irq=True,
-        source="review of RFC patch 06, as agreed",
+        source="review of RFC patch 06, last proposal, as agreed",
     ),
 )
 

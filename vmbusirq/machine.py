@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,8 +12,8 @@ from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.cpumask import cpumask_all, cpus_of
 from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
 from vmbusirq.errors import IrqError
-from vmbusirq.fs import FileSystem, build_filesystem
-from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, Generation, generation, nr_irqs_at_boot
+from vmbusirq.fs import FileSystem, StatPresets, kernel_files
+from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, generation, nr_irqs_at_boot
 from vmbusirq.host.bus import HostBus, Traffic
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.synic import Synic
@@ -135,13 +135,13 @@ class Machine:
             ppi_irq=self.platform.vmbus_ppi,
         )
         self.vmbus.synic_init(cpus_of(self.online_mask))
-        self.fs: Final[FileSystem] = build_filesystem(self)
+        self.fs: Final[FileSystem] = kernel_files(self)
 
     def _make_irq_core(self, nr_irqs: int) -> IrqCore:
         x86 = self.scenario.arch == "x86"
         return IrqCore(
             self.core.handle,
-            nr_cpus=self.nr_cpu_ids,
+            nr_cpus=self.core.nr_cpus,
             nr_irqs=nr_irqs,
             dynirq_base=self.scenario.gsi_top if x86 else 0,
             online=self.present_mask,
@@ -165,16 +165,6 @@ class Machine:
         return self.scenario.arch
 
     @property
-    def nr_cpu_ids(self) -> int:
-        """Highest possible CPU id + 1."""
-        return self.core.nr_cpus
-
-    @property
-    def possible_mask(self) -> int:
-        """CPUs that the kernel has room for."""
-        return cpumask_all(self.core.nr_cpus)
-
-    @property
     def present_mask(self) -> int:
         """CPUs that the host really has."""
         return cpumask_all(self.scenario.cpus.present)
@@ -185,20 +175,14 @@ class Machine:
         return self.irq.online
 
     @property
-    def nr_irqs(self) -> int:
-        """IRQ slots, which is what sizes columns and the intr line."""
-        return self.irq.nr_irqs
-
-    @property
-    def counters(self) -> Any:
-        """The C counters, ``struct vi_counters *``."""
-        return self.core.counters
-
-    @property
-    def arch_rows(self) -> tuple[str, ...]:
-        """Labels of the x86 rows that this machine shows; none on arm64."""
-        hidden = () if self.design.hyp_row else ("HYP",)
-        return tuple(row for row in self.scenario.rows if row not in hidden)
+    def arch_rows(self) -> tuple[ArchRow, ...]:
+        """The x86 rows that this machine shows, in the order of the file; none on arm64."""
+        rows = [row for row in X86_ROWS if row.label in self.scenario.rows]
+        if not self.design.hyp_row:
+            rows = [row for row in rows if row.label != "HYP"]
+        if not self.design.hyp_in_total:
+            rows = [replace(row, in_total=False) if row.label == "HYP" else row for row in rows]
+        return tuple(rows)
 
     @property
     def ipi_irqs(self) -> tuple[int, ...]:
@@ -206,14 +190,26 @@ class Machine:
         return self.platform.ipis
 
     @property
-    def uptime(self) -> int:
-        """Ticks of 100 ns since boot."""
+    def now(self) -> int:
+        """Time since boot in 100 ns ticks."""
         return self.core.now
 
     @property
-    def stat_presets(self) -> Mapping[str, int]:
+    def btime(self) -> int:
+        """When the machine booted, in seconds since 1970."""
+        return self.scenario.stat.get("btime", 0)
+
+    @property
+    def stat_presets(self) -> StatPresets:
         """Numbers of /proc/stat that nothing models."""
-        return self.scenario.stat
+        stat = self.scenario.stat
+        return StatPresets(ctxt=stat.get("ctxt", 0), processes=stat.get("processes", 0))
+
+    @property
+    def preset_rows(self) -> tuple[str, ...]:
+        """Labels of the rows shown whose numbers the scenario gives, because nothing models them."""
+        shown = {row.label for row in self.arch_rows} | {f"IPI{i}" for i in range(len(self.ipi_irqs))}
+        return tuple(label for label in self.scenario.presets if label in shown)
 
     # ---- devices
 

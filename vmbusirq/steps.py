@@ -1,8 +1,8 @@
 """Operations that another CPU or the host can overtake, written as generators of steps.
 
-An operation yields a :class:`Step` at each point where the kernel could be interrupted, or waits. :func:`run` drives one to
-its end, which is what the ordinary calls do; an explorer holds several and resumes them in any order that the steps' locks
-and conditions allow. Between two yields nothing else happens.
+An operation yields a :class:`Step` at each point where the kernel could be interrupted, or waits. :func:`run` drives
+one to its end, which is what the ordinary calls do; an explorer holds several and resumes them in any order that the steps'
+locks and conditions allow. Between two yields nothing else happens.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ Steps: TypeAlias = Generator[Step, None, T]
 def run(steps: Steps[T], idle: Callable[[], object] | None = None) -> T:
     """Drive an operation to its end and return its value.
 
-    ``idle`` lets the rest of the machine go on while a step waits; it returns something false when there was nothing to do.
+    ``idle`` lets the rest of the machine go on while a step waits; it returns false when it found nothing to do.
 
     Raises:
         MachineBug: a step waits for what nobody is going to do.

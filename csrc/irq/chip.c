@@ -68,13 +68,11 @@ void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc)
 	}
 }
 
-/* irq_disable(): lazy, unless the chip has a callback or the IRQ is marked DISABLE_UNLAZY */
-void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc)
+/* __irq_disable() */
+static void disable_irq(struct vi_machine *m, struct vi_irq_desc *desc, bool mask)
 {
-	bool unlazy = desc->settings & VI_IRQ_DISABLE_UNLAZY;
-
 	if (desc->state & VI_IRQD_DISABLED) {
-		if (unlazy)
+		if (mask)
 			mask_irq(boot_cpu(m), desc);
 		return;
 	}
@@ -82,9 +80,15 @@ void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc)
 	if (chip_has(desc, VI_CHIP_DISABLE)) {
 		chip_call(boot_cpu(m), desc, VI_CHIP_DISABLE);
 		desc->state |= VI_IRQD_MASKED;
-	} else if (unlazy) {
+	} else if (mask) {
 		mask_irq(boot_cpu(m), desc);
 	}
+}
+
+/* irq_disable(): lazy, unless the chip has a callback or the IRQ is marked DISABLE_UNLAZY */
+void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	disable_irq(m, desc, desc->settings & VI_IRQ_DISABLE_UNLAZY);
 }
 
 /* irq_startup() without affinity and resend, which the caller does next */
@@ -109,19 +113,13 @@ void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc)
 {
 	if (!(desc->state & VI_IRQD_STARTED))
 		return;
-	m->resend[desc->irq / 64] &= ~(1ull << (desc->irq % 64));
+	__atomic_fetch_and(&m->resend[desc->irq / 64], ~(1ull << (desc->irq % 64)), __ATOMIC_RELAXED);
 	desc->depth = m->shutdown_adds_depth ? desc->depth + 1 : 1;
 	if (chip_has(desc, VI_CHIP_SHUTDOWN)) {
 		chip_call(boot_cpu(m), desc, VI_CHIP_SHUTDOWN);
 		desc->state |= VI_IRQD_DISABLED | VI_IRQD_MASKED;
 	} else {
-		desc->state |= VI_IRQD_DISABLED;
-		if (chip_has(desc, VI_CHIP_DISABLE)) {
-			chip_call(boot_cpu(m), desc, VI_CHIP_DISABLE);
-			desc->state |= VI_IRQD_MASKED;
-		} else {
-			mask_irq(boot_cpu(m), desc);
-		}
+		disable_irq(m, desc, true);
 	}
 	desc->state &= ~(uint32_t)(VI_IRQD_STARTED | VI_IRQD_ACTIVATED);
 }
@@ -170,7 +168,8 @@ static void handle_bad_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	vi_lock(&desc->lock);
 	count3(cpu, desc);
 	vi_unlock(&desc->lock);
-	__atomic_fetch_add(&cpu->m->irq_err_count, 1, __ATOMIC_RELAXED);
+	if (cpu->m->arch == VI_ARCH_ARM64)	/* ack_bad_irq(): x86 only prints */
+		__atomic_fetch_add(&cpu->m->irq_err_count, 1, __ATOMIC_RELAXED);
 	if (cpu->m->hooks.report)
 		cpu->m->hooks.report(cpu, VI_REPORT_BAD_IRQ, desc->irq, 0);
 }
@@ -299,14 +298,7 @@ static void handle_percpu_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	count2(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_ACK);
-	if (desc->action) {
-		uint32_t result = vi_run_actions(cpu, desc);
-
-		if (cpu->m->engine == VI_ENGINE_LINUX)
-			vi_lx_add_interrupt_randomness(cpu, desc->irq);
-		if (!(desc->settings & VI_IRQ_NO_DEBUG))
-			vi_note_interrupt(cpu, desc, result);
-	}
+	vi_handle_irq_event_percpu(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
 }
 
@@ -323,18 +315,28 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 		uint64_t *word = desc->percpu_enabled ? &desc->percpu_enabled[cpu->id / 64] : NULL;
 
 		if (word && (__atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED) & bit))
-			chip_call(cpu, desc, VI_CHIP_MASK);
+			chip_call(cpu, desc, chip_has(desc, VI_CHIP_DISABLE) ? VI_CHIP_DISABLE : VI_CHIP_MASK);
 		if (cpu->m->hooks.report)
 			cpu->m->hooks.report(cpu, VI_REPORT_SPURIOUS_PERCPU, desc->irq, cpu->id);
 	}
 	chip_call(cpu, desc, VI_CHIP_EOI);
 }
 
+/* Run the actions of a per-CPU demultiplexer, each with this CPU's cookie where it has cookies. */
+static uint32_t run_percpu_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	uint32_t result = VI_IRQ_NONE;
+
+	for (struct vi_irqaction *action = vi_load(&desc->action); action; action = vi_load(&action->next))
+		result |= action->handler(cpu, desc->irq, action->percpu_dev_id ? action->percpu_dev_id[cpu->id] : action->dev_id);
+	return result;
+}
+
 /* RFC patch 06: the parent of a demultiplexer counts, after the fact, only what the actions say they handled themselves. */
 static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	chip_call(cpu, desc, VI_CHIP_ACK);
-	if (vi_run_actions(cpu, desc) != VI_IRQ_NONE)
+	if (run_percpu_actions(cpu, desc) != VI_IRQ_NONE)
 		count2(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
 }
@@ -343,7 +345,7 @@ static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	chip_call(cpu, desc, VI_CHIP_ACK);
-	vi_run_actions(cpu, desc);
+	run_percpu_actions(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
 	if (!(desc->settings & VI_IRQ_HIDDEN))
 		vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
@@ -369,15 +371,30 @@ vi_flow_t vi_flow_handler(uint32_t flow)
 	return handlers[flow];
 }
 
+/**
+ * vi_desc_handle_irq() - let the flow handler run, whoever else may run the descriptor from its slot (generic_handle_irq_desc)
+ * Context: @cpu's own thread, desc->lock not held.
+ */
+void vi_desc_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	struct vi_irq_slot *slot = cpu->m->engine == VI_ENGINE_FAST ? vi_load(&desc->slot) : NULL;
+
+	if (slot)
+		vi_slot_handle_irq(cpu, slot, desc);
+	else
+		desc->handle_irq(cpu, desc);
+}
+
 int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	bool outermost;
 
 	if (!desc || cpu >= m->nr_cpus)
 		return -EINVAL;
-	if (desc->slot && m->engine == VI_ENGINE_FAST)
-		vi_slot_dispatch_slow(vi_cpu_of(m, cpu), desc->slot);
-	else
-		desc->handle_irq(vi_cpu_of(m, cpu), desc);
+	outermost = vi_irq_enter(vi_cpu_of(m, cpu));
+	vi_desc_handle_irq(vi_cpu_of(m, cpu), desc);
+	if (outermost)
+		vi_irq_exit(vi_cpu_of(m, cpu));
 	return 0;
 }

@@ -3,7 +3,8 @@
  * handle.c - from an arrival to the actions' irqreturn: the event itself, spurious accounting, software resend
  * (kernel/irq/{handle,spurious,resend}.c, v6.10).
  *
- * Spurious fields change only on the CPU that has IN_PROGRESS, as in the kernel, so they need no lock of their own.
+ * Spurious fields change on the CPU that runs the actions, as in the kernel, so they need no lock of their own. Others look at them,
+ * and a per-CPU flow has several such CPUs, so they are atomic, each by itself.
  */
 #include "internals.h"
 
@@ -30,7 +31,7 @@ uint32_t vi_run_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	for (struct vi_irqaction *action = vi_load(&desc->action); action; action = vi_load(&action->next)) {
 		uint32_t one = action->handler(cpu, desc->irq, action->dev_id);
 
-		if (unlikely(one & VI_IRQ_WAKE_THREAD && one <= 3))
+		if (unlikely(one == VI_IRQ_WAKE_THREAD))
 			report(cpu, VI_REPORT_WAKE_WITHOUT_THREAD, desc->irq, one);
 		result |= one;
 	}
@@ -49,23 +50,23 @@ static __attribute__((noinline, cold)) void nobody_cared(struct vi_cpu *cpu, str
 }
 
 /*
- * A chain that only ever says WAKE_THREAD is judged at the next arrival by whether a thread has handled something since.
+ * A chain that says nothing but WAKE_THREAD is judged at the next such arrival, by whether a thread has handled something since.
  * Return: the result to account, or -1 to account nothing yet.
  */
 static __attribute__((noinline, cold)) int judge_wake_thread(struct vi_irq_desc *desc, uint32_t result)
 {
-	uint32_t handled = desc->threads_handled & ~THREADS_DEFERRED, last = desc->threads_handled_last;
+	uint32_t handled = vi_load_relaxed(&desc->threads_handled) | THREADS_DEFERRED, last = desc->threads_handled_last;
 
-	if (result != VI_IRQ_WAKE_THREAD) {
-		desc->threads_handled_last = 0;
+	if (result != VI_IRQ_WAKE_THREAD) {	/* one of the handlers took it: the threads need not answer for this line */
+		desc->threads_handled_last = last & ~THREADS_DEFERRED;
 		return (int)result;
 	}
 	if (!(last & THREADS_DEFERRED)) {
-		desc->threads_handled_last = handled | THREADS_DEFERRED;
+		desc->threads_handled_last = last | THREADS_DEFERRED;
 		return -1;
 	}
-	desc->threads_handled_last = handled | THREADS_DEFERRED;
-	return handled != (last & ~THREADS_DEFERRED) ? VI_IRQ_HANDLED : VI_IRQ_NONE;
+	desc->threads_handled_last = handled;
+	return handled != last ? VI_IRQ_HANDLED : VI_IRQ_NONE;
 }
 
 /**
@@ -74,34 +75,48 @@ static __attribute__((noinline, cold)) int judge_wake_thread(struct vi_irq_desc 
  */
 void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t result)
 {
+	uint32_t unhandled = vi_load_relaxed(&desc->irqs_unhandled);
 	int judged;
 
-	if (desc->settings & VI_IRQ_IS_POLLED)
+	if (vi_load_relaxed(&desc->settings) & VI_IRQ_IS_POLLED)
 		return;
 	if (unlikely(result > (VI_IRQ_HANDLED | VI_IRQ_WAKE_THREAD))) {
 		report(cpu, VI_REPORT_BOGUS_RETURN, desc->irq, result);
 		return;
 	}
-	judged = unlikely(result & VI_IRQ_WAKE_THREAD || desc->threads_handled_last) ? judge_wake_thread(desc, result) : (int)result;
+	judged = unlikely(result & VI_IRQ_WAKE_THREAD) ? judge_wake_thread(desc, result) : (int)result;
 	if (judged < 0)
 		return;
 	if (unlikely(judged == VI_IRQ_NONE)) {
-		uint64_t now = cpu->m->time_ms;
+		uint64_t now = vi_load_relaxed(&cpu->m->time_ms);
 
-		if (now > desc->last_unhandled_ms + SPURIOUS_WINDOW_MS)
-			desc->irqs_unhandled = 1;
-		else
-			desc->irqs_unhandled++;
-		desc->last_unhandled_ms = now;
+		unhandled = now > vi_load_relaxed(&desc->last_unhandled_ms) + SPURIOUS_WINDOW_MS ? 1 : unhandled + 1;
+		vi_store_relaxed(&desc->irqs_unhandled, unhandled);
+		vi_store_relaxed(&desc->last_unhandled_ms, now);
 	}
-	if (likely(!desc->irqs_unhandled))
+	if (likely(!unhandled))
 		return;
-	if (++desc->irq_count < SPURIOUS_SAMPLE)
+	vi_count(&desc->irq_count, 1);
+	if (vi_load_relaxed(&desc->irq_count) < SPURIOUS_SAMPLE)
 		return;
-	desc->irq_count = 0;
-	if (desc->irqs_unhandled > SPURIOUS_LIMIT)
+	vi_store_relaxed(&desc->irq_count, 0);
+	if (unhandled > SPURIOUS_LIMIT)
 		nobody_cared(cpu, desc);
-	desc->irqs_unhandled = 0;
+	vi_store_relaxed(&desc->irqs_unhandled, 0);
+}
+
+/**
+ * vi_handle_irq_event_percpu() - one run of the actions with what belongs to it: the entropy sample, the spurious check
+ * Context: IN_PROGRESS, or a per-CPU flow; desc->lock not held.
+ */
+void vi_handle_irq_event_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	uint32_t result = vi_run_actions(cpu, desc);
+
+	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy)
+		vi_lx_add_interrupt_randomness(cpu, desc->irq);
+	if (!(vi_load_relaxed(&desc->settings) & VI_IRQ_NO_DEBUG))
+		vi_note_interrupt(cpu, desc, result);
 }
 
 /**
@@ -110,18 +125,12 @@ void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t re
  */
 void vi_handle_irq_event(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
-	uint32_t result;
-
 	desc->istate &= ~(uint32_t)VI_IRQS_PENDING;
 	desc->state |= VI_IRQD_INPROGRESS;
 	desc->running_cpu = cpu->id;
 	vi_unlock(&desc->lock);
 
-	result = vi_run_actions(cpu, desc);
-	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy)
-		vi_lx_add_interrupt_randomness(cpu, desc->irq);
-	if (!(desc->settings & VI_IRQ_NO_DEBUG))
-		vi_note_interrupt(cpu, desc, result);
+	vi_handle_irq_event_percpu(cpu, desc);
 
 	vi_lock(&desc->lock);
 	desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
@@ -165,14 +174,10 @@ void vi_resend_run(struct vi_cpu *cpu, void *data)
 		uint64_t bits = __atomic_exchange_n(&m->resend[word], 0, __ATOMIC_ACQ_REL);
 
 		for (; bits; bits &= bits - 1) {
-			struct vi_irq_desc *desc = m->desc[word * 64 + (uint32_t)__builtin_ctzll(bits)];
+			struct vi_irq_desc *desc = vi_load(&m->desc[word * 64 + (uint32_t)__builtin_ctzll(bits)]);
 
-			if (!desc)
-				continue;
-			if (desc->slot && m->engine == VI_ENGINE_FAST)
-				vi_slot_dispatch_slow(cpu, desc->slot);
-			else
-				desc->handle_irq(cpu, desc);
+			if (desc)
+				vi_desc_handle_irq(cpu, desc);
 		}
 	}
 }

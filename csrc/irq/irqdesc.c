@@ -71,9 +71,7 @@ int vi_irq_core_init(struct vi_machine *m)
 		vi_shuffle_places(m->seed, m->irq_columns, m->desc_place);
 	m->resend_tasklet.func = vi_resend_run;
 	for (uint32_t hwirq = 0; hwirq < VI_RELIDS; hwirq++) {
-		memset(&m->slot[hwirq], 0, sizeof(m->slot[hwirq]));
-		m->slot[hwirq].hwirq = hwirq;
-		vi_slot_unbind(m, hwirq);
+		vi_slot_init(m, hwirq);
 	}
 	for (uint32_t c = 0; c < n; c++) {
 		m->cpus[c].kstat = m->irq_counts + (size_t)c * m->irq_stride;
@@ -125,7 +123,7 @@ struct vi_irq_desc *vi_desc_create(struct vi_machine *m, uint32_t column)
 
 struct vi_irq_desc *vi_irq_to_desc(struct vi_machine *m, uint32_t irq)
 {
-	return irq < m->nr_irqs_max ? m->desc[irq] : NULL;
+	return irq < m->nr_irqs_max ? vi_load(&m->desc[irq]) : NULL;
 }
 
 int vi_irq_alloc_desc(struct vi_machine *m, uint32_t irq)
@@ -144,8 +142,10 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 
 	if (!desc)
 		return -EINVAL;
-	if (desc->action)
+	if (desc->action || (desc->slot && m->channel[desc->slot->hwirq]))
 		return -EBUSY;
+	if (vi_inside_interrupt(m))
+		return -EDEADLK;
 	if (desc->slot)
 		vi_slot_unbind(m, desc->slot->hwirq);
 	if (m->message_desc == desc)
@@ -153,6 +153,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 	if (m->toplevel_desc == desc)
 		m->toplevel_desc = NULL;
 	vi_store(&m->desc[irq], NULL);
+	vi_synchronize_cpus(m);
 	for (uint32_t c = 0; c < m->nr_cpus; c++)
 		vi_store_relaxed(&m->cpus[c].kstat[irq], 0);
 	free(desc->percpu_enabled);
@@ -237,7 +238,7 @@ int vi_irq_modify_settings(struct vi_machine *m, uint32_t irq, uint32_t clear, u
 			return -ENOMEM;
 	}
 	vi_lock(&desc->lock);
-	desc->settings = (desc->settings & ~clear) | set;
+	vi_store_relaxed(&desc->settings, (desc->settings & ~clear) | set);
 	desc->state = (desc->state & ~follow) | state_of_settings(desc->settings);
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);

@@ -21,7 +21,7 @@
  */
 static uint32_t stub_locked(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
-	struct vi_irq_desc *desc = vi_load(&cpu->m->desc[irq]);
+	struct vi_irq_desc *desc = irq ? vi_load(&cpu->m->desc[irq]) : NULL;
 	struct vi_irq_slot *slot = desc ? vi_load(&desc->slot) : NULL;
 
 	(void)dev_id;
@@ -75,7 +75,7 @@ static bool can_run_unlocked(struct vi_machine *m, const struct vi_irq_desc *des
 	return m->engine == VI_ENGINE_FAST && desc->flow == VI_FLOW_SIMPLE && action && !action->next && !action->exact &&
 	       !(desc->state & (VI_IRQD_DISABLED | VI_IRQD_INPROGRESS)) &&
 	       !(desc->istate & (VI_IRQS_PENDING | VI_IRQS_REPLAY | VI_IRQS_WAITING)) &&
-	       !desc->slow_users && !desc->irqs_unhandled && !desc->threads_handled_last && !desc->slot->drop &&
+	       !desc->slow_users && !vi_load_relaxed(&desc->irqs_unhandled) && !desc->slot->drop &&
 	       !vi_slot_hazard(m, desc->slot, vi_cpu_of(m, desc->slot->owner));
 }
 
@@ -97,6 +97,24 @@ void vi_slot_refresh(struct vi_machine *m, struct vi_irq_desc *desc)
 	vi_store(&slot->handler, desc->action->batched ? stub_batched : desc->action->handler);
 }
 
+/* An unmapped slot. Context: nobody can see it, or everybody finds the stub. */
+static void slot_reset(struct vi_irq_slot *slot)
+{
+	slot->drop = NULL;
+	slot->hazard_seq = 0;
+	vi_store_relaxed(&slot->owner, 0);
+	vi_store_relaxed(&slot->irq, 0);
+	vi_store_relaxed(&slot->dev_id, NULL);
+	vi_store(&slot->handler, stub_locked);
+}
+
+void vi_slot_init(struct vi_machine *m, uint32_t hwirq)
+{
+	memset(&m->slot[hwirq], 0, sizeof(m->slot[hwirq]));
+	m->slot[hwirq].hwirq = hwirq;
+	slot_reset(&m->slot[hwirq]);
+}
+
 void vi_slot_bind(struct vi_machine *m, uint32_t hwirq, struct vi_irq_desc *desc)
 {
 	struct vi_irq_slot *slot = &m->slot[hwirq];
@@ -111,54 +129,45 @@ void vi_slot_bind(struct vi_machine *m, uint32_t hwirq, struct vi_irq_desc *desc
 	vi_unlock(&desc->lock);
 }
 
-/* Context: no CPU runs the descriptor any more. */
+/**
+ * vi_slot_unbind() - unmap @hwirq, which is bound; afterwards no CPU knows the slot's descriptor from it
+ * Context: no lock, not inside an interrupt.
+ */
 void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq)
 {
 	struct vi_irq_slot *slot = &m->slot[hwirq];
 	struct vi_irq_desc *desc = slot->desc;
 
-	if (desc) {
-		vi_lock(&desc->lock);
-		vi_slot_fence(m, slot);
-		vi_store(&desc->slot, NULL);
-		vi_unlock(&desc->lock);
-		while (vi_slot_hazard(m, slot, NULL))
-			sched_yield();
-	}
 	vi_store(&m->domain.revmap[hwirq], NULL);
+	vi_lock(&desc->lock);
+	vi_slot_fence(m, slot);
+	vi_unlock(&desc->lock);
+	while (vi_slot_hazard(m, slot, NULL))	/* it may still account for what it ran */
+		sched_yield();
+	vi_lock(&desc->lock);
+	vi_store(&desc->slot, NULL);
 	vi_store(&slot->desc, NULL);
-	slot->drop = NULL;
-	vi_store_relaxed(&slot->owner, 0);
-	vi_store_relaxed(&slot->irq, 0);
-	slot->hazard_seq = 0;
-	vi_store(&slot->handler, stub_locked);
-	vi_store(&slot->dev_id, NULL);
+	vi_unlock(&desc->lock);
+	vi_synchronize_cpus(m);
+	slot_reset(slot);
 }
 
-/*
- * An arrival that may not be run from the slot: unmapped, being taken away, not owned by this CPU, or stubbed. Runs the flow handler
- * with its lock. slow_users keeps the slot a stub until the last CPU on this path has left.
+/**
+ * vi_slot_handle_irq() - run the flow handler of @desc with its lock, once nobody runs its handler from @slot
+ *
+ * slow_users keeps the slot a stub until the last CPU on this path has left.
+ * Context: @cpu's own thread, desc->lock not held.
  */
-uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot)
+void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_irq_desc *desc)
 {
 	struct vi_machine *m = cpu->m;
-	struct vi_irq_desc *desc = vi_load(&slot->desc);
 
-	if (!desc) {
-		vi_count(&cpu->lost.unmapped, 1);
-		return VI_IRQ_DEFERRED;
-	}
 	vi_lock(&desc->lock);
-	if (slot->drop) {
-		__atomic_fetch_add(slot->drop, 1, __ATOMIC_RELAXED);
-		vi_unlock(&desc->lock);
-		return VI_IRQ_DEFERRED;
-	}
 	vi_slot_fence(m, slot);
 	if (vi_slot_hazard(m, slot, cpu)) {
 		vi_unlock(&desc->lock);
 		m->domain.retrigger(cpu, slot->hwirq);
-		return VI_IRQ_DEFERRED;
+		return;
 	}
 	desc->slow_users++;
 	vi_unlock(&desc->lock);
@@ -169,6 +178,27 @@ uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot)
 	desc->slow_users--;
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);
+}
+
+/**
+ * vi_slot_dispatch_slow() - a claimed flag that may not be run from the slot: unmapped, being taken away, not owned, or stubbed
+ * Context: a scan on @cpu.
+ * Return: VI_IRQ_DEFERRED, always: it was accounted here.
+ */
+uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot)
+{
+	struct vi_irq_desc *desc = vi_load(&slot->desc);
+	uint64_t *drop;
+
+	if (!desc) {
+		vi_count(&cpu->lost.unmapped, 1);
+		return VI_IRQ_DEFERRED;
+	}
+	drop = vi_load_relaxed(&slot->drop);
+	if (drop)
+		__atomic_fetch_add(drop, 1, __ATOMIC_RELAXED);
+	else
+		vi_slot_handle_irq(cpu, slot, desc);
 	return VI_IRQ_DEFERRED;
 }
 
@@ -179,7 +209,9 @@ void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uin
 
 	vi_count(&cpu->kstat[slot->irq], 1);
 	vi_count(cpu->irqs_sum, desc->visible);
-	if (desc->settings & VI_IRQ_NO_DEBUG)
+	if (unlikely(result == VI_IRQ_WAKE_THREAD && cpu->m->hooks.report))
+		cpu->m->hooks.report(cpu, VI_REPORT_WAKE_WITHOUT_THREAD, desc->irq, result);
+	if (vi_load_relaxed(&desc->settings) & VI_IRQ_NO_DEBUG)
 		return;
 	vi_note_interrupt(cpu, desc, result);
 	vi_lock(&desc->lock);
@@ -202,10 +234,8 @@ void vi_batch_flush(struct vi_cpu *cpu)
 		m->hooks.batch(cpu, n, cpu->batch_irq, cpu->batch_result);
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t irq = cpu->batch_irq[i], result = cpu->batch_result[i];
-		struct vi_irq_desc *desc = m->desc[irq];
+		struct vi_irq_desc *desc = vi_load(&m->desc[irq]);
 
-		if (unlikely(!desc || !desc->slot))	/* freed by one of the handlers: nobody left to blame */
-			continue;
 		if (likely(result == VI_IRQ_HANDLED)) {
 			vi_count(&cpu->kstat[irq], 1);
 			vi_count(cpu->irqs_sum, desc->visible);
@@ -217,7 +247,7 @@ void vi_batch_flush(struct vi_cpu *cpu)
 
 int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t irq)
 {
-	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	struct vi_irq_desc *desc = irq ? vi_irq_to_desc(m, irq) : NULL;
 
 	if (hwirq >= VI_RELIDS)
 		return -ERANGE;
@@ -235,6 +265,10 @@ int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 		return -ERANGE;
 	if (!m->slot[hwirq].desc)
 		return -ENOENT;
+	if (m->channel[hwirq])
+		return -EBUSY;
+	if (vi_inside_interrupt(m))
+		return -EDEADLK;
 	vi_slot_unbind(m, hwirq);
 	return 0;
 }
@@ -262,7 +296,7 @@ void vi_desc_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t 
 void vi_slot_set_drop(struct vi_machine *m, struct vi_irq_desc *desc, uint64_t *drop)
 {
 	vi_lock(&desc->lock);
-	desc->slot->drop = drop;
+	vi_store_relaxed(&desc->slot->drop, drop);
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);
 }
@@ -279,11 +313,18 @@ int vi_irq_set_owner_cpu(struct vi_machine *m, uint32_t irq, uint32_t cpu)
 
 int vi_generic_handle_domain_irq(struct vi_machine *m, uint32_t cpu, uint32_t hwirq)
 {
-	if (cpu >= m->nr_cpus || hwirq >= VI_RELIDS || !vi_load(&m->slot[hwirq].desc))
+	struct vi_irq_desc *desc;
+	struct vi_cpu *c;
+	bool outermost;
+
+	if (cpu >= m->nr_cpus || hwirq >= VI_RELIDS)
 		return -EINVAL;
-	if (m->engine == VI_ENGINE_FAST)
-		vi_slot_dispatch_slow(vi_cpu_of(m, cpu), &m->slot[hwirq]);
-	else
-		m->domain.revmap[hwirq]->handle_irq(vi_cpu_of(m, cpu), m->domain.revmap[hwirq]);
-	return 0;
+	c = vi_cpu_of(m, cpu);
+	outermost = vi_irq_enter(c);
+	desc = vi_load(&m->domain.revmap[hwirq]);
+	if (desc)
+		vi_desc_handle_irq(c, desc);
+	if (outermost)
+		vi_irq_exit(c);
+	return desc ? 0 : -EINVAL;
 }

@@ -15,10 +15,24 @@ static struct vi_irqaction **last_link(struct vi_irq_desc *desc)
 	return link;
 }
 
+/* __enable_irq(). Return: the new depth, or -EPERM: unbalanced. Context: desc->lock. */
+static int enable_irq(struct vi_machine *m, struct vi_irq_desc *desc)
+{
+	if (desc->depth == 0 || (desc->depth == 1 && (desc->istate & VI_IRQS_SUSPENDED)))
+		return -EPERM;
+	if (desc->depth > 1)
+		return (int)--desc->depth;
+	vi_store_relaxed(&desc->settings, desc->settings | VI_IRQ_NOPROBE);
+	vi_desc_startup(m, desc);
+	(void)vi_desc_check_resend(m, desc);
+	return 0;
+}
+
 int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
 	const uint32_t reset = VI_IRQS_AUTODETECT | VI_IRQS_SPURIOUS_DISABLED | VI_IRQS_ONESHOT | VI_IRQS_WAITING;
+	bool first;
 
 	if (!desc || !action || !action->handler)
 		return -EINVAL;
@@ -29,21 +43,23 @@ int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *a
 	}
 	action->irq = irq;
 	action->next = NULL;
-	if (!desc->action) {
+	if (desc->slot)
+		vi_slot_fence(m, desc->slot);	/* the owner finds a chain of one as long as it runs it without a lock */
+	first = !desc->action;
+	if (first) {
 		desc->istate &= ~reset;		/* PENDING is kept: what came before the request replays */
 		desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
 		if (action->flags & VI_IRQF_ONESHOT)
 			desc->istate |= VI_IRQS_ONESHOT;
-	} else if (desc->istate & VI_IRQS_SPURIOUS_DISABLED) {
-		desc->istate &= ~(uint32_t)VI_IRQS_SPURIOUS_DISABLED;
-		if (desc->depth && --desc->depth == 0)
-			vi_desc_enable(m, desc);
 	}
-	vi_slot_refresh(m, desc);		/* a second action: the slot becomes a stub before the chain is two long */
-	desc->irq_count = 0;
-	desc->irqs_unhandled = 0;
+	vi_store_relaxed(&desc->irq_count, 0);
+	vi_store_relaxed(&desc->irqs_unhandled, 0);
 	vi_store(last_link(desc), action);
 	desc->nr_actions++;
+	if (!first && (desc->istate & VI_IRQS_SPURIOUS_DISABLED)) {
+		desc->istate &= ~(uint32_t)VI_IRQS_SPURIOUS_DISABLED;
+		(void)enable_irq(m, desc);
+	}
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);
 	return 0;
@@ -69,10 +85,13 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 		vi_slot_fence(m, desc->slot);
 	vi_store(link, action->next);
 	desc->nr_actions--;
-	if (!desc->action)
+	if (!desc->action) {
+		vi_store_relaxed(&desc->settings, desc->settings & ~(uint32_t)VI_IRQ_DISABLE_UNLAZY);
 		vi_desc_shutdown(m, desc);
+	}
 	vi_unlock(&desc->lock);
-	(void)vi_desc_synchronize(m, desc);
+	vi_desc_synchronize(m, desc);
+	vi_synchronize_cpus(m);		/* per-CPU flows run actions without IN_PROGRESS */
 
 	vi_lock(&desc->lock);
 	vi_slot_refresh(m, desc);
@@ -80,11 +99,27 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 	return 0;
 }
 
-/*
- * Wait until nobody runs a handler of @desc, neither on the locked path nor from the slot.
+/**
+ * vi_synchronize_cpus() - wait until every CPU has left the interrupt it takes now (synchronize_rcu)
+ *
+ * What was unlinked before the call is in nobody's hands after it.
  * Context: no lock, not inside an interrupt.
  */
-int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
+void vi_synchronize_cpus(struct vi_machine *m)
+{
+	for (uint32_t c = 0; c < m->nr_cpus; c++) {
+		uint32_t seq = __atomic_load_n(&m->cpus[c].irq_seq, __ATOMIC_SEQ_CST);
+
+		while ((seq & 1) && vi_load(&m->cpus[c].irq_seq) == seq)
+			sched_yield();
+	}
+}
+
+/**
+ * vi_desc_synchronize() - wait until nobody runs a handler of @desc, neither on the locked path nor from the slot
+ * Context: no lock, not inside an interrupt.
+ */
+void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 {
 	for (;;) {
 		bool busy;
@@ -93,7 +128,7 @@ int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 		busy = (desc->state & VI_IRQD_INPROGRESS) || (desc->slot && vi_slot_hazard(m, desc->slot, NULL));
 		vi_unlock(&desc->lock);
 		if (!busy)
-			return 0;
+			return;
 		sched_yield();
 	}
 }
@@ -101,7 +136,6 @@ int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 int vi_irq_synchronize(struct vi_machine *m, uint32_t irq)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
-	int result;
 
 	if (!desc)
 		return -EINVAL;
@@ -111,11 +145,11 @@ int vi_irq_synchronize(struct vi_machine *m, uint32_t irq)
 	if (desc->slot)
 		vi_slot_fence(m, desc->slot);	/* what runs from the slot now becomes a hazard to wait for */
 	vi_unlock(&desc->lock);
-	result = vi_desc_synchronize(m, desc);
+	vi_desc_synchronize(m, desc);
 	vi_lock(&desc->lock);
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);
-	return result;
+	return 0;
 }
 
 int vi_irq_startup(struct vi_machine *m, uint32_t irq, uint32_t resend)
@@ -184,19 +218,8 @@ int vi_irq_enable(struct vi_machine *m, uint32_t irq)
 	if (!desc)
 		return -EINVAL;
 	vi_lock(&desc->lock);
-	if (desc->depth == 0 || (desc->depth == 1 && (desc->istate & VI_IRQS_SUSPENDED))) {
-		vi_unlock(&desc->lock);
-		return -EPERM;
-	}
-	if (desc->depth == 1) {
-		desc->settings |= VI_IRQ_NOPROBE;
-		vi_desc_startup(m, desc);
-		(void)vi_desc_check_resend(m, desc);
-	} else {
-		desc->depth--;
-	}
+	depth = enable_irq(m, desc);
 	vi_slot_refresh(m, desc);
-	depth = (int)desc->depth;
 	vi_unlock(&desc->lock);
 	return depth;
 }

@@ -55,6 +55,8 @@ int vi_lx_chan_sched_legacy(struct vi_cpu *cpu)
 		ch = vi_load(&cpu->m->channel[relid]);
 		if (unlikely(!ch))
 			vi_count(&cpu->lost.unmapped, 1);
+		else if (unlikely(vi_load_relaxed(&ch->rescind)))
+			__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
 		else
 			vi_chan_arrival(cpu, ch);
 		rcu_barrier_here();
@@ -81,7 +83,7 @@ int vi_lx_chan_sched_rfc(struct vi_cpu *cpu)
 		claimed++;
 		rcu_barrier_here();
 		desc = vi_load(&cpu->m->domain.revmap[relid]);
-		ch = desc ? desc->handler_data : NULL;
+		ch = desc ? vi_load(&desc->handler_data) : NULL;
 		if (unlikely(!desc))
 			vi_count(&cpu->lost.unmapped, 1);
 		else if (unlikely(ch && vi_load_relaxed(&ch->rescind)))

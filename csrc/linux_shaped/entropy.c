@@ -50,8 +50,8 @@ __attribute__((noinline)) void vi_lx_add_interrupt_randomness(struct vi_cpu *cpu
 	uint64_t swapped = __builtin_bswap32(irq);
 
 	mix(pool->state, cycles(), (uint64_t)(uintptr_t)__builtin_return_address(0) ^ swapped << 32);
-	if (++pool->count < 1024 && cpu->m->time_ms < pool->last + 1000)
+	if (++pool->count < 1024 && vi_load_relaxed(&cpu->m->time_ms) < pool->last + 1000)
 		return;
 	pool->count = 0;
-	pool->last = cpu->m->time_ms;
+	pool->last = vi_load_relaxed(&cpu->m->time_ms);
 }

@@ -59,7 +59,7 @@ static noinline uint32_t copy_to_ring(const struct vi_lx_ring *ring, uint32_t at
 	return at;
 }
 
-static noinline int signal_on_write(struct vi_lx_ring *ring, uint32_t old_write)
+static inline int signal_on_write(struct vi_lx_ring *ring, uint32_t old_write)
 {
 	virt_mb();
 	if (index_of(&ring->hdr->interrupt_mask))
@@ -146,7 +146,7 @@ int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len,
 	return ring_write(ring, pieces, 3);
 }
 
-static noinline uint32_t iter_avail(const struct vi_lx_ring *ring)
+static inline uint32_t iter_avail(const struct vi_lx_ring *ring)
 {
 	const uint32_t read = ring->priv_read_index, write = __atomic_load_n(&ring->hdr->write_index, __ATOMIC_ACQUIRE);
 

@@ -174,45 +174,40 @@ static inline int vi_ring_must_signal_inline(struct vi_ring_writer *w)
 
 /* ---- reader ---------------------------------------------------------------------------------------------------------------- */
 
-/* Whether a descriptor needs no second look: its first word @head, against @room bytes that packet and trailer may take. */
-static inline bool vi_ring_packet_ok(uint32_t rules, uint64_t head, uint32_t room)
+/*
+ * The first word of the descriptor at the private index, if the snapshot has the packet with its trailer and nothing is odd about it;
+ * 0 if it needs a second look, which no descriptor in order is. Strict rules know the common types here.
+ */
+static inline uint64_t vi_ring_glance(const struct vi_ring_reader *r)
 {
-	const uint32_t type = (uint16_t)head, flags = (uint32_t)(head >> 48);
-	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
-
-	if (offset < VI_PKT_DESC || offset > len || len + VI_PKT_TRAILER > room)
-		return false;
-	if (likely(type == VI_PKT_DATA_INBAND || type == VI_PKT_COMP))
-		return rules == VI_RING_LINUX || flags <= VI_PKT_FLAG_COMPLETION;
-	return rules == VI_RING_LINUX;
-}
-
-/* Hand out a packet that was checked: the first word of its descriptor as @head, the rest where it stands. */
-static inline void vi_ring_hand_out(struct vi_ring_reader *r, uint64_t head, struct vi_packet *out)
-{
-	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
-	const uint8_t *at = r->data + r->priv_read_index;
-
-	__builtin_memcpy(out, &head, sizeof(head));
-	out->trans_id = vi_ring_load64(at + 8);
-	out->desc = at;
-	out->payload = at + offset;
-	out->payload_len = len - offset;
-	r->pkt_len = len;
-}
-
-/* The packet at the private index, if the snapshot has it and nothing is odd about it. */
-static inline bool vi_ring_look_quick(struct vi_ring_reader *r, struct vi_packet *out)
-{
+	const uint64_t strict_mask = 0xfffe00000000ffff;
+	uint32_t offset8, len8;
 	uint64_t head;
 
 	if (unlikely(r->avail < VI_PKT_DESC))
-		return false;
+		return 0;
 	head = vi_ring_load64(r->data + r->priv_read_index);
-	if (unlikely(!vi_ring_packet_ok(r->rules, head, r->avail)))
-		return false;
-	vi_ring_hand_out(r, head, out);
-	return true;
+	offset8 = (uint16_t)(head >> 16);
+	len8 = (uint16_t)(head >> 32);
+	if (unlikely(offset8 < VI_PKT_DESC / 8 || offset8 > len8 || len8 * 8 + VI_PKT_TRAILER > r->avail))
+		return 0;
+	if (r->rules != VI_RING_LINUX && (head & strict_mask) != VI_PKT_DATA_INBAND && (head & strict_mask) != VI_PKT_COMP)
+		return 0;
+	return head;
+}
+
+/* Hand out a packet that was checked: @head and @trans_id as fetched, the bytes at @desc. */
+static inline void vi_ring_hand_out(struct vi_ring_reader *r, uint64_t head, uint64_t trans_id, const uint8_t *desc,
+				    struct vi_packet *out)
+{
+	const uint32_t offset = (uint16_t)(head >> 16) * 8u, len = (uint16_t)(head >> 32) * 8u;
+
+	r->pkt_len = len;
+	__builtin_memcpy(out, &head, sizeof(head));
+	out->trans_id = trans_id;
+	out->desc = desc;
+	out->payload = desc + offset;
+	out->payload_len = len - offset;
 }
 
 /* Step over the packet handed out, if there is one. */

@@ -112,6 +112,7 @@ static int vi_ring_judge(struct vi_ring_reader *r, uint64_t head)
 static __attribute__((noinline)) int vi_ring_look(struct vi_ring_reader *r, uint32_t limit, struct vi_packet *out)
 {
 	int ret = vi_ring_refresh(r);
+	const uint8_t *at;
 	uint64_t head;
 
 	r->pkt_len = 0;
@@ -131,27 +132,26 @@ static __attribute__((noinline)) int vi_ring_look(struct vi_ring_reader *r, uint
 		if ((head >> 32 & 0xffff) * 8 > limit)
 			return -ENOBUFS;
 	}
-	vi_ring_hand_out(r, head, out);
+	at = r->data + r->priv_read_index;
+	vi_ring_hand_out(r, head, vi_ring_load64(at + 8), at, out);
 	return 1;
 }
 
 static inline int vi_ring_first_view_inline(struct vi_ring_reader *r, struct vi_packet *out)
 {
-	if (likely(vi_ring_look_quick(r, out)))
-		return 1;
-	return vi_ring_look(r, VI_PKT_LEN_MAX, out);
+	const uint64_t head = vi_ring_glance(r);
+	const uint8_t *at = r->data + r->priv_read_index;
+
+	if (unlikely(!head))
+		return vi_ring_look(r, VI_PKT_LEN_MAX, out);
+	vi_ring_hand_out(r, head, vi_ring_load64(at + 8), at, out);
+	return 1;
 }
 
-/* Copy a packet with its descriptor as checked, not as it stands in the ring by now. */
-static inline void vi_ring_copy_desc(const struct vi_packet *p, uint8_t *dst)
-{
-	__builtin_memcpy(dst, p, VI_PKT_DESC);
-}
-
-/* Any packet, any length. Return: 1; -EIO, strict, if the peer has taken the ranges back since they were looked at. */
+/* Copy a packet, its descriptor as checked and not as it stands in the ring by now. Return: 1; -EIO, strict, if the peer has taken the ranges back since they were looked at. */
 static __attribute__((noinline)) int vi_ring_copy_out(struct vi_ring_reader *r, struct vi_packet *p, uint8_t *dst)
 {
-	vi_ring_copy_desc(p, dst);
+	__builtin_memcpy(dst, p, VI_PKT_DESC);
 	vi_ring_copy(dst + VI_PKT_DESC, p->desc + VI_PKT_DESC, p->len8 * 8u - VI_PKT_DESC);
 	p->desc = dst;
 	p->payload = dst + p->offset8 * 8u;
@@ -169,19 +169,26 @@ static __attribute__((noinline)) int vi_ring_first_any(struct vi_ring_reader *r,
 	return ret <= 0 ? ret : vi_ring_copy_out(r, out, r->pkt_buffer);
 }
 
-/* Look, copy into pkt_buffer, point there. The quick way is for small packets of the common types and makes no call. */
+/* Look, copy into pkt_buffer, point there. The quick way is for small packets in order and makes no call. */
 static inline int vi_ring_first_inline(struct vi_ring_reader *r, struct vi_packet *out)
 {
+	const uint64_t head = vi_ring_glance(r);
+	const uint8_t *at = r->data + r->priv_read_index;
+	const uint32_t len = (uint16_t)(head >> 32) * 8u;
 	uint8_t *dst = r->pkt_buffer;
+	uint64_t trans_id;
 
-	if (unlikely(!vi_ring_look_quick(r, out) || r->pkt_len > r->pkt_buffer_size))
+	if (unlikely(!head || len > r->pkt_buffer_size))
 		return vi_ring_first_any(r, out);
-	if (r->pkt_len - VI_PKT_DESC > VI_COPY_INLINE_MAX)
+	trans_id = vi_ring_load64(at + 8);
+	if (len - VI_PKT_DESC > VI_COPY_INLINE_MAX) {
+		vi_ring_hand_out(r, head, trans_id, at, out);
 		return vi_ring_copy_out(r, out, dst);
-	vi_ring_copy_desc(out, dst);
-	vi_ring_copy_small(dst + VI_PKT_DESC, out->desc + VI_PKT_DESC, r->pkt_len - VI_PKT_DESC);
-	out->payload = dst + (out->payload - out->desc);
-	out->desc = dst;
+	}
+	vi_ring_hand_out(r, head, trans_id, dst, out);
+	vi_ring_store64(dst, head);
+	vi_ring_store64(dst + 8, trans_id);
+	vi_ring_copy_small(dst + VI_PKT_DESC, at + VI_PKT_DESC, len - VI_PKT_DESC);
 	return 1;
 }
 

@@ -1,7 +1,7 @@
-"""A slow second reading of the kernel's mask and list parsers: byte by byte, with sets, sharing nothing with the package.
+"""A slow second reading of the kernel's mask and list parsers: byte by byte, with sets, nothing of the package in it.
 
-Written from the rules of lib/bitmap-str.c (v6.10) as a transcript of what the kernel's pointers do. An errno comes back as a
-number, a mask as a set of CPUs.
+Written from the rules of lib/bitmap-str.c (v6.10) as a transcript of what the kernel's pointers do. An errno comes back
+as a number, a mask as a set of CPUs.
 """
 
 from __future__ import annotations

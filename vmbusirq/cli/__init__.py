@@ -1,0 +1,82 @@
+"""The command line. Each sub-command is imported when it is called, so that start-up stays as fast as the interpreter's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+Command = Callable[[argparse.Namespace], int]
+
+_MACHINE_OPTIONS = "machine"
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the machine")
+    group.add_argument("-s", "--scenario", default="rfc-gen2-8vcpu", metavar="NAME", help="a built-in name or a TOML file")
+    group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, ...")
+    group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
+    group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="fixes every choice that is left open")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vmbusirq", description="A wind tunnel for interrupt designs: an emulated Hyper-V guest and its interrupts."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str, *, machine: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if machine:
+            _add_machine_options(sub)
+        sub.add_argument("--json", action="store_true", help="machine-readable output")
+        return sub
+
+    run = command("run", "boot the machine, drive the scenario's traffic, print /proc/interrupts")
+    run.add_argument("--format", choices=("text", "table"), default="text", help="the file itself, or a heat table")
+    cat = command("cat", "print emulated files after the scenario has run")
+    cat.add_argument("paths", nargs="+", metavar="PATH")
+    listing = command("ls", "list emulated files after the scenario has run")
+    listing.add_argument("paths", nargs="*", default=["/"], metavar="PATH")
+    listing.add_argument("-l", dest="long", action="store_true", help="with mode and size")
+    command("dmesg", "print the guest's log after the scenario has run")
+    parse = command("parse", "read a real /proc/interrupts of any generation", machine=False)
+    parse.add_argument("file", metavar="FILE", help="- for standard input")
+    parse.add_argument("--render", action="store_true", help="print it again from what was understood")
+    bench = command("bench", "measure the demux hot path, the ring, or rendering", machine=False)
+    bench.add_argument("what", choices=("demux", "ring", "render"))
+    bench.add_argument("--rounds", type=int, default=None, metavar="N", help="samples per contender")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0, 1 for a verdict, 2 for input that cannot be used."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"vmbusirq {version('vmbusirq')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        command: Command = import_module(f"vmbusirq.cli.{args.command}").command
+        status = command(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"vmbusirq {args.command}: {error}", file=sys.stderr)
+        return 2

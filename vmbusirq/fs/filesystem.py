@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final
 
 from vmbusirq.errors import IrqError
-from vmbusirq.fs.node import SYSFS, Directory, File, FsType, Node, StaticDirectory, Symlink
+from vmbusirq.fs.node import SYSFS, Directory, File, Node, StaticDirectory, Symlink
 
 __all__ = ["FileSystem", "Handle"]
 
@@ -24,8 +24,8 @@ _MODES: Final = {"r": (True, False), "w": (False, True), "r+": (True, True)}
 class Handle:
     """An open file.
 
-    Its text is made when a read begins at offset 0, or when there is none yet; other reads come from that text, so that a
-    table never tears between two reads (fs/seq_file.c).
+    Its text is made when a read begins at offset 0, or when there is none yet; other reads come from that text, so that
+    a table never tears between two reads (fs/seq_file.c).
     """
 
     __slots__ = ("_node", "_readable", "_text", "_writable", "closed", "path", "position")
@@ -42,7 +42,9 @@ class Handle:
     def __enter__(self) -> Handle:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -60,14 +62,19 @@ class Handle:
         """Return up to ``size`` bytes from the position on, all of them when it is negative.
 
         Raises:
-            IrqError: EBADF when not open for reading; EIO (sysfs: ENODEV) when its object is gone; what making the text raises.
+            IrqError: EBADF when not open for reading; EIO (sysfs: ENODEV) when its object is gone; what making the text
+                raises.
         """
         data = self.pread(size, self.position)
         self.position += len(data)
         return data
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Return up to ``size`` bytes from ``offset`` on; the position stays. Raises as read(), EINVAL for a negative offset."""
+        """Return up to ``size`` bytes from ``offset`` on; the position stays.
+
+        Raises:
+            IrqError: EINVAL for a negative offset; else as read().
+        """
         self._check(self._readable, "reading")
         if offset < 0:
             raise IrqError(errno.EINVAL, f"{self.path}: cannot read at offset {offset}")
@@ -80,7 +87,9 @@ class Handle:
         """Set the position and return it. Raises IrqError(EINVAL): before the start, or relative to the end."""
         self._check(True, "")
         if whence not in (io.SEEK_SET, io.SEEK_CUR):
-            raise IrqError(errno.EINVAL, f"{self.path}: has no end to seek from; its size is not known before it is read")
+            raise IrqError(
+                errno.EINVAL, f"{self.path}: has no end to seek from; its size is not known before it is read"
+            )
         position = offset + (self.position if whence == io.SEEK_CUR else 0)
         if position < 0:
             raise IrqError(errno.EINVAL, f"{self.path}: cannot seek to {position}")
@@ -91,8 +100,8 @@ class Handle:
         """Hand over one whole value, wherever the position is; return the bytes taken.
 
         Raises:
-            IrqError: EBADF when not open for writing, EIO when the file cannot be written or its object is gone; else what the
-                kernel returns for ``data``.
+            IrqError: EBADF when not open for writing, EIO when the file cannot be written or its object is gone; else
+                what the kernel returns for ``data``.
         """
         self._check(self._writable, "writing")
         raw = data.encode() if isinstance(data, str) else bytes(data)
@@ -116,8 +125,8 @@ class Handle:
 class FileSystem:
     """The emulated files of one machine, by absolute path.
 
-    Errors are :class:`IrqError` with the errno of the system call: ENOENT, ENOTDIR, EISDIR, EACCES, ELOOP, ENAMETOOLONG for
-    the path, EINVAL for one that is not absolute; for the rest see each call.
+    Errors are :class:`IrqError` with the errno of the system call: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG for the path,
+    EINVAL for one that is not absolute; for the rest see each call.
     """
 
     def __init__(self, root: StaticDirectory | None = None) -> None:
@@ -189,8 +198,8 @@ class FileSystem:
         """Open a file: ``r``, ``w`` (as a shell's > does: create, truncate, which changes nothing here) or ``r+``.
 
         Raises:
-            IrqError: for the path; EISDIR for a directory, EACCES for a sysfs file that cannot be written, or that does not
-                exist and would have to be created; EINVAL for another ``mode``.
+            IrqError: for the path; EISDIR for a directory, EACCES for a sysfs file that cannot be written, or that does
+                not exist and would have to be created; EINVAL for another ``mode``.
         """
         if mode not in _MODES:
             raise IrqError(errno.EINVAL, f"{path}: cannot be opened as {mode!r}; use 'r', 'w' or 'r+'")
@@ -198,7 +207,9 @@ class FileSystem:
         try:
             node = self.lookup(path)
         except IrqError as error:
-            raise self._create_error(path, error) if mode == "w" else error
+            if mode == "w" and error.errno == errno.ENOENT:
+                self._check_create(path)
+            raise
         if not isinstance(node, File):
             raise IrqError(errno.EISDIR, f"{path}: is a directory; list it instead")
         refused = node.fstype.open_errno
@@ -206,16 +217,11 @@ class FileSystem:
             raise IrqError(refused, f"{path}: cannot be opened for writing; it can only be read")
         return Handle(path, node, readable, writable)
 
-    def _create_error(self, path: str, error: IrqError) -> IrqError:
-        """Return what creating a missing file gives: the directory's own errno, when only the last name is missing."""
-        if error.errno != errno.ENOENT:
-            return error
-        try:
-            parent = self.lookup(posixpath.dirname(path.rstrip("/")) or "/")
-        except IrqError:
-            return error
-        refused = parent.fstype.create_errno
-        return error if refused == errno.ENOENT else IrqError(refused, f"{path}: does not exist and cannot be created")
+    def _check_create(self, path: str) -> None:
+        """Raise what creating a missing file gives where the directory has an errno of its own for that."""
+        parent = self.lookup(_parent(path))
+        if parent.fstype.create_errno != errno.ENOENT:
+            raise IrqError(parent.fstype.create_errno, f"{path}: does not exist and cannot be created")
 
     def read(self, path: str) -> bytes:
         """Return a file's whole text. Raises IrqError as open(), and what making the text raises."""
@@ -231,7 +237,10 @@ class FileSystem:
             return handle.write(data)
 
     def listdir(self, path: str) -> list[str]:
-        """Return the names in a directory: in procfs short ones first, then by bytes; in sysfs by bytes. Raises for the path."""
+        """Return the names in a directory: in procfs short ones first, then by bytes; in sysfs by bytes.
+
+        Raises IrqError for the path.
+        """
         return self._directory(path).listdir()
 
     def _directory(self, path: str) -> Directory:
@@ -241,7 +250,7 @@ class FileSystem:
         return node
 
     def stat(self, path: str) -> os.stat_result:
-        """Return mode, size and block size as the kernel shows them; times and inode numbers are 0. Follows symlinks."""
+        """Return mode, size and block size as the kernel shows them; times and inode numbers are 0."""
         return self.lookup(path).stat()
 
     def lstat(self, path: str) -> os.stat_result:
@@ -289,8 +298,12 @@ class FileSystem:
         """Fail: EEXIST, ENOENT in procfs, EPERM in sysfs, or what the path raises."""
         if self.exists(path):
             raise IrqError(errno.EEXIST, f"{path}: exists already")
-        parent: FsType = self._directory(posixpath.dirname(path.rstrip("/")) or "/").fstype
-        raise IrqError(parent.mkdir_errno, f"{path}: no directory can be made in {parent.name}")
+        fstype = self._directory(_parent(path)).fstype
+        raise IrqError(fstype.mkdir_errno, f"{path}: no directory can be made in {fstype.name}")
+
+
+def _parent(path: str) -> str:
+    return posixpath.dirname(path.rstrip("/")) or "/"
 
 
 def _components(path: str) -> list[str]:

@@ -164,7 +164,7 @@ class File(Node):
         """Take one write(2), which is one whole value; return the bytes taken.
 
         Raises:
-            IrqError: EIO when it has no write function or its object is gone; else what the kernel returns for ``data``.
+            IrqError: EIO without write function, ``fstype.gone_errno``; else what the kernel returns for ``data``.
         """
         self.check_alive()
         if self._store is None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.fs import seq
 from vmbusirq.fs.rows import CHIP_WIDTH_MIN, LEADING, TRAILING, IrqText
-from vmbusirq.fs.split import Reading, from_bytes, split_loose, split_strict
+from vmbusirq.fs.split import Reading, from_bytes, is_unlikely, split_loose, split_strict
 from vmbusirq.generations import GENERATIONS, Generation, TextLayout
 
 __all__ = ["InterruptsRow", "InterruptsTable", "Notice", "ParseError", "RowKind", "parse_interrupts"]
@@ -180,9 +180,8 @@ def parse_interrupts(data: bytes) -> InterruptsTable:
     rows = [reader.parse(number, start, line) for number, (start, line) in enumerate(lines, start=2)]
     layouts, width = _matching_layouts(rows)
     layout = layouts[0] if layouts else _likeliest_layout(rows)
-    table = InterruptsTable(
-        cpus, reader.prec, tuple(_finish(row, layout, width) for row in rows), False, (), (), layout, width
-    )
+    finished = tuple(_finish(row, layout if layouts else None) for row in rows)
+    table = InterruptsTable(cpus, reader.prec, finished, False, (), (), layout, width)
     printed = table.render()
     exact = printed == data
     notices = [*reader.notices] if exact else [*reader.notices, _first_difference(data, printed)]
@@ -334,33 +333,26 @@ class _Reader:
             reading = split_strict(layout, self.prec, row.rest)
             if reading is not None:
                 readings[layout.name] = reading
-        if not readings:
-            loose = split_loose(row.rest)
-            if loose is None:
-                column = row.column + len(row.rest) - len(row.rest.lstrip()) + 1
-                raise ParseError(row.line, column, f"expected a chip name, found {_quote(row.rest)}")
-            readings[""] = (None, loose)
+        if not readings and split_loose(row.rest) is None:
+            column = row.column + len(row.rest) - len(row.rest.lstrip()) + 1
+            raise ParseError(row.line, column, f"expected a chip name, found {_quote(row.rest)}")
         row.readings = readings
 
 
 def _matching_layouts(rows: Sequence[_Line]) -> tuple[list[TextLayout], int]:
-    """Return the layouts that explain every row, and the width of the chip field if one lets it grow."""
+    """Return the likeliest layouts that explain every row, and the width of the chip field if one lets it grow."""
     width = CHIP_WIDTH_MIN
     matching = []
     for layout in LAYOUTS:
         if not all(_explains(layout, row) for row in rows):
             continue
-        widths = {row.readings[layout.name][0] for row in rows if row.kind == "irq"} - {None}
+        readings = [row.readings[layout.name] for row in rows if row.kind == "irq"]
+        widths = {reading[0] for reading in readings} - {None}
         if len(widths) <= 1:
-            matching.append(layout)
+            matching.append((sum(is_unlikely(text) for _, text in readings), layout))
             width = next(iter(widths), None) or width
-    matching.sort(key=lambda layout: sum(_prints(row, layout) for row in rows))
-    return matching, width
-
-
-def _prints(row: _Line, layout: TextLayout) -> bool:
-    """Tell whether a layout explains a row only by a chip that prints itself: the less likely reading."""
-    return row.kind == "irq" and row.readings[layout.name][1].chip_prints
+    fewest = min((unlikely for unlikely, _ in matching), default=0)
+    return [layout for unlikely, layout in matching if unlikely == fewest], width
 
 
 def _explains(layout: TextLayout, row: _Line) -> bool:
@@ -375,11 +367,16 @@ def _likeliest_layout(rows: Sequence[_Line]) -> TextLayout:
     return max(LAYOUTS, key=lambda layout: sum(_explains(layout, row) for row in rows))
 
 
-def _finish(row: _Line, layout: TextLayout, width: int) -> InterruptsRow:
+def _finish(row: _Line, layout: TextLayout | None) -> InterruptsRow:
+    """Make the row of the table; without a layout that explains all rows, words count for more than columns."""
     if row.kind != "irq":
         return InterruptsRow(row.label, row.kind, row.counts, text=from_bytes(row.rest.strip()))
-    reading = row.readings.get(layout.name) or next(iter(row.readings.values()))
-    return InterruptsRow(row.label, row.kind, row.counts, reading[1])
+    if layout is not None:
+        irq = row.readings[layout.name][1]
+    else:
+        strict = [text for _, text in row.readings.values()]
+        irq = next((text for text in strict if text.hwirq is not None), None) or split_loose(row.rest) or strict[0]
+    return InterruptsRow(row.label, row.kind, row.counts, irq)
 
 
 def _could_print(known: Generation, layouts: Sequence[TextLayout], table: InterruptsTable) -> bool:

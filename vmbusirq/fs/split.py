@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from vmbusirq.fs.rows import CHIP_WIDTH_MIN, FLOW_WIDTH, IrqText, irq_suffix
 from vmbusirq.generations import TextLayout
 
-__all__ = ["Reading", "from_bytes", "split_loose", "split_strict"]
+__all__ = ["Reading", "from_bytes", "is_unlikely", "split_loose", "split_strict"]
 
 Reading = tuple[int | None, IrqText]
 """Width of the chip field (None: the row does not tell), and what the row says."""
@@ -39,17 +39,22 @@ def split_strict(layout: TextLayout, prec: int, rest: bytes) -> Reading | None:
         prec: width of the hwirq column.
         rest: from the byte after the last digit to the end of the line, newline excluded.
     Returns:
-        The only sensible reading, or None if the layout cannot have printed these bytes.
+        The likeliest reading, or None if the layout cannot have printed these bytes.
     """
-    doubtful = None
+    unlikely = None
     for fields in (_with_hwirq(layout, prec, rest), _without_domain(layout, prec, rest)):
         for width, text in fields:
             if irq_suffix(layout, prec, width or CHIP_WIDTH_MIN, text) != rest:
                 continue
-            if not text.actions or not text.actions[0].startswith(" "):
+            if not is_unlikely(text):
                 return width, text
-            doubtful = doubtful or (width, text)
-    return doubtful
+            unlikely = unlikely or (width, text)
+    return unlikely
+
+
+def is_unlikely(text: IrqText) -> bool:
+    """Tell whether a reading is a last resort: a chip that prints itself, or an action that begins with a blank."""
+    return text.chip_prints or (bool(text.actions) and text.actions[0].startswith(" "))
 
 
 def _with_hwirq(layout: TextLayout, prec: int, rest: bytes) -> Iterator[Reading]:
@@ -75,13 +80,16 @@ def _without_domain(layout: TextLayout, prec: int, rest: bytes) -> Iterator[Read
 
 
 def _chips(layout: TextLayout, rest: bytes, end: int) -> Iterator[tuple[int | None, str, bool]]:
-    """Yield the ways to read the bytes before ``end`` as a chip: (width of the field, text, printed by the chip)."""
+    """Yield the ways to read the bytes before ``end`` as a chip: (width of the field, text, printed by the chip).
+
+    Names hold single blanks only; a run of them is the edge of a field.
+    """
+    if b"  " in rest[:end].strip():
+        return
     field = rest[layout.chip_gap : max(end, 0)]
-    if layout.chip_left:
-        if len(field) >= CHIP_WIDTH_MIN and field.rstrip():
-            yield len(field), from_bytes(field.rstrip()), False
-    elif len(field) >= CHIP_WIDTH_MIN and field.lstrip():
-        yield None, from_bytes(field.lstrip() if len(field) == CHIP_WIDTH_MIN else field), False
+    chip = field.rstrip() if layout.chip_left else field if len(field) > CHIP_WIDTH_MIN else field.lstrip()
+    if chip and len(field) >= CHIP_WIDTH_MIN and chip == chip.strip():
+        yield len(field) if layout.chip_left else None, from_bytes(chip), False
     printed = rest[layout.printed_chip_gap : max(end, 0)]
     if printed and printed == printed.strip():
         yield None, from_bytes(printed), True

@@ -14,7 +14,7 @@ __all__ = ["CpuTimes", "KernelView", "StatPresets"]
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Busy time of one CPU since boot, in jiffies of user space (USER_HZ, 10 ms), as /proc/stat has it; idle is what is left."""
+    """Busy time of one CPU since boot, in jiffies of user space (USER_HZ, 10 ms); idle is what is left."""
 
     user: int = 0
     nice: int = 0
@@ -70,7 +70,7 @@ class KernelView(Protocol):
 
     @property
     def arch_rows(self) -> tuple[ArchRow, ...]:
-        """x86: the rows that this machine shows below its IRQs, in the order of X86_ROWS, each with its part in the total."""
+        """x86: the rows shown below the IRQs, in the order of X86_ROWS, and whether each is part of the total."""
 
     @property
     def ipi_irqs(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Where an IRQ is delivered: what was asked, what the chip did, hints, notifiers (kernel/irq/manage.c and migration.c, v6.10).
+"""Where an IRQ is delivered: what was asked, what the chip did, hints, notifiers.
 
-The core passes the online part of a request to the chip and stores the request itself. It never touches the effective mask,
-which is the chip's to update, except for an IRQ that can only be set once it is activated.
+The core passes the online part of a request to the chip and stores the request itself. It never touches the effective
+mask, which is the chip's to update, except for an IRQ that can only be set once it is activated (kernel/irq/manage.c
+and migration.c, v6.10).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Final
 
 from vmbusirq.cpumask import bitmap_parselist, format_pbl
@@ -42,8 +44,8 @@ SET_MASK_RESULTS: Final = (IRQ_SET_MASK_OK, IRQ_SET_MASK_OK_NOCOPY, IRQ_SET_MASK
 class IrqAffinityNotify:
     """Who hears of affinity changes of one IRQ (struct irq_affinity_notify).
 
-    ``notify`` gets the new mask, later and in process context; several changes before that give one call. ``release`` is
-    called when another notifier, or none, takes its place.
+    ``notify`` gets the new mask, later and in process context; several changes before that give one call. ``release``
+    is called when another notifier, or none, takes its place.
     """
 
     def __init__(self, notify: Callable[[int], object], release: Callable[[], object] = lambda: None) -> None:
@@ -110,7 +112,8 @@ class AffinityLayer(DescTable):
         """Move an IRQ to the CPUs of ``mask``; what is offline in it is stored and shown, but not used.
 
         Raises:
-            IrqError(EINVAL): no such IRQ, a chip that cannot move it, no CPU of the mask is online; others from the chip.
+            IrqError(EINVAL): no such IRQ, a chip that cannot move it, no CPU of the mask is online.
+            IrqError: whatever the chip raises.
 
         See: kernel/irq/manage.c, irq_set_affinity, v6.10.
         """
@@ -119,7 +122,7 @@ class AffinityLayer(DescTable):
     def irq_set_affinity_user(self, irq: int, mask: int) -> None:
         """Do what a write to smp_affinity does with the mask it parsed.
 
-        Whether user space may set it at all, and with which errno it is told, is can_set_affinity_usr() and the caller's.
+        Whether user space may set it at all is can_set_affinity_usr(); the errno of a refusal is the caller's.
 
         Raises:
             IrqError(EINVAL): no CPU of the mask is online; others as irq_set_affinity().
@@ -143,7 +146,7 @@ class AffinityLayer(DescTable):
         if desc.chip.irq_set_affinity is None:
             raise IrqError(
                 errno.EINVAL,
-                f"irq {desc.irq}: cannot move to {cpus_text(mask)}: chip {desc.chip.name} cannot move irqs",
+                f"irq {desc.irq}: cannot move to {cpus_text(mask)}: its chip {desc.chip.name} cannot",
             )
         if desc.state & IRQD_AFFINITY_ON_ACTIVATE and not desc.state & IRQD_ACTIVATED:
             desc.affinity = mask
@@ -189,7 +192,7 @@ class AffinityLayer(DescTable):
         if result not in SET_MASK_RESULTS:
             raise IrqError(
                 errno.EINVAL,
-                f"irq {desc.irq}: chip {desc.chip.name} irq_set_affinity returned {result}: not an IRQ_SET_MASK_*",
+                f"irq {desc.irq}: chip {desc.chip.name} irq_set_affinity returned {result}",
             )
         if result != IRQ_SET_MASK_OK_NOCOPY:
             desc.affinity = mask
@@ -204,26 +207,24 @@ class AffinityLayer(DescTable):
         if mask & ~self.possible:
             raise IrqError(
                 errno.EINVAL,
-                f"{who}: the mask names a cpu past the last (EINVAL); possible: {format_pbl(self.possible)}",
+                f"{who}: cpu {mask.bit_length() - 1} is past the last; cpus are 0-{self.nr_cpus - 1}",
             )
 
     def _not_online(self, who: str, mask: int) -> IrqError:
         online = format_pbl(self.online)
         if not mask:
             return IrqError(errno.EINVAL, f"{who}: an empty cpu set (EINVAL); online: {online}")
-        is_are = "is" if mask.bit_count() == 1 else "are"
         cpus = cpus_text(mask)
-        return IrqError(
-            errno.EINVAL, f"{who}: cannot move to {cpus}: {cpus} {is_are} offline (EINVAL); online: {online}"
-        )
+        offline = f"{cpus} {'is' if mask.bit_count() == 1 else 'are'} offline"
+        return IrqError(errno.EINVAL, f"{who}: cannot move to {cpus}: {offline} (EINVAL); online: {online}")
 
     # ---- moves that wait for the IRQ's next interrupt
 
     def irq_move_irq(self, irq: int) -> None:
         """Do a move that waits for this IRQ's next interrupt, now that one has come (irq_move_irq).
 
-        Nothing happens while the IRQ is disabled. A chip that is busy leaves the move pending. The kernel calls it from the
-        chip's ack; here the descriptor's lock is held there, so whoever delivers to such a chip calls it afterwards.
+        Nothing happens while the IRQ is disabled. A chip that is busy leaves the move pending. The kernel calls it from
+        the chip's ack; here the descriptor's lock is held there, so who delivers to such a chip calls it afterwards.
         """
         self._own()
         desc = self.irq_to_desc(irq)
@@ -271,10 +272,8 @@ class AffinityLayer(DescTable):
         self._start_on(desc, mask)
 
     def _start_on(self, desc: IrqDesc, mask: int) -> None:
-        try:
+        with suppress(IrqError):  # startup goes on wherever the chip delivers to now, as in the kernel
             run(self._do_set_affinity(desc, mask))
-        except IrqError:
-            pass  # startup goes on wherever the chip delivers to now, as in the kernel
 
     def set_default_affinity(self, mask: int) -> None:
         """Set the mask of IRQs that are allocated or started later (a write to default_smp_affinity).
@@ -310,10 +309,8 @@ class AffinityLayer(DescTable):
         """
         self.irq_update_affinity_hint(irq, hint)
         if hint is not None:
-            try:
+            with suppress(IrqError):
                 self.irq_set_affinity(irq, hint)
-            except IrqError:
-                pass
 
     def irq_set_affinity_notifier(self, irq: int, notify: IrqAffinityNotify | None) -> None:
         """Let ``notify`` hear of affinity changes; the one before is released and hears of nothing that was queued.

@@ -1,7 +1,7 @@
 """Where C calls Python: one trampoline per kind of callee, the object travels as a handle.
 
-An exception cannot cross C. What a callee raises makes its arrival IRQ_NONE, is kept by the :class:`Owner` of the machine,
-and is raised again at the public edge by :meth:`Owner.reraise`.
+An exception cannot cross C. What a callee raises makes its arrival IRQ_NONE, is kept by the :class:`Owner` of the
+machine, and is raised again at the public edge by :meth:`Owner.reraise`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Interrupt controllers: what each can do, in Python callables or in nothing at all (struct irq_chip, v6.10).
 
-A callback that does nothing still matters: without ``irq_mask`` and ``irq_unmask`` an IRQ stays MASKED in its state for ever.
-Such a callback is :func:`nop`; the core then never leaves C for it.
+A callback that does nothing still matters: without ``irq_mask`` and ``irq_unmask`` an IRQ stays MASKED in its state for
+ever. Such a callback is :func:`nop`; the core then never leaves C for it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class IrqChip:
 
     Attributes:
         name: shown in /proc/interrupts; None for a chip without one.
-        irq_set_affinity: (desc, mask, force) with ``mask`` already cut to online CPUs unless forced. Sets the effective mask
-            and returns IRQ_SET_MASK_OK, _NOCOPY or _DONE, or raises IrqError; may be a step generator that does so.
+        irq_set_affinity: (desc, mask, force) with ``mask`` already cut to online CPUs unless forced. Sets the effective
+            mask and returns IRQ_SET_MASK_OK, _NOCOPY or _DONE, or raises IrqError; may be a step generator doing that.
         irq_set_type: (desc, IRQ_TYPE_* bits), returns as above.
-        irq_request_resources, irq_release_resources: called before the first and after the last action; may raise IrqError.
+        irq_request_resources, irq_release_resources: called before the first and after the last action.
         irq_print_chip: text for /proc/interrupts instead of the name.
         irq_ack ... irq_retrigger: (desc, cpu). They run under the descriptor's lock and may not call the core.
         eoi_if_handled, oneshot_safe: IRQCHIP_EOI_IF_HANDLED, IRQCHIP_ONESHOT_SAFE.

@@ -23,8 +23,8 @@ BOGUS_REPORTS_MAX = 100  # kernel/irq/spurious.c, report_bad_irq
 class IrqCore(DomainLayer):
     """genirq over a ``struct vi_machine *``.
 
-    The machine is kept alive as long as this object. Everything that changes something belongs to the thread that made it;
-    other threads get IrqError(EBUSY). What would wait for handlers raises IrqError(EDEADLK) inside one.
+    The machine is kept alive as long as this object. Everything that changes something belongs to the thread that made
+    it; other threads get IrqError(EBUSY). What would wait for handlers raises IrqError(EDEADLK) inside one.
 
     Args:
         machine: the C machine; the core becomes its owner (vi_machine_set_owner) and sets its hooks.
@@ -54,15 +54,13 @@ class IrqCore(DomainLayer):
         """Interrupts handled since boot.
 
         Returns:
-            uint32, shape (nr_irqs, n_possible_cpus), in interrupts; row i is IRQ i, column c is CPU c. A live read-only view
-            on C memory, which it keeps alive: later interrupts change it; copy it to keep it. Wraps at 2**32.
+            uint32, shape (nr_irqs, n_possible_cpus), in interrupts; row i is IRQ i, column c is CPU c. A live read-only
+            view on C memory, which it keeps alive: later interrupts change it; copy it to keep it. Wraps at 2**32.
         """
         import numpy as np
 
         keep = self.machine
-        first = ffi.gc(
-            self.counters.irq, lambda _: keep
-        )  # the view's memory belongs to the machine: hold it through this
+        first = ffi.gc(self.counters.irq, lambda _: keep)  # the memory is the machine's: the view holds it through this
         stride = self.counters.irq_stride
         memory = ffi.buffer(first, self.nr_cpus * stride * 4)
         counts = np.frombuffer(memory, dtype=np.uint32).reshape(self.nr_cpus, stride).T[: self.nr_irqs]
@@ -75,7 +73,7 @@ class IrqCore(DomainLayer):
         """Let the flow handler of an IRQ run on a CPU. Raises IrqError(EINVAL): no such IRQ or CPU."""
         check(
             lib.vi_generic_handle_irq(self.machine, cpu, irq),
-            f"irq {irq}: cannot be handled on cpu {cpu}: no such irq or cpu",
+            f"irq {irq}: no such irq, or no cpu {cpu}",
         )
 
     def generic_handle_domain_irq(self, domain: IrqDomain, hwirq: int, cpu: int) -> None:

@@ -72,8 +72,8 @@ class IrqDesc:
         name: the flow name, ``edge``; None for none.
         domain: the irqdomain that maps it, None for none.
         handler_data: whatever the mapping room wants to find again.
-        affinity, effective_affinity, pending_mask: masks as integers. What was asked, what the chip does, and what is still to
-            be moved; the core never derives one from another.
+        affinity, effective_affinity, pending_mask: masks as integers. What was asked, what the chip does, and what is
+            still to be moved; the core never derives one from another.
         affinity_hint: the mask that the driver suggests, None for none.
         affinity_notify: who hears of changes.
         node: NUMA node, -1 for none.
@@ -302,7 +302,7 @@ class DescTable:
             raise IrqError(errno.EBUSY, "irq core: called from a thread that does not own the machine")
         if in_chip_callback():
             raise IrqError(
-                errno.EDEADLK, "irq core: a chip callback runs under the descriptor's lock and may not call it"
+                errno.EDEADLK, "irq core: called from a chip callback, which runs under the descriptor's lock"
             )
 
     def _may_wait(self, what: str) -> None:
@@ -330,9 +330,9 @@ class DescTable:
     ) -> int:
         """Allocate ``cnt`` consecutive descriptors and return the first number (irq_alloc_descs).
 
-        A negative ``irq`` asks for the lowest free run at or above ``from_``; on x86 the end of the GSI space stands in for
-        ``from_``, whatever it says. Any other ``irq`` asks for exactly that number. ``affinity`` stands in for the default
-        mask; ``managed`` leaves it to the core for good (block multiqueue). nr_irqs grows when the run passes it.
+        A negative ``irq`` asks for the lowest free run at or above ``from_``; on x86 the end of the GSI space stands in
+        for ``from_``, whatever it says. Any other ``irq`` asks for exactly that number. ``affinity`` stands in for the
+        default mask; ``managed`` leaves it to the core for good (block multiqueue). nr_irqs grows when the run is past it.
 
         Raises:
             IrqError(EINVAL): ``cnt`` below 1, ``from_`` above ``irq``, an empty affinity.
@@ -349,9 +349,7 @@ class DescTable:
         else:
             from_ = self.dynirq_base or from_
         if affinity is not None and not affinity & self.possible:
-            raise IrqError(
-                errno.EINVAL, f"irq: an affinity without any possible cpu; possible: {format_pbl(self.possible)}"
-            )
+            raise IrqError(errno.EINVAL, f"irq: an affinity without any possible cpu; cpus are 0-{self.nr_cpus - 1}")
         start = self._find_free_area(from_, cnt)
         if irq >= 0 and start != irq:
             raise IrqError(errno.EEXIST, f"irq {irq}: already allocated")

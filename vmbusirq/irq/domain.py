@@ -56,7 +56,7 @@ class IrqDomainOps:
     """What a domain's owner does (struct irq_domain_ops); each may raise IrqError.
 
     Attributes:
-        map: (domain, irq, hwirq) sets chip, flow handler and data of a new IRQ; a negative errno returned is as good as raised.
+        map: (domain, irq, hwirq) sets chip, flow handler and data of a new IRQ; may also return a negative errno.
         unmap: (domain, irq) undoes it.
         activate, deactivate: (domain, irq) around the time that an IRQ has actions.
     """

@@ -87,14 +87,14 @@ class ManageLayer(AffinityLayer):
     ) -> None:
         """Add a handler to an IRQ and, if it is the first, start the IRQ.
 
-        ``handler`` is a Python callable ``(irq, dev_id) -> irqreturn``, a C function (``vi_handler_t``, with ``dev_id`` a
-        pointer) or a CHandler. A ``batched`` callable gets an IrqBatch, the interrupts of one scan, and returns one
-        irqreturn each; it is not for shared and per-CPU IRQs. An arrival that was remembered before the request replays.
+        ``handler`` is a Python callable ``(irq, dev_id) -> irqreturn``, a C function (``vi_handler_t``, with ``dev_id``
+        a pointer) or a CHandler. A ``batched`` callable gets an IrqBatch, the interrupts of one scan, and returns one
+        irqreturn each; it is not for shared and per-CPU IRQs. What arrived before the request replays.
 
         Raises:
             IrqError(ENOTCONN): irq 0x80000000.
-            IrqError(EINVAL): flags that contradict each other, no such IRQ, one that may not be requested or is per-CPU-devid,
-                no handler.
+            IrqError(EINVAL): flags that contradict each other, no such IRQ, one that may not be requested or is
+                per-CPU-devid, no handler.
             IrqError(ENOSYS): the IRQ has no chip.
             IrqError(EBUSY): the IRQ has a handler that does not share it in this way; the log says how.
             IrqError(ENOSPC): too many handlers on one IRQ.
@@ -130,9 +130,7 @@ class ManageLayer(AffinityLayer):
         if not action.flags & IRQF_TRIGGER_MASK:
             action.c.flags |= desc.state & IRQD_TRIGGER_MASK
         if desc.settings & IRQ_NESTED_THREAD:
-            raise IrqError(
-                errno.EINVAL, f"irq {irq}: nests in another interrupt's thread, and the request has no thread"
-            )
+            raise IrqError(errno.EINVAL, f"irq {irq}: nests in another interrupt's thread; there are none")
         if desc.chip.oneshot_safe:
             action.c.flags &= U32_MASK & ~IRQF_ONESHOT
         yield Step(f"irq {irq}: request_irq takes request_mutex", takes=desc.request_mutex)
@@ -162,9 +160,7 @@ class ManageLayer(AffinityLayer):
         result = lib.vi_irq_add_action(self.machine, desc.irq, action.c)
         if result < 0:
             action.unbind()
-        check(
-            result, f"irq {desc.irq}: cannot add {action.name}: {len(desc.actions)} handlers are the most it can have"
-        )
+        check(result, f"irq {desc.irq}: cannot add {action.name}: it has {len(desc.actions)} already")
         desc.actions.append(action)
         self.layout_version += 1
 
@@ -284,8 +280,8 @@ class ManageLayer(AffinityLayer):
     def free_irq(self, irq: int, dev_id: Any = None) -> str | None:
         """Remove the handler with this ``dev_id``, wait until no CPU runs it, and return its name.
 
-        The last one shuts the IRQ down; counts and /proc/irq/N stay. No such handler, or a per-CPU-devid IRQ: a warning in
-        the log, and None.
+        The last one shuts the IRQ down; counts and /proc/irq/N stay. No such handler, or a per-CPU-devid IRQ: a warning
+        in the log, and None.
 
         Raises:
             IrqError(EINVAL): no such IRQ.
@@ -447,9 +443,7 @@ def check_handler(irq: int, handler: Any, flags: int, batched: bool) -> None:
     if (isinstance(handler, ffi.CData) and handler == ffi.NULL) or (not in_c and not callable(handler)):
         raise IrqError(errno.EINVAL, f"irq {irq}: a request needs a handler")
     if batched and (in_c or flags & (IRQF_SHARED | IRQF_PERCPU)):
-        raise IrqError(
-            errno.EINVAL, f"irq {irq}: batched is for Python handlers of irqs that are neither shared nor per-CPU"
-        )
+        raise IrqError(errno.EINVAL, f"irq {irq}: batched is for Python handlers that neither share nor are per-CPU")
 
 
 def _c_string(name: str | None) -> str:

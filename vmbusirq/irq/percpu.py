@@ -42,7 +42,8 @@ class PercpuLayer(ManageLayer):
         ``percpu_dev_id`` holds one cookie per possible CPU; the handler gets that of the CPU it runs on.
 
         Raises:
-            IrqError(EINVAL): no cookies or not one per CPU, no such IRQ, not a per-CPU-devid one, flags other than IRQF_TIMER.
+            IrqError(EINVAL): no cookies or not one per CPU, no such IRQ, not a per-CPU-devid one, flags other than
+                IRQF_TIMER.
             IrqError: as request_irq().
         """
         self._own()
@@ -51,7 +52,7 @@ class PercpuLayer(ManageLayer):
         if len(percpu_dev_id) != self.nr_cpus:
             raise IrqError(
                 errno.EINVAL,
-                f"irq {irq}: {len(percpu_dev_id)} cookies for {self.nr_cpus} cpus; give one per possible cpu",
+                f"irq {irq}: {len(percpu_dev_id)} cookies; give one for each of {self.nr_cpus} cpus",
             )
         desc = self.irq_to_desc(irq)
         if desc.settings & IRQ_NOREQUEST or not desc.settings & IRQ_PER_CPU_DEVID:
@@ -87,9 +88,7 @@ class PercpuLayer(ManageLayer):
     def _percpu_desc(self, irq: int) -> IrqDesc:
         desc = self.irq_to_desc(irq)
         if not desc.settings & IRQ_PER_CPU_DEVID:
-            raise IrqError(
-                errno.EINVAL, f"irq {irq}: is not a per-CPU irq with cookies; use enable_irq and disable_irq"
-            )
+            raise IrqError(errno.EINVAL, f"irq {irq}: has no cookies per CPU; use enable_irq and disable_irq")
         return desc
 
     def percpu_enabled(self, irq: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from vmbusirq.cpumask import bitmap_parselist
 from vmbusirq.errors import IrqError
+from vmbusirq.generations import X86_ROWS
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELID_MIN
 
 __all__ = [
@@ -281,8 +282,10 @@ def _read_mask(table: _Table, key: str, text: Any, possible: int) -> int:
 
 def _read_rows(platform: _Table) -> tuple[str, ...]:
     rows = platform.take("rows", list, [])
-    if not all(isinstance(row, str) for row in rows):
-        raise platform.fail("rows", "wants row labels such as \"HYP\"")
+    known = [row.label for row in X86_ROWS]
+    for row in rows:
+        if row not in known:
+            raise platform.fail("rows", f"no row {row!r}; known: {', '.join(known)}")
     return tuple(rows)
 
 

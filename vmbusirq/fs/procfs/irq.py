@@ -1,8 +1,8 @@
 """/proc/irq: default_smp_affinity and one directory per requested IRQ (kernel/irq/proc.c, v6.10).
 
 Access rules: reads take no lock of the control plane and may come from any thread; writes belong to the machine's owner
-thread, which the core checks. A file found before its descriptor was freed speaks of that descriptor, never of a later one
-with the same number.
+thread, which the core checks. A file found before its descriptor was freed speaks of that descriptor, never of a later
+one with the same number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vmbusirq.irq.settings import IRQD_AFFINITY_MANAGED, IRQD_NO_BALANCING
 
 __all__ = ["ProcIrqDir", "irq_number"]
 
-KMALLOC_MAX: Final = 4 << 20  # longest text that one write is copied into, terminating NUL included (mm/util.c, 4 KiB pages)
+KMALLOC_MAX: Final = 4 << 20  # what one write is copied into, its terminating NUL included (mm/util.c, 4 KiB pages)
 
 _Parser = Callable[[bytes, int], int]
 
@@ -46,11 +46,11 @@ def _check_length(name: str, data: bytes) -> None:
 
 
 def _show_mask(mask: Callable[[IrqDesc], int], view: KernelView, desc: IrqDesc) -> bytes:
-    return f"{format_pb(mask(desc), view.irq.nr_cpus)}\n".encode()
+    return f"{format_pb(mask(desc) & view.irq.possible, view.irq.nr_cpus)}\n".encode()
 
 
 def _show_list(mask: Callable[[IrqDesc], int], view: KernelView, desc: IrqDesc) -> bytes:
-    return f"{format_pbl(mask(desc))}\n".encode()
+    return f"{format_pbl(mask(desc) & view.irq.possible)}\n".encode()
 
 
 def _shown(desc: IrqDesc) -> int:

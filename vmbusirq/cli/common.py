@@ -1,0 +1,38 @@
+"""What the commands share: the machine that the options describe, and how things leave the process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from vmbusirq.machine import Machine
+
+__all__ = ["machine_after_run", "print_json", "put"]
+
+
+def machine_after_run(args: argparse.Namespace) -> Machine:
+    """Make the machine that the options describe and run its scenario to the end, with a progress bar if that takes long."""
+    machine = Machine.load(
+        args.scenario, design=args.design, generation=args.generation, engine=args.engine, seed=args.seed
+    )
+    if sys.stderr.isatty() and sum(channel.interrupts for channel in machine.scenario.channels) > 2_000_000:
+        from vmbusirq.report import progress_bar
+
+        with progress_bar() as progress:
+            machine.run(progress)
+    else:
+        machine.run()
+    return machine
+
+
+def put(data: bytes) -> None:
+    """Write bytes to standard output as they are."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document."""
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,110 @@
+"""Tables and progress bars for people. The only module, with plots, that imports rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from vmbusirq.fs.parse import InterruptsRow, InterruptsTable
+from vmbusirq.lab.bench import BenchRow, Finding
+
+__all__ = ["bench_table", "console", "interrupts_table", "progress_bar"]
+
+# from cool to hot, by the logarithm of a count
+_HEAT = ("grey37", "steel_blue", "cyan", "green3", "yellow3", "orange1", "red")
+_PLAIN_WIDTH = 240
+
+
+def console() -> Console:
+    """Return a console on standard output; piped, it is plain text that no terminal width cuts."""
+    return Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH, no_color=True, highlight=False)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """Show a bar on standard error; yield the callback (done, total, what) that moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def update(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        yield update
+
+
+def _heat(count: int) -> Text:
+    if not count:
+        return Text("0", style="dim")
+    return Text(f"{count:,}", style=_HEAT[min(len(str(count)), len(_HEAT)) - 1])
+
+
+def _describe(row: InterruptsRow) -> str:
+    if row.irq is None:
+        return row.text
+    parts = (row.irq.chip, row.irq.hwirq, row.irq.level, row.irq.flow, ", ".join(row.irq.actions))
+    return " ".join(str(part) for part in parts if part not in (None, ""))
+
+
+def interrupts_table(table: InterruptsTable, title: str, presets: Sequence[str]) -> Table:
+    """Return /proc/interrupts as a heat table: the hotter a cell, the more digits its count has.
+
+    Rows without any count are left out, as the caption says; rows in ``presets`` are marked with an asterisk.
+    """
+    out = Table(title=title, header_style="bold", pad_edge=False)
+    out.add_column("IRQ", justify="right")
+    for cpu in table.cpus:
+        out.add_column(f"CPU{cpu}", justify="right")
+    out.add_column("what")
+    silent = 0
+    for row in table.rows:
+        counts = list(row.counts)
+        if not any(counts) and (row.irq is None or not row.irq.actions):
+            silent += 1
+            continue
+        mark = "*" if row.label in presets else ""
+        cells = [_heat(count) for count in counts[: len(table.cpus)]]
+        cells += [Text("")] * (len(table.cpus) - len(cells))
+        out.add_row(row.label + mark, *cells, _describe(row))
+    notes = [f"{silent} rows without a count are not shown"] if silent else []
+    if any(row.label in presets for row in table.rows):
+        notes.append("* given by the scenario, not modelled")
+    out.caption = "; ".join(notes)
+    return out
+
+
+def bench_table(title: str, rows: Sequence[BenchRow], findings: Sequence[Finding], note: str) -> Table:
+    """Return benchmark rows with their ratios against bar and goal."""
+    out = Table(title=title, caption=note, header_style="bold", pad_edge=False)
+    for name in ("id", "workload", "ours", "peer"):
+        out.add_column(name)
+    for name in ("ours ns", "p90", "peer ns", "p90", "ratio", "bar", "goal"):
+        out.add_column(name, justify="right")
+    for row in rows:
+        style = "" if row.holds is None else "green" if row.holds else "red"
+        out.add_row(
+            row.id,
+            row.workload,
+            row.ours,
+            row.peer,
+            _ns(row.ours_ns),
+            _ns(row.ours_p90_ns),
+            _ns(row.peer_ns),
+            _ns(row.peer_p90_ns),
+            Text(f"{row.ratio:.3f}", style=style),
+            "" if row.bar is None else f"{row.bar:.3g}",
+            "" if row.goal is None else f"{row.goal:.3g}",
+        )
+    for finding in findings:
+        out.add_row("", finding.workload, finding.name, "", f"{finding.value:.2f} {finding.unit}")
+    return out
+
+
+def _ns(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
