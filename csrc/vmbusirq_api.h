@@ -18,6 +18,7 @@
 #define VI_RELID_MIN 1
 #define VI_RELID_MAX 2047	/* channel ids; flag 0 is the pre-2.4 doorbell */
 #define VI_RELIDS 2048		/* slots of the VMBus irqdomain (RFC patch 07) */
+#define VI_DOMAIN_SIZE 2048	/* slots of the linear domain that scans look up */
 #define VI_SINTS 16		/* synthetic interrupt sources per CPU (TLFS 11.3) */
 #define VI_SINT_FLAGS 2048	/* event flags per SINT (TLFS 11.8) */
 #define VI_SINT_WORDS 32	/* the same in 64-bit words */
@@ -234,7 +235,7 @@ struct vi_irq_chip {
 struct vi_irqaction {
 	vi_handler_t handler;
 	void *dev_id;
-	void **percpu_dev_id;		/* one cookie per CPU: percpu_devid, demux and nostat flows only */
+	void **percpu_dev_id;		/* one cookie per CPU instead of dev_id: percpu_devid, demux and nostat flows only */
 	struct vi_irqaction *next;
 	uint32_t irq;
 	uint32_t flags;			/* enum vi_irqf bits */
@@ -357,7 +358,7 @@ void vi_machine_set_owner(struct vi_machine *m, void *owner);
 /* Widest vectors of this CPU (enum vi_simd). [any] */
 uint32_t vi_simd_best(void);
 
-/* Take one pending vector of @cpu with its softirqs. Return: 1 taken, 0 nothing pending or CPU off. [cpu] */
+/* Take one pending vector of @cpu with its softirqs. Return: 1 taken, 0 nothing pending or @cpu is in a handler. EINVAL. [cpu] */
 int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
 /* Run every CPU until nothing is deliverable. Return: vectors taken. */
 int64_t vi_machine_settle(struct vi_machine *m);
@@ -370,7 +371,10 @@ uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu);
 struct vi_irq_desc *vi_irq_to_desc(struct vi_machine *m, uint32_t irq);
 /* Allocate descriptor @irq with kernel defaults (depth 1, DISABLED and MASKED, bad flow). EEXIST, EINVAL. */
 VI_MUST_CHECK int vi_irq_alloc_desc(struct vi_machine *m, uint32_t irq);
-/* Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left. */
+/*
+ * Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left, or a channel is mapped to it; EDEADLK
+ * inside an interrupt.
+ */
 VI_MUST_CHECK int vi_irq_free_desc(struct vi_machine *m, uint32_t irq);
 /*
  * What /proc/stat says of @n IRQs from @first on: all their interrupts modulo 2^32; 0 without a descriptor, and for a flow that counts per
@@ -406,7 +410,10 @@ VI_MUST_CHECK int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint3
 /* Let the flow handler of @irq run on @cpu (generic_handle_irq). EINVAL without descriptor. [cpu] */
 VI_MUST_CHECK int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq);
 
-/* Linear domain: bind @hwirq to @irq (revmap), or @irq 0 to unbind. ERANGE: hwirq past the domain; EBUSY: bound. */
+/*
+ * Linear domain: bind @hwirq to @irq (revmap), unbind it. ERANGE: hwirq past the domain; EBUSY: bound already, or a channel is mapped
+ * to it; EINVAL: no such descriptor, or irq 0; ENOENT: not bound; EDEADLK: unbinding inside an interrupt.
+ */
 VI_MUST_CHECK int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t irq);
 VI_MUST_CHECK int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq);
 /* The IRQ of @hwirq, 0 when unmapped (irq_find_mapping). [any] */
@@ -438,7 +445,7 @@ struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t si
 /* Sub-steps of a scan, for who explores orders: claim one word (exchange with 0); run one claimed relid. [cpu] */
 uint64_t vi_scan_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t word);
 VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid);
-/* A whole scan of SINT2 without entry or message check. Return: flags claimed. [cpu] */
+/* A whole scan of SINT2 without entry or message check. Return: flags claimed. EBUSY from a handler of that scan. [cpu] */
 int vi_scan(struct vi_machine *m, uint32_t cpu);
 
 /* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------------------------------------ */
@@ -661,7 +668,7 @@ enum vi_callback {
 struct vi_channel_stats {
 	uint64_t interrupts;	/* channel->interrupts: arrivals that found a callback */
 	uint64_t no_callback;
-	uint64_t calls;		/* callback runs */
+	uint64_t calls;		/* runs of DRAIN, polls of NAPI */
 	uint64_t packets, bytes, checksum;	/* what DRAIN and NAPI have read */
 	uint64_t sig_events;	/* guest -> host signals */
 	uint64_t intr_in_full;
@@ -684,7 +691,10 @@ VI_MUST_CHECK int vi_channel_map(struct vi_channel *ch, uint32_t irq);
 VI_MUST_CHECK int vi_channel_unmap(struct vi_channel *ch);
 /* Fill an action for request_irq so that it runs this channel. */
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
-/* Set or clear what an arrival calls. Waits until the old one has ended. EDEADLK from inside an interrupt. */
+/*
+ * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or one that this mode does not have, or
+ * nothing to read: DRAIN, NAPI and mode BATCHED need rings; EDEADLK from inside an interrupt.
+ */
 VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
@@ -817,20 +827,22 @@ enum vi_demux_contender {
 	VI_DEMUX_CONTENDERS = 7
 };
 
+#define VI_DEMUX_PATTERNS_MAX 64
+
 struct vi_demux_config {
 	uint32_t contender;		/* enum vi_demux_contender */
 	uint32_t simd;			/* enum vi_simd, for OURS */
 	uint32_t pending;		/* flags set per scan, 0..2047 */
 	uint32_t consecutive;		/* 1: relids 1..pending; 0: at random from seed */
+	uint32_t patterns;		/* different random sets of flags taken in turn, 1..VI_DEMUX_PATTERNS_MAX */
 	uint32_t scan_only;		/* 1: the demultiplexer alone, without the top level */
-	uint32_t reserved;
 	uint64_t cold_bytes;		/* other memory to touch before each scan, 0: warm */
 	uint64_t seed;
 };
 
 struct vi_demux_bench;
 
-/* A machine with all 2047 channels in ISR mode. EINVAL, ENOMEM, EOPNOTSUPP: vectors this CPU does not have. */
+/* A machine with all 2047 channels in ISR mode. EINVAL: a value is out of range; ENOMEM; EOPNOTSUPP: vectors this CPU does not have. */
 VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out);
 void vi_demux_bench_destroy(struct vi_demux_bench *b);
 /* Time @scans scans (rounded up to whole groups). *ns: of all of them. Return: scans made. */

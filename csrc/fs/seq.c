@@ -70,10 +70,15 @@ uint32_t vi_seq_fetch(const struct vi_seq_table *t, const struct vi_seq_row *row
 	return busy;
 }
 
+static void put_zeros_scalar(uint8_t *out)
+{
+	memcpy(out, vi_seq_zeros, VI_SEQ_TILE * VI_SEQ_CELL);
+}
+
 static void put_block_scalar(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
 			     uint8_t *out)
 {
-	vi_seq_put_block(t, row, nr, out, put_cells_scalar, vi_seq_fetch);
+	vi_seq_put_block(t, row, nr, out, put_cells_scalar, put_zeros_scalar, vi_seq_fetch);
 }
 
 static int check_row(const struct vi_seq_table *t, const struct vi_seq_row *row)

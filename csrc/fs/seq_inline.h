@@ -23,6 +23,8 @@ struct vi_seq_tile {
 
 /* Write n cells of the trailing style: VI_SEQ_CELL * n bytes, no more. */
 typedef void (*vi_seq_cells_t)(uint8_t *out, const uint32_t *v, uint32_t n);
+/* Write VI_SEQ_TILE cells of zero. */
+typedef void (*vi_seq_zeros_t)(uint8_t *out);
 /* Fetch columns [col, col + nc) of nr rows of neighbouring counters. Return: a bit per row not all 0. */
 typedef uint32_t (*vi_seq_fetch_t)(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
 				   uint32_t col, uint32_t nc, struct vi_seq_tile *tile);
@@ -96,16 +98,41 @@ static VI_ALWAYS_INLINE bool vi_seq_contiguous(const struct vi_seq_table *t, con
 	return row->stride == 1 && !t->index;
 }
 
+/* Copy both ends of n to 2 * n bytes, which may overlap in the middle. */
+static VI_ALWAYS_INLINE void vi_seq_copy_ends(uint8_t *out, const uint8_t *in, size_t len, size_t n)
+{
+	uint8_t head[16], tail[16];
+
+	memcpy(head, in, n);
+	memcpy(tail, in + len - n, n);
+	memcpy(out, head, n);
+	memcpy(out + len - n, tail, n);
+}
+
+/* Labels and names are short: a call to memcpy() would cost more than the copy. */
 static VI_ALWAYS_INLINE void vi_seq_put_text(uint8_t *out, const struct vi_seq_table *t, uint64_t off,
 					     uint32_t len)
 {
-	memcpy(out, (const uint8_t *)t->text + off, len);
+	const uint8_t *in = (const uint8_t *)t->text + off;
+
+	if (len > 32)
+		memcpy(out, in, len);
+	else if (len >= 16)
+		vi_seq_copy_ends(out, in, len, 16);
+	else if (len >= 8)
+		vi_seq_copy_ends(out, in, len, 8);
+	else if (len >= 4)
+		vi_seq_copy_ends(out, in, len, 4);
+	else
+		while (len--)
+			*out++ = *in++;
 }
 
 /* The cells of a block whose counters are fetched tile by tile. at[r]: where row r goes on, moved along. */
 static VI_ALWAYS_INLINE void vi_seq_put_tiles(const struct vi_seq_table *t, const struct vi_seq_row *row,
 					      uint32_t nr, uint8_t *at[VI_SEQ_TILE],
-					      vi_seq_cells_t put_cells, vi_seq_fetch_t fetch)
+					      vi_seq_cells_t put_cells, vi_seq_zeros_t put_zeros,
+					      vi_seq_fetch_t fetch)
 {
 	struct vi_seq_tile tile;
 
@@ -117,7 +144,7 @@ static VI_ALWAYS_INLINE void vi_seq_put_tiles(const struct vi_seq_table *t, cons
 			if (busy >> r & 1)
 				put_cells(at[r], tile.cell[r], nc);
 			else if (nc == VI_SEQ_TILE)
-				memcpy(at[r], vi_seq_zeros, VI_SEQ_TILE * VI_SEQ_CELL);
+				put_zeros(at[r]);
 			else
 				memcpy(at[r], vi_seq_zeros, (size_t)nc * VI_SEQ_CELL);
 			at[r] += (size_t)nc * VI_SEQ_CELL;
@@ -131,7 +158,7 @@ static VI_ALWAYS_INLINE void vi_seq_put_tiles(const struct vi_seq_table *t, cons
  */
 static VI_ALWAYS_INLINE void vi_seq_put_block(const struct vi_seq_table *t, const struct vi_seq_row *row,
 					      uint32_t nr, uint8_t *out, vi_seq_cells_t put_cells,
-					      vi_seq_fetch_t fetch)
+					      vi_seq_zeros_t put_zeros, vi_seq_fetch_t fetch)
 {
 	uint8_t *at[VI_SEQ_TILE], *end[VI_SEQ_TILE];
 
@@ -148,7 +175,7 @@ static VI_ALWAYS_INLINE void vi_seq_put_block(const struct vi_seq_table *t, cons
 	else if (vi_seq_contiguous(t, row))
 		put_cells(at[0], row->counts, row->cells);
 	else
-		vi_seq_put_tiles(t, row, nr, at, put_cells, fetch);
+		vi_seq_put_tiles(t, row, nr, at, put_cells, put_zeros, fetch);
 	for (uint32_t r = 0; r < nr; r++)
 		vi_seq_put_text(end[r], t, row[r].text_off + row[r].prefix_len, row[r].suffix_len);
 }

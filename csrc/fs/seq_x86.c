@@ -19,9 +19,9 @@
 
 /* ---- AVX2: four cells at a time ------------------------------------------------------------------------ */
 
-static AVX2 VI_ALWAYS_INLINE __m256i chars_avx2(__m128i v)
+/* The digits of each lane < 10^8, as vi_seq_digits() makes them. */
+static AVX2 VI_ALWAYS_INLINE __m256i digits_avx2(__m256i n)
 {
-	__m256i n = _mm256_cvtepu32_epi64(v);
 	__m256i hi = _mm256_srli_epi64(_mm256_mul_epu32(n, _mm256_set1_epi64x(109951163)), 40);
 	__m256i lo = _mm256_sub_epi64(n, _mm256_mul_epu32(hi, _mm256_set1_epi64x(10000)));
 	__m256i x = _mm256_or_si256(hi, _mm256_slli_epi64(lo, 32));
@@ -30,37 +30,71 @@ static AVX2 VI_ALWAYS_INLINE __m256i chars_avx2(__m128i v)
 	__m256i y = _mm256_or_si256(q, _mm256_slli_epi32(r, 16));
 	__m256i t = _mm256_mulhi_epu16(y, _mm256_set1_epi16(6554));
 	__m256i u = _mm256_sub_epi16(y, _mm256_mullo_epi16(t, _mm256_set1_epi16(10)));
-	__m256i z = _mm256_or_si256(t, _mm256_slli_epi16(u, 8));
-	/* from here on as vi_seq_chars() */
-	__m256i first = _mm256_or_si256(z, _mm256_set1_epi64x(1ll << 56));
+
+	return _mm256_or_si256(t, _mm256_slli_epi16(u, 8));
+}
+
+/* vi_seq_chars() of each lane; lanes of ones in full keep their leading zeros. */
+static AVX2 VI_ALWAYS_INLINE __m256i chars_avx2(__m256i z, __m256i full)
+{
+	__m256i first = _mm256_or_si256(_mm256_or_si256(z, full), _mm256_set1_epi64x(1ll << 56));
 	__m256i below = _mm256_andnot_si256(first, _mm256_add_epi64(first, _mm256_set1_epi64x(-1)));
 	__m256i blank = _mm256_and_si256(below, _mm256_set1_epi8(0x10));
 
 	return _mm256_xor_si256(_mm256_or_si256(z, _mm256_set1_epi8('0')), blank);
 }
 
-/* Two cells are 22 bytes, written as bytes 0-15 and 6-21 of them. A shuffled-in zero byte becomes a blank. */
-static AVX2 VI_ALWAYS_INLINE void put_four_avx2(uint8_t *out, __m128i v)
-{
-	const __m256i head = _mm256_setr_epi8(-1, -1, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, 8, 9, 10,
-					      -1, -1, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, 8, 9, 10);
-	const __m256i tail = _mm256_setr_epi8(4, 5, 6, 7, -1, -1, -1, 8, 9, 10, 11, 12, 13, 14, 15, -1,
-					      4, 5, 6, 7, -1, -1, -1, 8, 9, 10, 11, 12, 13, 14, 15, -1);
-	__m256i chars = chars_avx2(v);
-	__m256i a = _mm256_or_si256(_mm256_shuffle_epi8(chars, head), _mm256_set1_epi8(' '));
-	__m256i b = _mm256_or_si256(_mm256_shuffle_epi8(chars, tail), _mm256_set1_epi8(' '));
+/*
+ * Two cells are 22 bytes, stored as bytes 0-15 and 6-21 of them: where those come from in two lanes of eight
+ * characters, and in two lanes that begin with the two digits above. What comes from nowhere becomes a blank.
+ */
+#define TWICE_AVX2(...) _mm256_setr_epi8(__VA_ARGS__, __VA_ARGS__)
+#define HEAD TWICE_AVX2(-1, -1, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, 8, 9, 10)
+#define TAIL TWICE_AVX2(4, 5, 6, 7, -1, -1, -1, 8, 9, 10, 11, 12, 13, 14, 15, -1)
+#define TOP_HEAD TWICE_AVX2(0, 1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 8, 9, -1, -1, -1)
+#define TOP_TAIL TWICE_AVX2(-1, -1, -1, -1, -1, 8, 9, -1, -1, -1, -1, -1, -1, -1, -1, -1)
 
-	_mm_storeu_si128((__m128i *)(void *)out, _mm256_castsi256_si128(a));
-	_mm_storeu_si128((__m128i *)(void *)(out + 6), _mm256_castsi256_si128(b));
-	_mm_storeu_si128((__m128i *)(void *)(out + 22), _mm256_extracti128_si256(a, 1));
-	_mm_storeu_si128((__m128i *)(void *)(out + 28), _mm256_extracti128_si256(b, 1));
+static AVX2 VI_ALWAYS_INLINE void store_four_avx2(uint8_t *out, __m256i head, __m256i tail)
+{
+	head = _mm256_or_si256(head, _mm256_set1_epi8(' '));
+	tail = _mm256_or_si256(tail, _mm256_set1_epi8(' '));
+	_mm_storeu_si128((__m128i *)(void *)out, _mm256_castsi256_si128(head));
+	_mm_storeu_si128((__m128i *)(void *)(out + 6), _mm256_castsi256_si128(tail));
+	_mm_storeu_si128((__m128i *)(void *)(out + 22), _mm256_extracti128_si256(head, 1));
+	_mm_storeu_si128((__m128i *)(void *)(out + 28), _mm256_extracti128_si256(tail, 1));
 }
 
-static AVX2 VI_ALWAYS_INLINE bool eight_digits_avx2(__m128i v)
+/* Four cells of which one has nine or ten digits: split off the two upper ones, 2^57 / 10^8 rounded up. */
+static AVX2 void put_four_large_avx2(uint8_t *out, __m256i n)
+{
+	const __m256i none = _mm256_setzero_si256();
+	__m256i top = _mm256_srli_epi64(_mm256_mul_epu32(n, _mm256_set1_epi64x(1441151881)), 57);
+	__m256i low = _mm256_sub_epi64(n, _mm256_mul_epu32(top, _mm256_set1_epi64x(VI_SEQ_EIGHT_DIGITS)));
+	__m256i full = _mm256_cmpgt_epi64(top, none);
+	__m256i tens = _mm256_srli_epi64(_mm256_mul_epu32(top, _mm256_set1_epi64x(205)), 11);
+	__m256i units = _mm256_sub_epi64(top, _mm256_mul_epu32(tens, _mm256_set1_epi64x(10)));
+	__m256i ten = _mm256_and_si256(_mm256_cmpgt_epi64(tens, none), _mm256_set1_epi64x('0'));
+	__m256i digit = _mm256_or_si256(units, _mm256_set1_epi64x('0'));
+	__m256i unit = _mm256_and_si256(full, _mm256_slli_epi64(digit, 8));
+	__m256i two = _mm256_or_si256(_mm256_or_si256(tens, ten), unit);
+	__m256i chars = chars_avx2(digits_avx2(low), full);
+	__m256i head = _mm256_or_si256(_mm256_shuffle_epi8(chars, HEAD), _mm256_shuffle_epi8(two, TOP_HEAD));
+	__m256i tail = _mm256_or_si256(_mm256_shuffle_epi8(chars, TAIL), _mm256_shuffle_epi8(two, TOP_TAIL));
+
+	store_four_avx2(out, head, tail);
+}
+
+static AVX2 VI_ALWAYS_INLINE void put_four_avx2(uint8_t *out, __m128i v)
 {
 	__m128i most = _mm_set1_epi32(VI_SEQ_EIGHT_DIGITS - 1);
+	__m256i n = _mm256_cvtepu32_epi64(v), chars;
 
-	return _mm_movemask_epi8(_mm_cmpeq_epi32(_mm_min_epu32(v, most), v)) == 0xffff;
+	if (unlikely(_mm_movemask_epi8(_mm_cmpeq_epi32(_mm_min_epu32(v, most), v)) != 0xffff)) {
+		put_four_large_avx2(out, n);
+		return;
+	}
+	chars = chars_avx2(digits_avx2(n), _mm256_setzero_si256());
+	store_four_avx2(out, _mm256_shuffle_epi8(chars, HEAD), _mm256_shuffle_epi8(chars, TAIL));
 }
 
 static AVX2 RACY_LOADS VI_ALWAYS_INLINE bool eight_zeros_avx2(const uint32_t *v)
@@ -70,22 +104,32 @@ static AVX2 RACY_LOADS VI_ALWAYS_INLINE bool eight_zeros_avx2(const uint32_t *v)
 	return _mm256_testz_si256(eight, eight);
 }
 
+static AVX2 VI_ALWAYS_INLINE void put_eight_zeros_avx2(uint8_t *out)
+{
+	const __m256i *zeros = (const __m256i *)(const void *)vi_seq_zeros;
+
+	_mm256_storeu_si256((__m256i *)(void *)out, _mm256_loadu_si256(zeros));
+	_mm256_storeu_si256((__m256i *)(void *)(out + 32), _mm256_loadu_si256(zeros + 1));
+	_mm256_storeu_si256((__m256i *)(void *)(out + 56),
+			    _mm256_loadu_si256((const __m256i *)(const void *)(vi_seq_zeros + 56)));
+}
+
+static AVX2 VI_ALWAYS_INLINE void put_zeros_avx2(uint8_t *out)
+{
+	put_eight_zeros_avx2(out);
+	put_eight_zeros_avx2(out + 8 * VI_SEQ_CELL);
+}
+
 static AVX2 RACY_LOADS void put_cells_avx2(uint8_t *out, const uint32_t *v, uint32_t n)
 {
 	while (n >= 4) {
 		uint32_t step = 4;
 
 		if (n >= 8 && eight_zeros_avx2(v)) {
-			memcpy(out, vi_seq_zeros, 8 * VI_SEQ_CELL);
+			put_eight_zeros_avx2(out);
 			step = 8;
 		} else {
-			__m128i four = _mm_loadu_si128((const __m128i *)(const void *)v);
-
-			if (likely(eight_digits_avx2(four)))
-				put_four_avx2(out, four);
-			else
-				for (uint32_t k = 0; k < 4; k++)
-					vi_seq_put_cell(out + VI_SEQ_CELL * k, vi_load_relaxed(v + k));
+			put_four_avx2(out, _mm_loadu_si128((const __m128i *)(const void *)v));
 		}
 		out += step * VI_SEQ_CELL;
 		v += step;
@@ -154,14 +198,14 @@ static AVX2 RACY_LOADS uint32_t fetch_avx2(const struct vi_seq_table *t, const s
 static AVX2 void put_block_avx2(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
 				uint8_t *out)
 {
-	vi_seq_put_block(t, row, nr, out, put_cells_avx2, fetch_avx2);
+	vi_seq_put_block(t, row, nr, out, put_cells_avx2, put_zeros_avx2, fetch_avx2);
 }
 
 /* ---- AVX-512 with VBMI: eight cells at a time ---------------------------------------------------------- */
 
-static AVX512 VI_ALWAYS_INLINE __m512i chars_avx512(__m256i v)
+/* The digits of each lane < 10^8, as vi_seq_digits() makes them. */
+static AVX512 VI_ALWAYS_INLINE __m512i digits_avx512(__m512i n)
 {
-	__m512i n = _mm512_cvtepu32_epi64(v);
 	__m512i hi = _mm512_srli_epi64(_mm512_mul_epu32(n, _mm512_set1_epi64(109951163)), 40);
 	__m512i lo = _mm512_sub_epi64(n, _mm512_mul_epu32(hi, _mm512_set1_epi64(10000)));
 	__m512i x = _mm512_or_si512(hi, _mm512_slli_epi64(lo, 32));
@@ -170,9 +214,14 @@ static AVX512 VI_ALWAYS_INLINE __m512i chars_avx512(__m256i v)
 	__m512i y = _mm512_or_si512(q, _mm512_slli_epi32(r, 16));
 	__m512i t = _mm512_mulhi_epu16(y, _mm512_set1_epi16(6554));
 	__m512i u = _mm512_sub_epi16(y, _mm512_mullo_epi16(t, _mm512_set1_epi16(10)));
-	__m512i z = _mm512_or_si512(t, _mm512_slli_epi16(u, 8));
-	/* from here on as vi_seq_chars() */
-	__m512i first = _mm512_or_si512(z, _mm512_set1_epi64(1ll << 56));
+
+	return _mm512_or_si512(t, _mm512_slli_epi16(u, 8));
+}
+
+/* vi_seq_chars() of each lane; lanes of ones in full keep their leading zeros. */
+static AVX512 VI_ALWAYS_INLINE __m512i chars_avx512(__m512i z, __m512i full)
+{
+	__m512i first = _mm512_or_si512(_mm512_or_si512(z, full), _mm512_set1_epi64(1ll << 56));
 	__m512i below = _mm512_andnot_si512(first, _mm512_add_epi64(first, _mm512_set1_epi64(-1)));
 	__m512i blank = _mm512_and_si512(below, _mm512_set1_epi8(0x10));
 
@@ -180,65 +229,74 @@ static AVX512 VI_ALWAYS_INLINE __m512i chars_avx512(__m256i v)
 }
 
 /*
- * Where the 88 bytes of eight cells come from: byte p of cell c is character 8 * c + p - 2 while p is 2..9;
- * the others are blanks, left out by the masks.
+ * Where the 88 bytes of eight cells come from: bytes 2-9 of a cell from its eight characters, its other three
+ * from a second vector (indices from 64 on) whose lanes hold the two digits above them and a blank.
  */
-#define CELL(c) 0, 0, 8 * (c), 8 * (c) + 1, 8 * (c) + 2, 8 * (c) + 3, 8 * (c) + 4, 8 * (c) + 5, \
-	8 * (c) + 6, 8 * (c) + 7, 0
+#define CELL(c) 64 + 8 * (c), 65 + 8 * (c), 8 * (c), 8 * (c) + 1, 8 * (c) + 2, 8 * (c) + 3, 8 * (c) + 4, \
+	8 * (c) + 5, 8 * (c) + 6, 8 * (c) + 7, 66 + 8 * (c)
 static const uint8_t spread[128] VI_ALIGNED = {
 	CELL(0), CELL(1), CELL(2), CELL(3), CELL(4), CELL(5), CELL(6), CELL(7)
 };
-#define SPREAD_LOW 0xfe3fc7f8ff1fe3fcull	/* 0x3fc at a pitch of eleven: bytes 0-63 */
-#define SPREAD_HIGH 0x7f8ff1ull			/* bytes 64-87 */
 
-static AVX512 VI_ALWAYS_INLINE __m512i spread_low(__m512i chars)
+/* What stands beside the eight characters: the blank after them, and top, the digits before them. */
+static AVX512 VI_ALWAYS_INLINE __m512i beside_avx512(__m512i top)
 {
-	return _mm512_mask_permutexvar_epi8(_mm512_set1_epi8(' '), SPREAD_LOW, _mm512_load_si512(spread),
-					    chars);
+	__m512i tens = _mm512_srli_epi64(_mm512_mul_epu32(top, _mm512_set1_epi64(205)), 11);
+	__m512i units = _mm512_sub_epi64(top, _mm512_mul_epu32(tens, _mm512_set1_epi64(10)));
+	__m512i out = _mm512_set1_epi64(0x202020), ten = _mm512_or_si512(tens, _mm512_set1_epi64(0x10));
+	__m512i unit = _mm512_slli_epi64(_mm512_or_si512(units, _mm512_set1_epi64(0x10)), 8);
+
+	out = _mm512_mask_or_epi64(out, _mm512_test_epi64_mask(tens, tens), out, ten);
+	return _mm512_mask_or_epi64(out, _mm512_test_epi64_mask(top, top), out, unit);
 }
 
-static AVX512 VI_ALWAYS_INLINE __m512i spread_high(__m512i chars)
+/* Store n cells, one to eight: three plain stores, or two masked ones. */
+static AVX512 VI_ALWAYS_INLINE void store_cells_avx512(uint8_t *out, __m512i chars, __m512i beside,
+						       uint32_t n)
 {
-	return _mm512_mask_permutexvar_epi8(_mm512_set1_epi8(' '), SPREAD_HIGH,
-					    _mm512_load_si512(spread + 64), chars);
-}
-
-static AVX512 VI_ALWAYS_INLINE void put_eight_avx512(uint8_t *out, __m256i v)
-{
-	__m512i chars = chars_avx512(v);
-	__m256i high = _mm512_castsi512_si256(spread_high(chars));
-
-	_mm512_storeu_si512(out, spread_low(chars));
-	_mm_storeu_si128((__m128i *)(void *)(out + 64), _mm256_castsi256_si128(high));
-	_mm_storel_epi64((__m128i *)(void *)(out + 80), _mm256_extracti128_si256(high, 1));
-}
-
-/* One to seven cells: the same, with masked stores. */
-static AVX512 VI_ALWAYS_INLINE void put_few_avx512(uint8_t *out, __m256i v, uint32_t n)
-{
+	__m512i low = _mm512_permutex2var_epi8(chars, _mm512_load_si512(spread), beside);
+	__m512i high = _mm512_permutex2var_epi8(chars, _mm512_load_si512(spread + 64), beside);
+	__m256i last = _mm512_castsi512_si256(high);
 	uint32_t bytes = n * VI_SEQ_CELL;
-	__m512i chars = chars_avx512(v);
 
-	_mm512_mask_storeu_epi8(out, bytes < 64 ? (1ull << bytes) - 1 : ~0ull, spread_low(chars));
+	if (likely(n == 8)) {
+		_mm512_storeu_si512(out, low);
+		_mm_storeu_si128((__m128i *)(void *)(out + 64), _mm256_castsi256_si128(last));
+		_mm_storel_epi64((__m128i *)(void *)(out + 80), _mm256_extracti128_si256(last, 1));
+		return;
+	}
+	_mm512_mask_storeu_epi8(out, bytes < 64 ? (1ull << bytes) - 1 : ~0ull, low);
 	if (bytes > 64)
-		_mm512_mask_storeu_epi8(out + 64, (1ull << (bytes - 64)) - 1, spread_high(chars));
+		_mm512_mask_storeu_epi8(out + 64, (1ull << (bytes - 64)) - 1, high);
 }
 
-static AVX512 RACY_LOADS VI_ALWAYS_INLINE void put_up_to_eight_avx512(uint8_t *out, const uint32_t *v,
+/* Cells of which one has nine or ten digits: split off the two upper ones, 2^57 / 10^8 rounded up. */
+static AVX512 void put_large_avx512(uint8_t *out, __m512i v, uint32_t n)
+{
+	__m512i top = _mm512_srli_epi64(_mm512_mul_epu32(v, _mm512_set1_epi64(1441151881)), 57);
+	__m512i low = _mm512_sub_epi64(v, _mm512_mul_epu32(top, _mm512_set1_epi64(VI_SEQ_EIGHT_DIGITS)));
+	__m512i full = _mm512_maskz_set1_epi64(_mm512_test_epi64_mask(top, top), -1);
+
+	store_cells_avx512(out, chars_avx512(digits_avx512(low), full), beside_avx512(top), n);
+}
+
+static AVX512 RACY_LOADS VI_ALWAYS_INLINE void put_up_to_eight_avx512(uint8_t *out, const uint32_t *from,
 								      uint32_t n)
 {
-	__m256i eight = _mm256_maskz_loadu_epi32((__mmask8)((1u << n) - 1), v);
-	uint32_t large = _mm256_cmpge_epu32_mask(eight, _mm256_set1_epi32(VI_SEQ_EIGHT_DIGITS));
+	__m512i v = _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32((__mmask8)((1u << n) - 1), from));
 
-	if (likely(n == 8))
-		put_eight_avx512(out, eight);
+	if (unlikely(_mm512_cmpge_epu64_mask(v, _mm512_set1_epi64(VI_SEQ_EIGHT_DIGITS))))
+		put_large_avx512(out, v, n);
 	else
-		put_few_avx512(out, eight, n);
-	for (; unlikely(large); large &= large - 1) {
-		int k = __builtin_ctz(large);
+		store_cells_avx512(out, chars_avx512(digits_avx512(v), _mm512_setzero_si512()),
+				   _mm512_set1_epi64(0x202020), n);
+}
 
-		vi_seq_put_cell(out + VI_SEQ_CELL * k, vi_load_relaxed(v + k));
-	}
+static AVX512 VI_ALWAYS_INLINE void put_zeros_avx512(uint8_t *out)
+{
+	_mm512_storeu_si512(out, _mm512_loadu_si512(vi_seq_zeros));
+	_mm512_storeu_si512(out + 64, _mm512_loadu_si512(vi_seq_zeros + 64));
+	_mm512_storeu_si512(out + 112, _mm512_loadu_si512(vi_seq_zeros + 112));
 }
 
 static AVX512 RACY_LOADS void put_cells_avx512(uint8_t *out, const uint32_t *v, uint32_t n)
@@ -253,7 +311,7 @@ static AVX512 RACY_LOADS void put_cells_avx512(uint8_t *out, const uint32_t *v, 
 				step = VI_SEQ_TILE;
 		}
 		if (step == VI_SEQ_TILE)
-			memcpy(out, vi_seq_zeros, VI_SEQ_TILE * VI_SEQ_CELL);
+			put_zeros_avx512(out);
 		else
 			put_up_to_eight_avx512(out, v, step);
 		out += step * VI_SEQ_CELL;
@@ -317,7 +375,7 @@ static AVX512 RACY_LOADS uint32_t fetch_avx512(const struct vi_seq_table *t, con
 static AVX512 void put_block_avx512(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
 				    uint8_t *out)
 {
-	vi_seq_put_block(t, row, nr, out, put_cells_avx512, fetch_avx512);
+	vi_seq_put_block(t, row, nr, out, put_cells_avx512, put_zeros_avx512, fetch_avx512);
 }
 #endif /* __x86_64__ */
 

@@ -66,13 +66,14 @@ static void request_vector(struct vi_cpu *cpu)
 
 int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t flag)
 {
-	int result = check_target(m, cpu, sint);
 	uint64_t bit = 1ull << (flag % 64), old;
+	int result;
 
-	if (result < 0)
-		return result;
 	if (flag >= VI_SINT_FLAGS)
 		return -EINVAL;
+	result = check_target(m, cpu, sint);
+	if (result < 0)
+		return result;
 	old = __atomic_fetch_or(&vi_cpu_of(m, cpu)->flag_page[sint * VI_SINT_WORDS + flag / 64], bit, __ATOMIC_SEQ_CST);
 	if (old & bit)
 		return 0;
@@ -87,18 +88,9 @@ void vi_synic_raise(struct vi_cpu *cpu, uint32_t flag)
 	request_vector(cpu);
 }
 
-int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type, const void *payload, uint32_t size)
+/* Fill a slot that is free. Context: the CPU's post_lock. */
+static int deposit(struct vi_message *slot, uint32_t type, const void *payload, uint32_t size)
 {
-	int result = check_target(m, cpu, sint);
-	struct vi_message *slot;
-
-	if (result < 0)
-		return result;
-	if (size > VI_MSG_PAYLOAD)
-		return -EMSGSIZE;
-	if (type == VI_MSG_NONE || (!payload && size))
-		return -EINVAL;
-	slot = &vi_cpu_of(m, cpu)->message_page[sint];
 	if (__atomic_load_n(&slot->type, __ATOMIC_SEQ_CST) != VI_MSG_NONE) {
 		__atomic_fetch_or(&slot->flags, 1, __ATOMIC_SEQ_CST);
 		/* the guest may have freed the slot before it could see the pending bit: it will not write EOM then */
@@ -111,8 +103,28 @@ int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t ty
 	if (size)
 		memcpy(slot->payload, payload, size);
 	__atomic_store_n(&slot->type, type, __ATOMIC_SEQ_CST);
-	request_vector(vi_cpu_of(m, cpu));
 	return 0;
+}
+
+int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type, const void *payload, uint32_t size)
+{
+	struct vi_cpu *target;
+	int result;
+
+	if (size > VI_MSG_PAYLOAD)
+		return -EMSGSIZE;
+	if (type == VI_MSG_NONE || (!payload && size))
+		return -EINVAL;
+	result = check_target(m, cpu, sint);
+	if (result < 0)
+		return result;
+	target = vi_cpu_of(m, cpu);
+	vi_lock(&target->post_lock);
+	result = deposit(&target->message_page[sint], type, payload, size);
+	vi_unlock(&target->post_lock);
+	if (result == 0)
+		request_vector(target);
+	return result;
 }
 
 /**

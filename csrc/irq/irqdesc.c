@@ -49,7 +49,7 @@ int vi_irq_core_init(struct vi_machine *m)
 {
 	uint32_t n = m->nr_cpus;
 
-	m->irq_columns = m->nr_irqs_max + VI_RELIDS;
+	m->irq_columns = m->nr_irqs_max + VI_DOMAIN_SIZE;
 	m->irq_stride = counter_stride(m->irq_columns);
 	m->desc = calloc(m->irq_columns, sizeof(*m->desc));
 	m->desc_pool = aligned_alloc(VI_LINE, (size_t)m->irq_columns * sizeof(*m->desc_pool));
@@ -59,9 +59,9 @@ int vi_irq_core_init(struct vi_machine *m)
 	m->softirq_counts = calloc((size_t)VI_SOFTIRQ_STRIDE * n, sizeof(uint32_t));
 	m->irqs_sums = calloc((size_t)8 * n, sizeof(uint64_t));
 	m->resend = calloc((m->irq_columns + 63) / 64, sizeof(uint64_t));
-	m->slot = aligned_alloc(VI_LINE, VI_RELIDS * sizeof(*m->slot));
+	m->slot = aligned_alloc(VI_LINE, VI_DOMAIN_SIZE * sizeof(*m->slot));
 	m->domain.slot = m->slot;
-	m->domain.revmap = calloc(VI_RELIDS, sizeof(*m->domain.revmap));
+	m->domain.revmap = calloc(VI_DOMAIN_SIZE, sizeof(*m->domain.revmap));
 	if (!m->desc || !m->desc_pool || !m->desc_place || !m->irq_counts || !m->arch_counts || !m->softirq_counts ||
 	    !m->irqs_sums || !m->resend || !m->slot || !m->domain.revmap)
 		return -ENOMEM;
@@ -70,7 +70,7 @@ int vi_irq_core_init(struct vi_machine *m)
 	if (m->engine == VI_ENGINE_LINUX)
 		vi_shuffle_places(m->seed, m->irq_columns, m->desc_place);
 	m->resend_tasklet.func = vi_resend_run;
-	for (uint32_t hwirq = 0; hwirq < VI_RELIDS; hwirq++) {
+	for (uint32_t hwirq = 0; hwirq < VI_DOMAIN_SIZE; hwirq++) {
 		vi_slot_init(m, hwirq);
 	}
 	for (uint32_t c = 0; c < n; c++) {

@@ -4,7 +4,8 @@
  *
  * A slot is what the fast engine's scan reads: one cache line per hwirq, and no lock. The rules that make this safe:
  *
- *  1. Only the slot's owner CPU calls slot->handler. Every other CPU takes vi_slot_dispatch_slow(), under the descriptor lock.
+ *  1. Only the slot's owner CPU calls slot->handler. Every other CPU takes vi_slot_dispatch_slow(), under the descriptor lock. A scan
+ *     loads handler first and owner second, so that an old owner never calls what was put there for the new one.
  *  2. Whoever wants to change a slot first replaces handler by a stub with a full exchange, and then reads the owner's scan_seq
  *     (vi_slot_fence). The owner made scan_seq odd before it claimed the word, also with a full exchange, and loads handler after
  *     that. So either the owner sees the stub, or the fence sees an odd scan_seq: the old handler may still run (a hazard).
@@ -35,7 +36,7 @@ static uint32_t stub_locked(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 static uint32_t stub_batched(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
 	(void)dev_id;
-	VI_BUG_ON(cpu->batch_n >= VI_RELIDS);
+	VI_BUG_ON(cpu->batch_n >= VI_DOMAIN_SIZE);
 	cpu->batch_irq[cpu->batch_n++] = irq;
 	return VI_IRQ_DEFERRED;
 }
@@ -67,12 +68,12 @@ bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const 
 	return __atomic_load_n(&vi_cpu_of(m, slot->hazard_cpu)->scan_seq, __ATOMIC_SEQ_CST) == slot->hazard_seq;
 }
 
-/* May the owner call this descriptor's one handler without a lock? */
+/* May the owner call this descriptor's one handler without a lock? Not that of hwirq 0, which is no flag that could be raised again. */
 static bool can_run_unlocked(struct vi_machine *m, const struct vi_irq_desc *desc)
 {
 	const struct vi_irqaction *action = desc->action;
 
-	return m->engine == VI_ENGINE_FAST && desc->flow == VI_FLOW_SIMPLE && action && !action->next && !action->exact &&
+	return m->engine == VI_ENGINE_FAST && desc->flow == VI_FLOW_SIMPLE && desc->slot->hwirq && action && !action->next && !action->exact &&
 	       !(desc->state & (VI_IRQD_DISABLED | VI_IRQD_INPROGRESS)) &&
 	       !(desc->istate & (VI_IRQS_PENDING | VI_IRQS_REPLAY | VI_IRQS_WAITING)) &&
 	       !desc->slow_users && !vi_load_relaxed(&desc->irqs_unhandled) && !desc->slot->drop &&
@@ -141,13 +142,11 @@ void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq)
 	vi_store(&m->domain.revmap[hwirq], NULL);
 	vi_lock(&desc->lock);
 	vi_slot_fence(m, slot);
+	vi_store(&desc->slot, NULL);		/* nobody refreshes it: it stays a stub */
 	vi_unlock(&desc->lock);
-	while (vi_slot_hazard(m, slot, NULL))	/* it may still account for what it ran */
+	while (vi_slot_hazard(m, slot, NULL))	/* the owner accounts for what it ran */
 		sched_yield();
-	vi_lock(&desc->lock);
-	vi_store(&desc->slot, NULL);
 	vi_store(&slot->desc, NULL);
-	vi_unlock(&desc->lock);
 	vi_synchronize_cpus(m);
 	slot_reset(slot);
 }
@@ -240,7 +239,7 @@ void vi_batch_flush(struct vi_cpu *cpu)
 			vi_count(&cpu->kstat[irq], 1);
 			vi_count(cpu->irqs_sum, desc->visible);
 		} else {
-			vi_slot_handled_otherwise(cpu, desc->slot, result);
+			vi_slot_handled_otherwise(cpu, &m->slot[desc->hwirq], result);
 		}
 	}
 }
@@ -249,7 +248,7 @@ int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t irq)
 {
 	struct vi_irq_desc *desc = irq ? vi_irq_to_desc(m, irq) : NULL;
 
-	if (hwirq >= VI_RELIDS)
+	if (hwirq >= VI_DOMAIN_SIZE)
 		return -ERANGE;
 	if (!desc)
 		return -EINVAL;
@@ -261,7 +260,7 @@ int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t irq)
 
 int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 {
-	if (hwirq >= VI_RELIDS)
+	if (hwirq >= VI_DOMAIN_SIZE)
 		return -ERANGE;
 	if (!m->slot[hwirq].desc)
 		return -ENOENT;
@@ -275,7 +274,7 @@ int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 
 uint32_t vi_domain_find(struct vi_machine *m, uint32_t hwirq)
 {
-	struct vi_irq_desc *desc = hwirq < VI_RELIDS ? vi_load(&m->slot[hwirq].desc) : NULL;
+	struct vi_irq_desc *desc = hwirq < VI_DOMAIN_SIZE ? vi_load(&m->slot[hwirq].desc) : NULL;
 
 	return desc && desc->visible ? desc->irq : 0;
 }
@@ -317,7 +316,7 @@ int vi_generic_handle_domain_irq(struct vi_machine *m, uint32_t cpu, uint32_t hw
 	struct vi_cpu *c;
 	bool outermost;
 
-	if (cpu >= m->nr_cpus || hwirq >= VI_RELIDS)
+	if (cpu >= m->nr_cpus || hwirq >= VI_DOMAIN_SIZE)
 		return -EINVAL;
 	c = vi_cpu_of(m, cpu);
 	outermost = vi_irq_enter(c);

@@ -10,13 +10,16 @@
 
 #define NAPI_BUDGET 64
 
+_Static_assert(VI_RELIDS == VI_DOMAIN_SIZE, "a slot per relid");
+
 int vi_channels_init(struct vi_machine *m)
 {
 	m->channel = calloc(VI_RELIDS, sizeof(*m->channel));
 	m->channel_place = malloc(VI_RELIDS * sizeof(*m->channel_place));
-	m->channel_pool = aligned_alloc(VI_CHANNEL_SLOT, (size_t)VI_RELIDS * VI_CHANNEL_SLOT);
-	if (!m->channel || !m->channel_place || !m->channel_pool)
+	m->channel_memory = calloc(VI_RELIDS + 1, VI_CHANNEL_SLOT);
+	if (!m->channel || !m->channel_place || !m->channel_memory)
 		return -ENOMEM;
+	m->channel_pool = (uint8_t *)(((uintptr_t)m->channel_memory + VI_CHANNEL_SLOT - 1) & ~(uintptr_t)(VI_CHANNEL_SLOT - 1));
 	for (uint32_t i = 0; i < VI_RELIDS; i++)
 		m->channel_place[i] = i;
 	if (m->engine == VI_ENGINE_LINUX)
@@ -31,7 +34,7 @@ void vi_channels_exit(struct vi_machine *m)
 			free(m->channel[relid]->in.pkt_buffer);
 	free(m->channel);
 	free(m->channel_place);
-	free(m->channel_pool);
+	free(m->channel_memory);
 }
 
 /* ---- callbacks ------------------------------------------------------------------------------------------------------------ */
@@ -107,17 +110,13 @@ static void on_event(struct vi_cpu *cpu, void *data)
 /* ---- arrivals ------------------------------------------------------------------------------------------------------------- */
 
 /**
- * vi_chan_arrival() - v6.10's steps for one claimed flag: rescind, sched_lock, callback, mode
+ * vi_chan_arrival() - v6.10's steps for one claimed flag of a channel that is not rescinded: sched_lock, callback, mode
  * Return: VI_IRQ_HANDLED, always.
  */
 uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch)
 {
 	vi_handler_t callback;
 
-	if (unlikely(vi_load_relaxed(&ch->rescind))) {
-		__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
-		return VI_IRQ_HANDLED;
-	}
 	vi_lock(&ch->sched_lock);
 	callback = ch->callback;
 	if (unlikely(!callback)) {
@@ -202,30 +201,42 @@ static void apply(struct vi_channel *ch)
 
 /* ---- control -------------------------------------------------------------------------------------------------------------- */
 
+/* tasklet_disable(): once this returns, the channel's tasklet does not run until running is 0 again. */
+static void hold_tasklet(struct vi_channel *ch)
+{
+	while (__atomic_exchange_n(&ch->tasklet.running, 1, __ATOMIC_ACQUIRE))
+		sched_yield();
+}
+
 int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struct vi_channel **result)
 {
 	struct vi_channel *ch;
 
 	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX || mode > VI_CALL_ISR)
 		return -EINVAL;
-	if (m->channel[relid])
-		return -EEXIST;
 	ch = (struct vi_channel *)(void *)(m->channel_pool + (size_t)m->channel_place[relid] * VI_CHANNEL_SLOT);
-	memset(ch, 0, sizeof(*ch));
+	if (ch->m)
+		return -EEXIST;
+	memset(ch, 0, offsetof(struct vi_channel, tasklet));
+	memset(&ch->interrupts, 0, sizeof(*ch) - offsetof(struct vi_channel, interrupts));
 	ch->m = m;
 	ch->relid = relid;
 	ch->callback_mode = mode;
+	hold_tasklet(ch);
 	ch->tasklet.data = ch;
 	ch->tasklet.func = on_event;
+	vi_store(&ch->tasklet.running, 0);
 	*result = ch;
 	return 0;
 }
 
+/* The tasklet stays: a CPU may have it in its list still, and will find nothing to call, or the slot's next channel. */
 void vi_channel_destroy(struct vi_channel *ch)
 {
 	VI_BUG_ON(ch->callback || ch->m->channel[ch->relid]);
 	free(ch->in.pkt_buffer);
 	ch->in.pkt_buffer = NULL;
+	ch->m = NULL;
 }
 
 int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in, const struct vi_ring_mem *out, uint32_t max_packet)
@@ -272,6 +283,22 @@ static struct vi_irq_desc *hidden_desc(struct vi_channel *ch)
 	return desc;
 }
 
+/*
+ * What the fast engine, which counts an arrival once and on its IRQ, has to add to ch->interrupts while the channel is mapped; those
+ * that found nobody to call are taken off.
+ */
+static uint64_t uncollected_interrupts(const struct vi_channel *ch)
+{
+	const struct vi_machine *m = ch->m;
+	uint64_t arrivals = 0;
+
+	if (m->engine == VI_ENGINE_LINUX || !m->channel[ch->relid])
+		return 0;
+	for (uint32_t c = 0; c < m->nr_cpus; c++)
+		arrivals += vi_load_relaxed(&m->cpus[c].kstat[ch->column]);
+	return arrivals - ch->no_callback;
+}
+
 int vi_channel_map(struct vi_channel *ch, uint32_t irq)
 {
 	struct vi_machine *m = ch->m;
@@ -289,10 +316,13 @@ int vi_channel_map(struct vi_channel *ch, uint32_t irq)
 		desc = hidden_desc(ch);
 		vi_slot_bind(m, ch->relid, desc);
 	}
-	desc->handler_data = ch;
 	ch->column = desc->irq;
+	vi_store(&desc->handler_data, ch);
 	vi_desc_set_owner(m, desc, ch->target_cpu);
 	vi_store(&m->channel[ch->relid], ch);
+	ch->interrupts -= uncollected_interrupts(ch);	/* what the IRQ counted before is not this channel's */
+	if (ch->rescind)
+		vi_slot_set_drop(m, desc, &m->rescinded);
 	return 0;
 }
 
@@ -305,12 +335,13 @@ int vi_channel_unmap(struct vi_channel *ch)
 		return -ENOENT;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
+	ch->interrupts += uncollected_interrupts(ch);
 	vi_store(&m->channel[ch->relid], NULL);
-	if (desc)
-		desc->handler_data = NULL;
-	if (!m->channel_irqs && desc) {
+	vi_store(&desc->handler_data, NULL);
+	vi_slot_set_drop(m, desc, NULL);
+	vi_synchronize_cpus(m);
+	if (!m->channel_irqs) {
 		vi_slot_unbind(m, ch->relid);
-		(void)vi_desc_synchronize(m, desc);
 		vi_store(&m->desc[ch->column], NULL);
 		for (uint32_t c = 0; c < m->nr_cpus; c++)
 			vi_store_relaxed(&m->cpus[c].kstat[ch->column], 0);
@@ -325,6 +356,13 @@ void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action)
 	apply(ch);
 }
 
+static bool reads_ring(const struct vi_channel *ch, uint32_t callback)
+{
+	if (callback == VI_CALLBACK_NONE)
+		return false;
+	return ch->callback_mode == VI_CALL_BATCHED || callback == VI_CALLBACK_DRAIN || callback == VI_CALLBACK_NAPI;
+}
+
 int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context)
 {
 	static const vi_handler_t builtin[] = {
@@ -337,8 +375,11 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		return -EINVAL;
 	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
 		return -EINVAL;
+	if (reads_ring(ch, callback) && !ch->in.hdr)
+		return -EINVAL;
 	if (vi_inside_interrupt(ch->m))
 		return -EDEADLK;
+	hold_tasklet(ch);
 	for (;;) {	/* nobody may be between reading the handler and reading its cookie */
 		if (desc) {
 			vi_lock(&desc->lock);
@@ -362,8 +403,7 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		vi_slot_refresh(ch->m, desc);
 		vi_unlock(&desc->lock);
 	}
-	while (vi_load(&ch->tasklet.running))	/* tasklet_disable(): after this the old callback has ended */
-		sched_yield();
+	vi_store(&ch->tasklet.running, 0);
 	return 0;
 }
 
@@ -388,13 +428,8 @@ void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind)
 
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out)
 {
-	struct vi_machine *m = ch->m;
-	uint64_t arrivals = 0;
-
-	for (uint32_t c = 0; m->channel[ch->relid] && c < m->nr_cpus; c++)
-		arrivals += vi_load_relaxed(&m->cpus[c].kstat[ch->column]);
 	*out = (struct vi_channel_stats){
-		.interrupts = m->engine == VI_ENGINE_LINUX ? ch->interrupts : arrivals - ch->no_callback,
+		.interrupts = ch->interrupts + uncollected_interrupts(ch),
 		.no_callback = ch->no_callback,
 		.calls = ch->calls,
 		.packets = ch->tally.packets,

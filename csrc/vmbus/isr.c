@@ -14,12 +14,43 @@ void vi_msg_dpc(struct vi_cpu *cpu, void *data)
 	(void)data;
 	if (type == VI_MSG_NONE)
 		return;
-	memcpy(&copy.payload_size, &slot->payload_size, sizeof(copy) - offsetof(struct vi_message, payload_size));
 	copy.type = type;
+	copy.payload_size = slot->payload_size;
 	copy.flags = 0;		/* the host may set its pending bit at any time: no business of the reader */
+	copy.reserved = slot->reserved;
+	copy.origin = slot->origin;
+	memcpy(copy.payload, slot->payload, sizeof(copy.payload));
 	if (cpu->m->hooks.message)
 		cpu->m->hooks.message(cpu, &copy);
 	vi_synic_signal_eom(cpu, slot, type);
+}
+
+/* There is a message in the slot. Out of line, so that an interrupt without one saves few registers. */
+static __attribute__((noinline)) void take_message(struct vi_cpu *cpu, uint32_t type)
+{
+	struct vi_machine *m = cpu->m;
+
+	if (type == VI_MSG_TIMER_EXPIRED)
+		vi_synic_signal_eom(cpu, cpu->vmbus_slot, type);
+	else if (m->message_desc)
+		m->message_desc->handle_irq(cpu, m->message_desc);
+	else
+		vi_tasklet_schedule(cpu, &cpu->msg_dpc);
+}
+
+static inline __attribute__((always_inline)) bool vmbus_isr(struct vi_cpu *cpu)
+{
+	uint32_t type;
+	bool handled;
+
+	cpu->m->scan(cpu);
+	type = vi_load(&cpu->vmbus_slot->type);
+	handled = type != VI_MSG_NONE;
+	if (unlikely(handled))
+		take_message(cpu, type);
+	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy && (handled || cpu->m->hyp_count == VI_HYP_ALWAYS))
+		vi_lx_add_interrupt_randomness(cpu, 0);
+	return handled;
 }
 
 /**
@@ -28,24 +59,7 @@ void vi_msg_dpc(struct vi_cpu *cpu, void *data)
  */
 bool vi_vmbus_isr(struct vi_cpu *cpu)
 {
-	struct vi_machine *m = cpu->m;
-	bool handled = false;
-	uint32_t type;
-
-	m->scan(cpu);
-	type = vi_load(&cpu->vmbus_slot->type);
-	if (unlikely(type != VI_MSG_NONE)) {
-		handled = true;
-		if (type == VI_MSG_TIMER_EXPIRED)
-			vi_synic_signal_eom(cpu, cpu->vmbus_slot, type);
-		else if (m->message_desc)
-			m->message_desc->handle_irq(cpu, m->message_desc);
-		else
-			vi_tasklet_schedule(cpu, &cpu->msg_dpc);
-	}
-	if (m->engine == VI_ENGINE_LINUX && !m->skip_entropy && (handled || m->hyp_count == VI_HYP_ALWAYS))
-		vi_lx_add_interrupt_randomness(cpu, 0);
-	return handled;
+	return vmbus_isr(cpu);
 }
 
 static uint32_t percpu_isr(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
@@ -90,6 +104,6 @@ void vi_take_vector(struct vi_cpu *cpu)
 	}
 	if (m->hyp_count == VI_HYP_ALWAYS)
 		vi_count(&cpu->arch[VI_ROW_HYP], 1);
-	if (vi_vmbus_isr(cpu) && m->hyp_count == VI_HYP_MESSAGE)
+	if (vmbus_isr(cpu) && cpu->m->hyp_count == VI_HYP_MESSAGE)
 		vi_count(&cpu->arch[VI_ROW_HYP], 1);
 }

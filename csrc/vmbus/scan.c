@@ -8,7 +8,8 @@
  * list in chunks: a loop per word would end unpredictably each time, and the locked instructions of the next chunk overlap with the
  * calls of this one. What may not run from the slot is found out by the slot's stub, see irq/irqdomain.c.
  *
- * Everything here runs on the CPU's own thread. The list is on the stack: a handler may be interrupted by a scan of its own.
+ * Everything here runs on the CPU's own thread. A handler cannot start another scan of its CPU: scan_seq, which is odd, would tell
+ * others that the first one is over.
  */
 #include "internals.h"
 
@@ -75,14 +76,13 @@ static __attribute__((noinline, cold)) uint32_t dispatched_otherwise(struct vi_c
 /* Run one claimed flag. @row: cpu->kstat. *others: flags that irqs_sum must not count here. */
 static FORCE_INLINE void dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t *row, uint32_t *others)
 {
+	vi_handler_t handler = vi_load(&slot->handler);	/* before the owner: what a new owner may call is stored after it */
 	uint32_t irq, result;
-	vi_handler_t handler;
 
 	if (unlikely(vi_load_relaxed(&slot->owner) != cpu->id)) {
 		*others += dispatched_otherwise(cpu, slot, vi_slot_dispatch_slow(cpu, slot));
 		return;
 	}
-	handler = vi_load(&slot->handler);
 	irq = vi_load_relaxed(&slot->irq);
 	result = handler(cpu, irq, vi_load_relaxed(&slot->dev_id));
 	if (likely(result == VI_IRQ_HANDLED))
@@ -283,7 +283,20 @@ vi_scan_t vi_scan_variant(uint32_t simd)
 
 int vi_scan(struct vi_machine *m, uint32_t cpu)
 {
-	return cpu < m->nr_cpus ? m->scan(vi_cpu_of(m, cpu)) : -EINVAL;
+	struct vi_cpu *c;
+	bool outermost;
+	int claimed;
+
+	if (cpu >= m->nr_cpus)
+		return -EINVAL;
+	c = vi_cpu_of(m, cpu);
+	if (c->scan_seq & 1)
+		return -EBUSY;
+	outermost = vi_irq_enter(c);
+	claimed = m->scan(c);
+	if (outermost)
+		vi_irq_exit(c);
+	return claimed;
 }
 
 uint64_t vi_scan_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t word)
@@ -295,12 +308,18 @@ int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid)
 {
 	uint32_t others = 0;
 	struct vi_cpu *c;
+	bool outermost;
 
 	if (cpu >= m->nr_cpus || relid < VI_RELID_MIN || relid > VI_RELID_MAX)
 		return -EINVAL;
 	c = vi_cpu_of(m, cpu);
+	if (c->scan_seq & 1)
+		return -EBUSY;
+	outermost = vi_irq_enter(c);
 	__atomic_exchange_n(&c->scan_seq, c->scan_seq + 1, __ATOMIC_SEQ_CST);
 	dispatch_slot(c, &m->slot[relid], c->kstat, &others);
 	(void)scan_end(c, 1, others);
+	if (outermost)
+		vi_irq_exit(c);
 	return (int)(1 - others);
 }

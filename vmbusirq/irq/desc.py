@@ -332,7 +332,7 @@ class DescTable:
 
         A negative ``irq`` asks for the lowest free run at or above ``from_``; on x86 the end of the GSI space stands in
         for ``from_``, whatever it says. Any other ``irq`` asks for exactly that number. ``affinity`` stands in for the
-        default mask; ``managed`` leaves it to the core for good (block multiqueue). nr_irqs grows when the run is past it.
+        default mask; ``managed`` leaves it to the core for good (block multiqueue). nr_irqs grows if need be.
 
         Raises:
             IrqError(EINVAL): ``cnt`` below 1, ``from_`` above ``irq``, an empty affinity.

@@ -17,7 +17,7 @@ from vmbusirq.irq.settings import IRQ_NOREQUEST, Flow
 __all__ = ["DomainLayer", "Fwnode", "FwnodeKind", "IrqDomain", "IrqDomainOps"]
 
 IRQ_DOMAIN_NAME_ALLOCATED: Final = 0x2
-DEMUX_SIZE_MAX: Final = int(lib.VI_RELIDS)
+DEMUX_SIZE_MAX: Final = int(lib.VI_DOMAIN_SIZE)
 
 
 class FwnodeKind(Enum):

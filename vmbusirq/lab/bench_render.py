@@ -129,6 +129,13 @@ def simd_levels() -> dict[str, int]:
     return usable
 
 
+def _sampler(run: Callable[[int], float]) -> Sample:
+    """Return a sampler that repeats often enough to last; the first calls, which warm caches and heap, do not decide."""
+    once = min(run(1) for _ in range(5))
+    repeat = max(1, round(SAMPLE_NS / max(once, 1)))
+    return lambda: run(repeat)
+
+
 def _c_sample(t: _Table, how: int, simd: int) -> Sample:
     """Return a sampler of one C contender, and check its text if it makes one."""
     buffer = ffi.new("char[]", t.table.size)
@@ -142,23 +149,27 @@ def _c_sample(t: _Table, how: int, simd: int) -> Sample:
     run(1)
     if how != lib.VI_SEQ_MEMSET and bytes(ffi.buffer(buffer)) != t.expected:
         raise MachineBug(f"contender {how} printed other bytes for {t.workload.name}")
-    repeat = max(1, int(SAMPLE_NS / max(run(1), 1)))
-    return lambda: run(repeat)
+    return _sampler(run)
 
 
 def _python_sample(t: _Table, render: Callable[[], Any], text: Callable[[Any], bytes]) -> Sample:
-    """Return a sampler of one Python contender, and check its text."""
+    """Return a sampler of one Python contender, and check its text.
+
+    Each result lives until the next is there, as with a reader that keeps the latest; else the figure is that of an
+    allocator that hands its top back to the system and faults it in again.
+    """
+    kept: Any = None
     if text(render()) != t.expected:
         raise MachineBug(f"a Python contender printed other bytes for {t.workload.name}")
 
     def run(repeat: int) -> float:
+        nonlocal kept
         start = time.perf_counter_ns()
         for _ in range(repeat):
-            render()
+            kept = render()
         return (time.perf_counter_ns() - start) / repeat
 
-    repeat = max(1, int(SAMPLE_NS / max(run(1), 1)))
-    return lambda: run(repeat)
+    return _sampler(run)
 
 
 def _percent_rows(t: _Table) -> str:

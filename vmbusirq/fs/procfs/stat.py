@@ -16,6 +16,7 @@ from vmbusirq.errors import check
 from vmbusirq.fs.procfs.interrupts import ARCH_ROW_INDEX
 from vmbusirq.fs.procfs.softirqs import SOFTIRQ_NAMES
 from vmbusirq.fs.view import CpuTimes, KernelView
+from vmbusirq.generations import ArchRow
 
 __all__ = ["StatText"]
 
@@ -62,9 +63,15 @@ class StatText:
     def _arch_sums(self) -> list[int]:
         """Return, by CPU, the rows of the architecture that are part of the total (arch_irq_stat_cpu)."""
         irq = self._view.irq
-        rows = [ARCH_ROW_INDEX[row.label] for row in self._view.arch_rows if row.in_total and row.text is not None]
+        rows = [ARCH_ROW_INDEX[row.label] for row in self._rows_in_total() if row.text is not None]
         columns = _columns(irq.counters.arch, irq.nr_cpus, lib.VI_ARCH_STRIDE, rows)
         return [sum(counts) for counts in zip(*columns, strict=True)] if columns else [0] * irq.nr_cpus
+
+    def _rows_in_total(self) -> list[ArchRow]:
+        """Return the rows of the architecture that are part of the total; arm64 has none, since its IPIs are IRQs."""
+        if self._view.arch == "arm64":
+            return []
+        return [row for row in self._view.arch_rows if row.in_total]
 
     def _softirq_columns(self) -> list[list[int]]:
         """Return, by softirq, the counts by CPU."""
@@ -96,7 +103,7 @@ class StatText:
         irq = self._view.irq
         numbers = ffi.new("uint32_t[]", irq.nr_irqs)
         check(lib.vi_irq_stat(irq.machine, 0, irq.nr_irqs, numbers), "proc/stat: more IRQ slots than descriptors")
-        errors = any(row.label == "ERR" and row.in_total for row in self._view.arch_rows)  # arch_irq_stat, x86 only
+        errors = any(row.label == "ERR" for row in self._rows_in_total())  # arch_irq_stat
         total = per_cpu_total + (int(irq.counters.irq_err_count[0]) if errors else 0)
         return " ".join(["intr", str(total), *map(str, ffi.unpack(numbers, irq.nr_irqs))])
 

@@ -1,0 +1,150 @@
+"""The command line as a user meets it: output, exit status, one line for what cannot be used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmbusirq.cli import main
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "proc_interrupts_x86_2cpu.txt"
+
+
+def test_run_prints_the_file_byte_for_byte(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Piped output is /proc/interrupts and nothing else."""
+    from vmbusirq import Machine
+
+    assert 0 == main(["run"])
+    machine = Machine.load("rfc-gen2-8vcpu")
+    machine.run()
+    assert machine.fs.read("/proc/interrupts") == capfdbinary.readouterr().out
+
+
+def test_run_json_marks_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that nothing models are marked as presets."""
+    assert 0 == main(["run", "--json", "--design", "rfc"])
+    out = json.loads(capsys.readouterr().out)
+    rows = {row["label"]: row for row in out["rows"]}
+
+    assert ("rfc-gen2-8vcpu", "rfc", "v6.10", 0) == tuple(out[key] for key in ("scenario", "design", "generation", "seed"))
+    assert rows["HVS"]["preset"] and not rows["HYP"]["preset"] and not rows["28"]["preset"]
+    assert 22095 == rows["28"]["counts"][0]
+
+
+def test_run_table_shows_names_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """The heat table for people."""
+    assert 0 == main(["run", "--format", "table"])
+    out = capsys.readouterr().out
+
+    assert "22,095" in out
+    assert "pri@storvsc1" in out
+    assert "HVS*" in out
+
+
+def test_cat_and_ls(capfd: pytest.CaptureFixture[str]) -> None:
+    """Files after the scenario has run."""
+    assert 0 == main(["cat", "/proc/irq/28/smp_affinity", "/proc/irq/29/smp_affinity_list"])
+    assert "01\n1\n" == capfd.readouterr().out
+    assert 0 == main(["ls", "/proc/irq/28"])
+    assert "node" == capfd.readouterr().out.splitlines()[0]
+    assert 0 == main(["ls", "-l", "/proc/irq/28/smp_affinity"])
+    assert capfd.readouterr().out.startswith("-rw-r--r--     0 ")
+    assert 0 == main(["ls", "--json", "/proc"])
+    assert "interrupts" in [entry["name"] for entry in json.loads(capfd.readouterr().out)[0]["entries"]]
+    assert 0 == main(["cat", "--json", "/proc/irq/28/node"])
+    assert [{"path": "/proc/irq/28/node", "text": "-1\n"}] == json.loads(capfd.readouterr().out)
+
+
+def test_dmesg(capsys: pytest.CaptureFixture[str]) -> None:
+    """The guest's log, as text and as JSON."""
+    assert 0 == main(["dmesg"])
+    assert "offer of relid 14: pri@storvsc1, cpu 0, irq 28" in capsys.readouterr().out
+    assert 0 == main(["dmesg", "--json"])
+    assert "time_100ns" in json.loads(capsys.readouterr().out)[0]
+
+
+def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A real file round-trips byte for byte; JSON has its rows."""
+    assert 0 == main(["parse", str(SAMPLE), "--render"])
+    assert SAMPLE.read_bytes() == capfdbinary.readouterr().out
+    assert 0 == main(["parse", str(SAMPLE), "--json"])
+    assert [0, 1] == json.loads(capfdbinary.readouterr().out)["cpus"]
+    assert 0 == main(["parse", str(SAMPLE)])
+    assert b"virtio3-rx" in capfdbinary.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run", "-s", "none"], "no scenario 'none'"),
+        (["run", "--design", "none"], "choose from legacy, rfc"),
+        (["run", "--generation", "v5"], "v6.10"),
+        (["run", "--engine", "slow"], "fast, linux"),
+        (["cat", "/proc/irq/99/node"], "irqs: 8-9 24-44"),
+        (["cat", "/proc/irq"], "EISDIR"),
+        (["ls", "/nowhere"], "ENOENT"),
+        (["parse", "/nonexistent"], "No such file"),
+    ],
+)
+def test_input_that_cannot_be_used_is_one_line_and_status_2(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback on user input is a bug."""
+    assert 2 == main(argv)
+    err = capsys.readouterr().err
+
+    assert says in err
+    assert 1 == len(err.splitlines())
+
+
+def test_parse_error_names_file_line_and_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FILE:LINE:COLUMN: what was expected and what is there."""
+    path = tmp_path / "cut"
+    path.write_bytes(SAMPLE.read_bytes()[:600])
+    assert 2 == main(["parse", str(path)])
+    err = capsys.readouterr().err
+
+    assert err.startswith(f"{path}:")
+    assert all(part.isdigit() for part in err[len(str(path)) + 1 :].split(":")[:2])
+
+
+def test_no_command_prints_help_and_version_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a newcomer types first."""
+    assert 2 == main([])
+    assert "run" in capsys.readouterr().out
+    assert 0 == main(["--version"])
+    assert capsys.readouterr().out.startswith("vmbusirq ")
+
+
+def test_help_imports_neither_the_core_nor_numpy_nor_rich() -> None:
+    """Start-up stays fast: each command imports what it needs when it is called."""
+    code = (
+        "import sys\nfrom vmbusirq.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'rich', 'vmbusirq._core', 'cffi'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_run_as_text_imports_neither_numpy_nor_rich() -> None:
+    """Plain text costs one C call; numpy alone would take three times as long as everything else."""
+    code = (
+        "import sys\nfrom vmbusirq.cli import main\nmain(['run'])\n"
+        "heavy = {'numpy', 'rich'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_reader_that_stops_early_is_no_error() -> None:
+    """``vmbusirq run | head -1``."""
+    command = f"'{sys.executable}' -m vmbusirq run | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "CPU0" in done.stdout

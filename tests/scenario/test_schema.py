@@ -1,0 +1,95 @@
+"""Scenarios are read strictly: what is wrong is named with its place and what would be right."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmbusirq.scenario.schema import ScenarioError, builtin_names, load_scenario, parse_scenario
+
+DEVICE = '[cpus]\npossible = 4\n[[device]]\nname = "n"\nclass = "netvsc"\n'
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_builtin_scenario_is_valid_and_bears_its_file_name(name: str) -> None:
+    """A built-in that does not load would be found by a user first."""
+    assert name == load_scenario(name).name
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "cpus.possible: is missing"),
+        ("[cpus]\npossible = 0", "cpus.possible: 0 is out of range; 1 to 2048"),
+        ("[cpus]\npossible = 2049", "cpus.possible: 2049 is out of range"),
+        ("[cpus]\npossible = true", "wants int, not bool"),
+        ('[cpus]\npossible = "4"', "wants int, not str"),
+        ("[cpus]\npossible = 4\npresent = 5", "cpus.present: 5 is out of range; 1 to 4"),
+        ("[cpus]\npossible = 4\npresnt = 3", "cpus.presnt: unknown key; did you mean 'present'?"),
+        ('[cpus]\npossible = 4\nisolated = "4"', "cpus.isolated"),
+        ('[cpus]\npossible = 4\nisolated = "a"', "cpus.isolated"),
+        ('[cpus]\npossible = 4\nnodes = ["0-1"]', "together they must hold CPUs 0 to 3"),
+        ('[cpus]\npossible = 4\nnodes = ["0-2", "2-3"]', "a CPU is in two nodes"),
+        ("cpus = 4", "cpus: wants dict, not int"),
+        ('arch = "vax"\n[cpus]\npossible = 4', "choose from x86, arm64"),
+        ("[cpus]\npossible = 4\n[platfrom]\nx = 1", "unknown key; did you mean 'platform'?"),
+        ('[cpus]\npossible = 4\n[platform]\nrows = ["HPY"]', "no row 'HPY'"),
+        ("[cpus]\npossible = 4\n[presets]\nHVS = [1, 2, 3, 4, 5]", "presets.HVS: has 5 numbers for 4 CPUs"),
+        ("[cpus]\npossible = 4\n[presets]\nHVS = [-1]", "presets.HVS: wants a list of counts"),
+        ("[cpus]\npossible = 4\n[presets]\nHVS = [4294967296]", "presets.HVS: wants a list of counts"),
+        (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 0', "channel[0].relid: 0 is out of range; 1 to 2047"),
+        (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 2048', "channel[0].relid: 2048 is out of range"),
+        (DEVICE + '[[channel]]\ndevice = "m"\nrelid = 1', "channel[0].device: no 'm'; choose from n"),
+        (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 1\n[[channel]]\ndevice = "n"\nrelid = 1\nsub = 1', "used twice"),
+        (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 1\nsub = 1', "needs its primary channel first"),
+        (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 1\n[[channel]]\ndevice = "n"\nrelid = 2', "has a channel 0 already"),
+        (DEVICE + '[[device]]\nname = "n"\nclass = "scsi"', "same name"),
+        ("[cpus\npossible = 4", "line 1"),
+        ("[cpus]\npossible = 4\n[[irq]]\nirq = 8\nname = 'x'\nhwirq = 8\nflow = 'edgy'", "choose from edge, fasteoi, level"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(text: str, says: str) -> None:
+    """The message starts with the file, then the key."""
+    with pytest.raises(ScenarioError) as error:
+        parse_scenario(text, "x", "x.toml")
+    assert str(error.value).startswith("x.toml: ")
+    assert says in str(error.value)
+
+
+def test_missing_file_lists_what_is_built_in(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A typo in a name should not end in a stack trace."""
+    with pytest.raises(ScenarioError, match="rfc-gen2-8vcpu"):
+        load_scenario(str(tmp_path / "none.toml"))
+    with pytest.raises(ScenarioError, match="cannot read"):
+        load_scenario(str(tmp_path))
+
+
+def test_file_that_is_not_utf8_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Any bytes may be called a scenario."""
+    path = tmp_path / "bad.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ScenarioError, match="cannot read"):
+        load_scenario(str(path))
+
+
+def test_truncated_scenario_is_refused_or_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Cut at any line, the default scenario is an error or a smaller valid scenario; never a crash."""
+    from importlib import resources
+
+    text = (resources.files("vmbusirq.scenario") / "builtin" / "rfc-gen2-8vcpu.toml").read_text()
+    lines = text.splitlines(keepends=True)
+    for cut in range(len(lines)):
+        try:
+            parse_scenario("".join(lines[:cut]), "cut")
+        except ScenarioError as error:
+            assert str(error).startswith("cut: ")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_scenario_or_an_error(text: str) -> None:
+    """Bad input of any kind gets a ScenarioError."""
+    try:
+        parse_scenario(text, "fuzz")
+    except ScenarioError:
+        pass
