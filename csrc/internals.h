@@ -32,6 +32,16 @@
 /* Our own mistakes, never a user's: on in every build. */
 #define VI_BUG_ON(cond) do { if (unlikely(cond)) __builtin_trap(); } while (0)
 
+/* splitmix64: every order that is not given comes from a seed through this */
+static inline uint64_t vi_random(uint64_t *state)
+{
+	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+	return z ^ (z >> 31);
+}
+
 /* ---- atomics and locks ---------------------------------------------------------------------------------------------------- */
 
 #define vi_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)

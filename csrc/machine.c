@@ -6,6 +6,8 @@
  */
 #include "internals.h"
 
+#define SETTLE_SOFTIRQS 100000	/* a ring of the largest size holds work for half as many */
+
 /* Virtual CPUs may outnumber real ones, so whoever waits long gives way. */
 void vi_lock_contended(uint32_t *lock)
 {
@@ -213,18 +215,35 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	return 1;
 }
 
+/* Run one CPU until it is idle. Return: runs, or -ELOOP when its softirqs keep each other alive without any interrupt. */
+static int64_t settle_cpu(struct vi_machine *m, uint32_t cpu)
+{
+	uint32_t quiet = 0;
+	int64_t runs = 0;
+
+	for (;;) {
+		quiet = vi_load_relaxed(&m->cpus[cpu].pending) ? 0 : quiet + 1;
+		if (vi_vcpu_run(m, cpu) != 1)
+			return runs;
+		if (quiet > SETTLE_SOFTIRQS)
+			return -ELOOP;
+		runs++;
+	}
+}
+
 int64_t vi_machine_settle(struct vi_machine *m)
 {
-	int64_t runs = 0;
-	bool again;
+	int64_t runs = 0, before;
 
 	do {
-		again = false;
-		for (uint32_t c = 0; c < m->nr_cpus; c++)
-			while (vi_vcpu_run(m, c) == 1) {
-				runs++;
-				again = true;
-			}
-	} while (again);
+		before = runs;
+		for (uint32_t c = 0; c < m->nr_cpus; c++) {
+			int64_t more = settle_cpu(m, c);
+
+			if (more < 0)
+				return more;
+			runs += more;
+		}
+	} while (runs != before);
 	return runs;
 }

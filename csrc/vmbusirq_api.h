@@ -360,7 +360,10 @@ uint32_t vi_simd_best(void);
 
 /* Take one pending vector of @cpu with its softirqs. Return: 1 taken, 0 nothing pending or @cpu is in a handler. EINVAL. [cpu] */
 int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
-/* Run every CPU until nothing is deliverable. Return: vectors taken. */
+/*
+ * Run every CPU until nothing is deliverable. Return: vi_vcpu_run() calls that did something; -ELOOP: the softirqs of a CPU keep each
+ * other alive without any interrupt, as they do on a ring whose writer is broken.
+ */
 int64_t vi_machine_settle(struct vi_machine *m);
 /* 1 while a vector or softirq of @cpu runs. [any] */
 uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu);
@@ -377,8 +380,8 @@ VI_MUST_CHECK int vi_irq_alloc_desc(struct vi_machine *m, uint32_t irq);
  */
 VI_MUST_CHECK int vi_irq_free_desc(struct vi_machine *m, uint32_t irq);
 /*
- * What /proc/stat says of @n IRQs from @first on: all their interrupts modulo 2^32; 0 without a descriptor, and for a flow that counts per
- * CPU only while the IRQ is not marked per-CPU. EINVAL: past the table. [any]
+ * What /proc/stat says of @n IRQs from @first on: all their interrupts modulo 2^32; 0 without a descriptor, and for
+ * a flow that counts per CPU only while the IRQ is not marked per-CPU. EINVAL: past the table. [any]
  */
 VI_MUST_CHECK int vi_irq_stat(struct vi_machine *m, uint32_t first, uint32_t n, uint32_t *numbers);
 /* Set chip and flow handler (irq_set_chip_and_handler). @chip must outlive the descriptor; NULL: no_irq_chip. */
@@ -845,7 +848,7 @@ struct vi_demux_bench;
 /* A machine with all 2047 channels in ISR mode. EINVAL: a value is out of range; ENOMEM; EOPNOTSUPP: vectors this CPU does not have. */
 VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out);
 void vi_demux_bench_destroy(struct vi_demux_bench *b);
-/* Time @scans scans (rounded up to whole groups). *ns: of all of them. Return: scans made. */
+/* Time @scans scans. *ns: of all of them. Return: scans made. */
 VI_MUST_CHECK int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns);
 /* Compare every channel's count with what was raised. Return: how many differ. */
 VI_MUST_CHECK int vi_demux_bench_verify(struct vi_demux_bench *b);

@@ -174,8 +174,6 @@ class Generation:
     """An IRQ without action, or with a chained handler, has a row once it was counted; else it has none."""
     hides_impossible_rows: bool
     """x86 rows whose cause cannot occur on the machine are left out."""
-    zero_total_prints_zeros: bool
-    """A device IRQ whose tot_count is 0 prints zeros whatever its per-CPU counters say."""
     affinity_fixed_errno: int
     """errno of a write to the smp_affinity of an IRQ that cannot be moved."""
     affinity_fixed_mode: int
@@ -214,7 +212,6 @@ _V6_10: Final = Generation(
     prec_floor=3,
     shows_nameless=True,
     hides_impossible_rows=False,
-    zero_total_prints_zeros=False,
     affinity_fixed_errno=errno.EIO,
     affinity_fixed_mode=0o644,
     arm64_ipis=_IPIS_6,
@@ -228,7 +225,6 @@ _V6_12: Final = Generation(
     prec_floor=3,
     shows_nameless=False,
     hides_impossible_rows=False,
-    zero_total_prints_zeros=False,
     affinity_fixed_errno=errno.EPERM,
     affinity_fixed_mode=0o444,
     arm64_ipis=_IPIS_8,
@@ -242,7 +238,6 @@ _V6_13: Final = Generation(
     prec_floor=3,
     shows_nameless=False,
     hides_impossible_rows=False,
-    zero_total_prints_zeros=False,
     affinity_fixed_errno=errno.EPERM,
     affinity_fixed_mode=0o444,
     arm64_ipis=_IPIS_8,
@@ -256,7 +251,6 @@ _V6_18: Final = Generation(
     prec_floor=3,
     shows_nameless=False,
     hides_impossible_rows=False,
-    zero_total_prints_zeros=False,
     affinity_fixed_errno=errno.EPERM,
     affinity_fixed_mode=0o444,
     arm64_ipis=_IPIS_8,
@@ -270,7 +264,6 @@ _V7_1: Final = Generation(
     prec_floor=4,
     shows_nameless=False,
     hides_impossible_rows=True,
-    zero_total_prints_zeros=True,
     affinity_fixed_errno=errno.EPERM,
     affinity_fixed_mode=0o444,
     arm64_ipis=_IPIS_8,

@@ -1,8 +1,8 @@
 """Operations that another CPU or the host can overtake, written as generators of steps.
 
 An operation yields a :class:`Step` at each point where the kernel could be interrupted, or waits. :func:`run` drives
-one to its end, which is what the ordinary calls do; an explorer holds several and resumes them in any order that the steps'
-locks and conditions allow. Between two yields nothing else happens.
+one to its end, which is what the ordinary calls do; an explorer holds several and resumes them in any order that the
+steps' locks and conditions allow. Between two yields nothing else happens.
 """
 
 from __future__ import annotations

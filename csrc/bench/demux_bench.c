@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * demux_bench.c - timed loops over the demux hot path: one machine per contender, the same flags, the same trivial callback.
+ * demux_bench.c - timed loops over the demux hot path: one machine per contender, the same flags, the same
+ * trivial callback.
  *
- * A group of event flag areas is filled while the clock is stopped and scanned while it runs, so that neither the raising nor the
- * forwarding of its stores into the scan's loads is measured. The areas hold several patterns in turn: a branch predictor learns
- * one pattern by heart, which no real load would let it do. What is timed is the whole top level, vi_take_vector(), or with
- * scan_only the demultiplexer alone.
+ * A group of event flag areas is filled while the clock is stopped and scanned while it runs, so that neither
+ * the raising nor the forwarding of its stores into the scan's loads is measured. The areas hold several
+ * patterns in turn: a branch predictor learns one pattern by heart, which no real load would let it do. What
+ * is timed is the whole top level, vi_take_vector(), or with scan_only the demultiplexer alone.
  */
 #define _GNU_SOURCE
 #include "internals.h"
@@ -44,15 +45,6 @@ static uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-
 static void make_pattern(const struct vi_demux_config *config, uint64_t *random, struct pattern *p)
 {
 	uint32_t wanted = config->pending, n = 0;
@@ -62,7 +54,7 @@ static void make_pattern(const struct vi_demux_config *config, uint64_t *random,
 			p->words[relid / 64] |= 1ull << (relid % 64);
 	} else {
 		while (wanted) {
-			uint32_t relid = 1 + (uint32_t)(next_random(random) % VI_RELID_MAX);
+			uint32_t relid = 1 + (uint32_t)(vi_random(random) % VI_RELID_MAX);
 			uint64_t bit = 1ull << (relid % 64);
 
 			wanted -= !(p->words[relid / 64] & bit);
@@ -94,7 +86,14 @@ static const struct vi_config *machine_config(const struct vi_demux_config *c, s
 /* Which flow handler a contender gives its channels. */
 static uint32_t flow_of(uint32_t contender)
 {
-	return contender == VI_DEMUX_RFC_UNTRACKED ? VI_FLOW_UNTRACKED : contender == VI_DEMUX_RFC_PERCPU ? VI_FLOW_PERCPU : VI_FLOW_SIMPLE;
+	switch (contender) {
+	case VI_DEMUX_RFC_UNTRACKED:
+		return VI_FLOW_UNTRACKED;
+	case VI_DEMUX_RFC_PERCPU:
+		return VI_FLOW_PERCPU;
+	default:
+		return VI_FLOW_SIMPLE;
+	}
 }
 
 static int add_channel(struct vi_demux_bench *b, uint32_t relid)
@@ -131,8 +130,8 @@ int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_
 	struct vi_config mc;
 	int result;
 
-	if (config->contender >= VI_DEMUX_CONTENDERS || config->pending > VI_RELID_MAX || config->patterns < 1 ||
-	    config->patterns > VI_DEMUX_PATTERNS_MAX)
+	if (config->contender >= VI_DEMUX_CONTENDERS || config->pending > VI_RELID_MAX ||
+	    config->patterns < 1 || config->patterns > VI_DEMUX_PATTERNS_MAX)
 		return -EINVAL;
 	b = calloc(1, sizeof(*b));
 	if (!b)
@@ -174,9 +173,12 @@ void vi_demux_bench_destroy(struct vi_demux_bench *b)
 	if (!b)
 		return;
 	if (b->m) {
-		for (uint32_t relid = 1; relid <= VI_RELID_MAX; relid++)
-			if (b->m->channel[relid])
-				(void)!vi_channel_set_callback(b->m->channel[relid], VI_CALLBACK_NONE, NULL, NULL);
+		for (uint32_t relid = 1; relid <= VI_RELID_MAX; relid++) {
+			struct vi_channel *ch = b->m->channel[relid];
+
+			if (ch)
+				(void)!vi_channel_set_callback(ch, VI_CALLBACK_NONE, NULL, NULL);
+		}
 		b->cpu->sint_flags = b->own_area;
 	}
 	vi_machine_destroy(b->m);
@@ -232,13 +234,14 @@ static void scan_group(struct vi_demux_bench *b, struct pattern *const *patterns
 
 int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns)
 {
-	uint32_t group = b->cold ? 1 : GROUP;
 	struct pattern *patterns[GROUP];
-	uint64_t total = 0;
+	int64_t total = 0;
+	uint32_t group;
 
 	for (uint32_t done = 0; done < scans; done += group) {
 		uint64_t start, clock;
 
+		group = b->cold ? 1 : scans - done < GROUP ? scans - done : GROUP;
 		for (uint32_t i = 0; i < group; i++) {
 			patterns[i] = take_pattern(b);
 			patterns[i]->scans++;
@@ -249,21 +252,23 @@ int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns)
 		clock = now_ns();
 		start = now_ns();
 		scan_group(b, patterns, group);
-		total += now_ns() - start - (start - clock);	/* the clock's own cost, measured a moment ago */
+		total += (int64_t)(now_ns() - start) - (int64_t)(start - clock);	/* less the clock's cost */
 	}
-	*ns = total;
-	return (int)((scans + group - 1) / group * group);
+	*ns = total > 0 ? (uint64_t)total : 0;
+	return (int)scans;
 }
 
 int vi_demux_bench_verify(struct vi_demux_bench *b)
 {
-	bool no_stats = b->config.contender == VI_DEMUX_RFC_UNTRACKED || b->config.contender == VI_DEMUX_LEGACY;
+	uint32_t contender = b->config.contender;
+	bool no_stats = contender == VI_DEMUX_RFC_UNTRACKED || contender == VI_DEMUX_LEGACY;
 	uint64_t all = 0;
 	int wrong = 0;
 
 	for (uint32_t relid = 1; relid <= VI_RELID_MAX; relid++) {
 		struct vi_channel *ch = b->m->channel[relid];
-		uint32_t counted = no_stats ? (uint32_t)ch->interrupts : vi_load_relaxed(&b->cpu->kstat[ch->column]);
+		uint32_t irqs = vi_load_relaxed(&b->cpu->kstat[ch->column]);
+		uint32_t counted = no_stats ? (uint32_t)ch->interrupts : irqs;
 		uint64_t raised = 0;
 
 		for (uint32_t i = 0; i < b->config.patterns; i++)

@@ -60,6 +60,7 @@ uint32_t vi_seq_fetch(const struct vi_seq_table *t, const struct vi_seq_row *row
 	for (uint32_t c = 0; c < nc; c++) {
 		const uint32_t *from = vi_seq_at(t, row, col + c);
 
+		vi_seq_prefetch_next(from);
 		for (uint32_t r = 0; r < nr; r++) {
 			uint32_t v = vi_load_relaxed(from + r);
 
@@ -120,13 +121,18 @@ int64_t vi_seq_size(const struct vi_seq_table *t)
 	return (int64_t)size;
 }
 
-/* Rows from row on, up to VI_SEQ_TILE, that one fetch can serve: neighbouring counters, as many cells. */
+/*
+ * Rows from row on, up to VI_SEQ_TILE, that one fetch can serve: neighbouring counters, as many cells. Blocks end
+ * where cache lines end, so that no line is fetched for two of them.
+ */
 static uint32_t block_rows(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t left)
 {
-	uint32_t n = 1, most = left < VI_SEQ_TILE ? left : VI_SEQ_TILE;
+	uint32_t n = 1, most = VI_SEQ_TILE - (uint32_t)((uintptr_t)row->counts / sizeof(uint32_t) % VI_SEQ_TILE);
 
 	if (!row->cells || !row->stride || vi_seq_contiguous(t, row))
 		return 1;
+	if (most > left)
+		most = left;
 	while (n < most && row[n].counts == row->counts + n && row[n].cells == row->cells &&
 	       row[n].stride == row->stride)
 		n++;

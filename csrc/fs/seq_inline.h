@@ -92,6 +92,15 @@ static VI_ALWAYS_INLINE const uint32_t *vi_seq_at(const struct vi_seq_table *t, 
 	return row->counts + (uint64_t)(t->index ? t->index[col] : col) * row->stride;
 }
 
+/*
+ * The next block wants the next line of every CPU: more lines, at a wider pitch, than the hardware follows. There
+ * may be no such line; then nothing happens.
+ */
+static VI_ALWAYS_INLINE void vi_seq_prefetch_next(const uint32_t *at)
+{
+	__builtin_prefetch((const void *)((uintptr_t)at + VI_SEQ_TILE * sizeof(*at)));
+}
+
 /* Counters that lie one after the other need no fetching. */
 static VI_ALWAYS_INLINE bool vi_seq_contiguous(const struct vi_seq_table *t, const struct vi_seq_row *row)
 {

@@ -184,6 +184,7 @@ static AVX2 RACY_LOADS uint32_t fetch_avx2(const struct vi_seq_table *t, const s
 			for (uint32_t i = 0; i < 8; i++) {
 				const uint32_t *at = vi_seq_at(t, row, c + i < nc ? col + c + i : col) + r;
 
+				vi_seq_prefetch_next(at);
 				v[i] = _mm256_maskload_epi32((const int *)at, mask);
 				any = _mm256_or_si256(any, v[i]);
 			}
@@ -280,12 +281,21 @@ static AVX512 void put_large_avx512(uint8_t *out, __m512i v, uint32_t n)
 	store_cells_avx512(out, chars_avx512(digits_avx512(low), full), beside_avx512(top), n);
 }
 
+static AVX512 VI_ALWAYS_INLINE void put_eight_zeros_avx512(uint8_t *out)
+{
+	_mm512_storeu_si512(out, _mm512_loadu_si512(vi_seq_zeros));
+	_mm256_storeu_si256((__m256i *)(void *)(out + 56),
+			    _mm256_loadu_si256((const __m256i *)(const void *)(vi_seq_zeros + 56)));
+}
+
 static AVX512 RACY_LOADS VI_ALWAYS_INLINE void put_up_to_eight_avx512(uint8_t *out, const uint32_t *from,
 								      uint32_t n)
 {
 	__m512i v = _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32((__mmask8)((1u << n) - 1), from));
 
-	if (unlikely(_mm512_cmpge_epu64_mask(v, _mm512_set1_epi64(VI_SEQ_EIGHT_DIGITS))))
+	if (n == 8 && !_mm512_test_epi64_mask(v, v))
+		put_eight_zeros_avx512(out);
+	else if (unlikely(_mm512_cmpge_epu64_mask(v, _mm512_set1_epi64(VI_SEQ_EIGHT_DIGITS))))
 		put_large_avx512(out, v, n);
 	else
 		store_cells_avx512(out, chars_avx512(digits_avx512(v), _mm512_setzero_si512()),
@@ -363,7 +373,10 @@ static AVX512 RACY_LOADS uint32_t fetch_avx512(const struct vi_seq_table *t, con
 		return vi_seq_fetch(t, row, nr, col, nc, tile);
 #pragma GCC unroll 16
 	for (uint32_t i = 0; i < 16; i++) {
-		v[i] = _mm512_maskz_loadu_epi32(rows, vi_seq_at(t, row, i < nc ? col + i : col));
+		const uint32_t *at = vi_seq_at(t, row, i < nc ? col + i : col);
+
+		v[i] = _mm512_maskz_loadu_epi32(rows, at);
+		vi_seq_prefetch_next(at);
 		any = _mm512_or_si512(any, v[i]);
 	}
 	busy = _mm512_test_epi32_mask(any, any);

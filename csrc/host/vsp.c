@@ -129,15 +129,6 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp)
 
 /* ---- bulk traffic --------------------------------------------------------------------------------------------------------- */
 
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-
 /* Send one burst and run its target until idle. Return: vectors taken. */
 static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 {
@@ -173,7 +164,7 @@ int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_
 	for (uint32_t i = 0; i < n; i++)
 		left[i] = traffic[i].interrupts;
 	for (; total; total--) {
-		uint64_t pick = next_random(&seed) % total;
+		uint64_t pick = vi_random(&seed) % total;
 		uint32_t i = 0;
 		int64_t taken;
 

@@ -8,16 +8,6 @@
  */
 #include "internals.h"
 
-/* splitmix64, for the order in which the linux engine's descriptors lie in memory */
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-
 /**
  * vi_shuffle_places() - a permutation of 0..n-1
  *
@@ -26,7 +16,7 @@ static uint64_t next_random(uint64_t *state)
 void vi_shuffle_places(uint64_t seed, uint32_t n, uint32_t *place)
 {
 	for (uint32_t i = n - 1; i > 0; i--) {
-		uint32_t j = (uint32_t)(next_random(&seed) % (i + 1)), swap = place[i];
+		uint32_t j = (uint32_t)(vi_random(&seed) % (i + 1)), swap = place[i];
 
 		place[i] = place[j];
 		place[j] = swap;
@@ -161,7 +151,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 	return 0;
 }
 
-/* Has a number in /proc/stat: tot_count is bumped by the flow, or the counts are added up because the IRQ is marked per-CPU. */
+/* Has a number in /proc/stat: the flow bumps tot_count, or the IRQ is marked per-CPU and its counts are added up. */
 static bool has_stat(const struct vi_irq_desc *desc)
 {
 	switch (desc->flow) {
@@ -176,8 +166,9 @@ static bool has_stat(const struct vi_irq_desc *desc)
 }
 
 /*
- * The kernel prints tot_count for an ordinary IRQ and the sum of cnt for a per-CPU one. The fast engine does not keep tot_count; but
- * whoever bumps it bumps cnt once, too, so that the sum of cnt is the same number modulo 2^32 and serves both.
+ * The kernel prints tot_count for an ordinary IRQ and the sum of cnt for a per-CPU one. The fast engine does not
+ * keep tot_count; but whoever bumps it bumps cnt once, too, so that the sum of cnt is the same number modulo 2^32
+ * and serves both.
  */
 int vi_irq_stat(struct vi_machine *m, uint32_t first, uint32_t n, uint32_t *numbers)
 {

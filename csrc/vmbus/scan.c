@@ -2,14 +2,17 @@
 /*
  * scan.c - the fast engine's demultiplexer: SINT2's 2048 event flags of one CPU -> handlers.
  *
- * A vector read of the area gives a mask of the non-zero words (a hint: it may be torn). Each of those words is claimed by one
- * exchange with 0, which takes up to 64 flags for the price of one locked instruction; a flag set later stays for the next
- * delivery. Few words are dispatched as they come. Many are claimed in pairs, 128 flags per locked instruction, and flattened to a
- * list in chunks: a loop per word would end unpredictably each time, and the locked instructions of the next chunk overlap with the
- * calls of this one. What may not run from the slot is found out by the slot's stub, see irq/irqdomain.c.
+ * A read of the whole area gives a mask of the non-zero words (a hint: it may be torn). Each of those words
+ * is then claimed: the flags just read are cleared by one locked instruction, up to 64 for the price of one,
+ * up to 128 where two non-zero words are neighbours. A flag set later stays for the next delivery. What may
+ * not run from the slot is found out by the slot's stub, see irq/irqdomain.c.
  *
- * Everything here runs on the CPU's own thread. A handler cannot start another scan of its CPU: scan_seq, which is odd, would tell
- * others that the first one is over.
+ * Nearly all of the cost is the locked instructions, and each waits until every store before it has left the
+ * core. So the calls take their flags from the read before the claim and need not wait for its result; claims
+ * and calls alternate, so that they overlap; and what follows the mask are functions of their own, so that
+ * each saves few registers.
+ *
+ * Everything here runs on the CPU's own thread. Others only set flags; nobody else clears them.
  */
 #include "internals.h"
 
@@ -18,11 +21,9 @@
 #endif
 
 #define FORCE_INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
-#define DIRECT_WORDS 12		/* up to here a loop per word beats the list */
-#define CHUNK_PAIRS 4		/* pairs of words flattened before their flags are dispatched */
-#define CHUNK_FLAGS (CHUNK_PAIRS * 2 * 64)
-#define FLATTEN_STEP 4		/* entries appended at a time, so up to 3 too many */
+#define DENSE_WORDS 31		/* from here on it is not worth asking which words are not empty */
 
 /* Flag 0 is no channel. */
 static FORCE_INLINE uint64_t without_flag_zero(struct vi_cpu *cpu, uint32_t word, uint64_t bits)
@@ -34,6 +35,7 @@ static FORCE_INLINE uint64_t without_flag_zero(struct vi_cpu *cpu, uint32_t word
 	return bits;
 }
 
+/* What was read is still set when it is cleared. */
 static FORCE_INLINE uint64_t claim_word(struct vi_cpu *cpu, uint32_t word)
 {
 	uint64_t bits = vi_load_relaxed(&cpu->sint_flags[word]);
@@ -42,112 +44,113 @@ static FORCE_INLINE uint64_t claim_word(struct vi_cpu *cpu, uint32_t word)
 	return without_flag_zero(cpu, word, bits);
 }
 
-/* Two words, the first one even, in one locked instruction. Thread sanitizers do not know that instruction. */
-static FORCE_INLINE void claim_pair(struct vi_cpu *cpu, uint32_t word, uint64_t *lo, uint64_t *hi)
+/* Two words, the first one even: in one locked instruction if the CPU is known to have it (@wide). */
+static FORCE_INLINE void claim_pair(struct vi_cpu *cpu, uint32_t word, bool wide, uint64_t *lo, uint64_t *hi)
 {
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)	/* which does not know the instruction */
 	uint64_t *pair = &cpu->sint_flags[word], low, high, seen_low, seen_high;
 	bool claimed;
 
-	do {
-		seen_low = low = vi_load_relaxed(&pair[0]);
-		seen_high = high = vi_load_relaxed(&pair[1]);
-		__asm__ volatile("lock cmpxchg16b %0"
-				 : "+m"(*(uint64_t(*)[2])pair), "+a"(low), "+d"(high), "=@ccz"(claimed)
-				 : "b"(0ull), "c"(0ull)
-				 : "memory");
-	} while (unlikely(!claimed));
-	*lo = without_flag_zero(cpu, word, seen_low);
-	*hi = seen_high;
-#else
+	if (wide) {
+		do {
+			seen_low = low = vi_load_relaxed(&pair[0]);
+			seen_high = high = vi_load_relaxed(&pair[1]);
+			__asm__ volatile("lock cmpxchg16b %0"
+					 : "+m"(*(uint64_t(*)[2])pair), "+a"(low), "+d"(high),
+					   "=@ccz"(claimed)
+					 : "b"(0ull), "c"(0ull)
+					 : "memory");
+		} while (unlikely(!claimed));
+		*lo = without_flag_zero(cpu, word, seen_low);
+		*hi = seen_high;
+		return;
+	}
+#endif
+	(void)wide;
 	*lo = claim_word(cpu, word);
 	*hi = claim_word(cpu, word + 1);
-#endif
 }
 
-/* What is not simply "handled, count it". Return: how many to leave out of irqs_sum. */
-static __attribute__((noinline, cold)) uint32_t dispatched_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t result)
+/* The handler of @irq did not say "handled". Return: how many arrivals to leave out of irqs_sum. */
+static NOINLINE uint32_t handled_otherwise(struct vi_cpu *cpu, uint32_t irq, uint32_t result)
 {
+	struct vi_machine *m = cpu->m;
+
 	if (result != VI_IRQ_DEFERRED)
-		vi_slot_handled_otherwise(cpu, slot, result);
+		vi_slot_handled_otherwise(cpu, &m->slot[vi_load(&m->desc[irq])->hwirq], result);
 	return 1;
 }
 
-/* Run one claimed flag. @row: cpu->kstat. *others: flags that irqs_sum must not count here. */
-static FORCE_INLINE void dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t *row, uint32_t *others)
+/* This CPU does not own the slot. Return: as above. */
+static NOINLINE uint32_t dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot)
 {
-	vi_handler_t handler = vi_load(&slot->handler);	/* before the owner: what a new owner may call is stored after it */
+	(void)vi_slot_dispatch_slow(cpu, slot);
+	return 1;
+}
+
+/* Run one claimed flag. Return: how many arrivals to leave out of irqs_sum. */
+static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot)
+{
+	/* before the owner: what a new owner may call is stored after it; after scan_seq: see scan_begin() */
+	vi_handler_t handler = __atomic_load_n(&slot->handler, __ATOMIC_SEQ_CST);
 	uint32_t irq, result;
 
-	if (unlikely(vi_load_relaxed(&slot->owner) != cpu->id)) {
-		*others += dispatched_otherwise(cpu, slot, vi_slot_dispatch_slow(cpu, slot));
-		return;
-	}
+	if (unlikely(vi_load_relaxed(&slot->owner) != cpu->id))
+		return dispatch_slow(cpu, slot);
 	irq = vi_load_relaxed(&slot->irq);
 	result = handler(cpu, irq, vi_load_relaxed(&slot->dev_id));
-	if (likely(result == VI_IRQ_HANDLED))
-		vi_count(&row[irq], 1);
-	else
-		*others += dispatched_otherwise(cpu, slot, result);
+	if (unlikely(result != VI_IRQ_HANDLED))
+		return handled_otherwise(cpu, irq, result);
+	vi_count(&cpu->kstat[irq], 1);
+	return 0;
 }
 
-static FORCE_INLINE uint32_t dispatch_words(struct vi_cpu *cpu, uint32_t words, uint32_t *others)
+static FORCE_INLINE void dispatch_bits(struct vi_cpu *cpu, uint32_t word, uint64_t bits, uint32_t *others)
 {
-	uint32_t *row = cpu->kstat, claimed = 0;
+	struct vi_irq_slot *slots = &cpu->m->slot[word * 64];
 
-	for (; words; words &= words - 1) {
-		uint32_t word = (uint32_t)__builtin_ctz(words);
-		struct vi_irq_slot *slots = &cpu->m->slot[word * 64];
-		uint64_t bits = claim_word(cpu, word);
+	__asm__("" : "+r"(slots));	/* one register, not a base and an offset */
+	for (; bits; bits &= bits - 1) {
+		uint32_t other = dispatch_slot(cpu, &slots[__builtin_ctzll(bits)]);
 
-		claimed += (uint32_t)__builtin_popcountll(bits);
-		for (; bits; bits &= bits - 1)
-			dispatch_slot(cpu, &slots[__builtin_ctzll(bits)], row, others);
+		if (unlikely(other))
+			*others += other;
 	}
-	return claimed;
 }
 
-/* Append the flags of one word to the list. Return: how many. */
-static FORCE_INLINE uint32_t flatten_word(uint64_t bits, uint32_t base, uint16_t *list)
+/*
+ * The same, and with each flag one of two words later has its slot fetched: worth half the time when the
+ * slots are in no cache. It shares the loop of the calls, since a loop of its own would end unpredictably.
+ */
+static FORCE_INLINE void dispatch_bits_ahead(struct vi_cpu *cpu, uint32_t word, uint64_t bits, uint64_t ahead,
+					     uint32_t *others)
 {
-	uint32_t n = (uint32_t)__builtin_popcountll(bits);
+	struct vi_irq_slot *slots = &cpu->m->slot[word * 64];
 
-	for (uint32_t i = 0; i < n; i += FLATTEN_STEP)
-		for (uint32_t k = 0; k < FLATTEN_STEP; k++) {
-			list[i + k] = (uint16_t)(base + (uint32_t)__builtin_ctzll(bits | 1ull << 63));
-			bits &= bits - 1;
-		}
-	return n;
-}
+	__asm__("" : "+r"(slots));
+	for (; bits; bits &= bits - 1) {
+		uintptr_t far = 128 + (uintptr_t)__builtin_ctzll(ahead | 1ull << 63);
+		uint32_t other;
 
-static FORCE_INLINE uint32_t dispatch_chunks(struct vi_cpu *cpu, uint32_t words, uint32_t *others)
-{
-	struct vi_irq_slot *slots = cpu->m->slot;
-	uint32_t *row = cpu->kstat, claimed = 0;
-	uint16_t list[CHUNK_FLAGS + FLATTEN_STEP];
-
-	while (words) {
-		uint32_t n = 0;
-
-		for (uint32_t k = 0; k < CHUNK_PAIRS && words; k++) {
-			uint32_t word = (uint32_t)__builtin_ctz(words) & ~1u;
-			uint64_t lo, hi;
-
-			words &= ~(3u << word);
-			claim_pair(cpu, word, &lo, &hi);
-			n += flatten_word(lo, word * 64, list + n);
-			n += flatten_word(hi, word * 64 + 64, list + n);
-		}
-		for (uint32_t i = 0; i < n; i++)
-			dispatch_slot(cpu, &slots[list[i]], row, others);
-		claimed += n;
+		__builtin_prefetch((const void *)((uintptr_t)slots + far * sizeof(*slots)));
+		ahead &= ahead - 1;
+		other = dispatch_slot(cpu, &slots[__builtin_ctzll(bits)]);
+		if (unlikely(other))
+			*others += other;
 	}
-	return claimed;
 }
 
+/*
+ * scan_seq becomes odd before any handler is loaded (rule 2 in irq/irqdomain.c). On x86 the claim in between
+ * is a full barrier; elsewhere the two accesses themselves are sequentially consistent.
+ */
 static FORCE_INLINE void scan_begin(struct vi_cpu *cpu)
 {
-	vi_store_relaxed(&cpu->scan_seq, cpu->scan_seq + 1);	/* odd; the claims that follow are full barriers */
+#if defined(__x86_64__)
+	vi_store_relaxed(&cpu->scan_seq, cpu->scan_seq + 1);
+#else
+	__atomic_store_n(&cpu->scan_seq, cpu->scan_seq + 1, __ATOMIC_SEQ_CST);
+#endif
 }
 
 static FORCE_INLINE int scan_end(struct vi_cpu *cpu, uint32_t claimed, uint32_t others)
@@ -160,57 +163,133 @@ static FORCE_INLINE int scan_end(struct vi_cpu *cpu, uint32_t claimed, uint32_t 
 	return (int)claimed;
 }
 
-static FORCE_INLINE int scan_direct(struct vi_cpu *cpu, uint32_t words)
+/* The rest of a scan whose only word held not just one flag. */
+static FORCE_INLINE int scan_one_word(struct vi_cpu *cpu, uint32_t word, uint64_t bits)
 {
-	uint32_t others = 0, claimed;
+	uint32_t others = 0;
+
+	dispatch_bits(cpu, word, bits, &others);
+	return scan_end(cpu, (uint32_t)__builtin_popcountll(bits), others);
+}
+
+static FORCE_INLINE int scan_words(struct vi_cpu *cpu, uint32_t words, bool wide)
+{
+	uint32_t claimed = 0, others = 0;
 
 	scan_begin(cpu);
-	claimed = dispatch_words(cpu, words, &others);
+	do {
+		uint32_t word = (uint32_t)__builtin_ctz(words) & ~1u, pair = words >> word & 3;
+		uint64_t lo, bits;
+
+		words &= ~(3u << word);
+		if (pair == 3) {
+			claim_pair(cpu, word, wide, &lo, &bits);
+			claimed += (uint32_t)__builtin_popcountll(lo);
+			dispatch_bits(cpu, word, lo, &others);
+			word++;
+		} else {
+			word += pair >> 1;
+			bits = claim_word(cpu, word);
+		}
+		claimed += (uint32_t)__builtin_popcountll(bits);
+		dispatch_bits(cpu, word, bits, &others);
+	} while (words);
 	return scan_end(cpu, claimed, others);
 }
 
-static FORCE_INLINE int scan_chunks(struct vi_cpu *cpu, uint32_t words)
+/* Nearly every word has flags: take all pairs in turn. */
+static FORCE_INLINE int scan_dense(struct vi_cpu *cpu, bool wide)
 {
-	uint32_t others = 0, claimed;
+	uint32_t claimed = 0, others = 0;
 
 	scan_begin(cpu);
-	claimed = dispatch_chunks(cpu, words, &others);
+	for (uint32_t word = 0; word < VI_SINT_WORDS; word += 2) {
+		const uint64_t *ahead = &cpu->sint_flags[(word + 2) % VI_SINT_WORDS];
+		uint64_t lo, hi;
+
+		claim_pair(cpu, word, wide, &lo, &hi);
+		claimed += (uint32_t)__builtin_popcountll(lo) + (uint32_t)__builtin_popcountll(hi);
+		dispatch_bits_ahead(cpu, word, lo, vi_load_relaxed(&ahead[0]), &others);
+		dispatch_bits_ahead(cpu, word + 1, hi, vi_load_relaxed(&ahead[1]), &others);
+	}
 	return scan_end(cpu, claimed, others);
 }
 
-/* Out of line, so that a scan of few words does not set up the list's stack frame. */
-static __attribute__((noinline)) int scan_many(struct vi_cpu *cpu, uint32_t words)
+/* How to go on from the mask of non-zero words, for one set of instructions. */
+#define DEFINE_SCAN_FROM(kind, isa, wide)								\
+	static NOINLINE isa int one_word_##kind(struct vi_cpu *cpu, uint32_t word, uint64_t bits)	\
+	{												\
+		return scan_one_word(cpu, word, bits);							\
+	}												\
+													\
+	static NOINLINE isa int one_flag_##kind(struct vi_cpu *cpu, uint32_t words)			\
+	{												\
+		uint32_t word = (uint32_t)__builtin_ctz(words);						\
+		uint64_t bits;										\
+													\
+		scan_begin(cpu);									\
+		bits = claim_word(cpu, word);								\
+		if (!bits || (bits & (bits - 1)))							\
+			return one_word_##kind(cpu, word, bits);					\
+		word = word * 64 + (uint32_t)__builtin_ctzll(bits);					\
+		return scan_end(cpu, 1, dispatch_slot(cpu, &cpu->m->slot[word]));			\
+	}												\
+													\
+	static NOINLINE isa int words_##kind(struct vi_cpu *cpu, uint32_t words)			\
+	{												\
+		return scan_words(cpu, words, wide);							\
+	}												\
+													\
+	static NOINLINE isa int dense_##kind(struct vi_cpu *cpu)					\
+	{												\
+		return scan_dense(cpu, wide);								\
+	}												\
+													\
+	static FORCE_INLINE isa int scan_from_##kind(struct vi_cpu *cpu, uint32_t words)		\
+	{												\
+		if (!words)										\
+			return 0;									\
+		if (!(words & (words - 1)))								\
+			return one_flag_##kind(cpu, words);						\
+		if (__builtin_popcount(words) >= DENSE_WORDS)						\
+			return dense_##kind(cpu);							\
+		return words_##kind(cpu, words);							\
+	}
+
+DEFINE_SCAN_FROM(base, , false)
+
+/* Bit i: words[i] is not 0. */
+static FORCE_INLINE uint32_t nonzero8(const uint64_t *words)
 {
-	return scan_chunks(cpu, words);
+	uint32_t zero = 0;
+
+#pragma GCC unroll 8
+	for (uint32_t i = 0; i < 8; i++)
+		zero = zero * 2 + (vi_load_relaxed(&words[7 - i]) == 0);
+	return zero ^ 0xff;
 }
 
 static int scan_scalar(struct vi_cpu *cpu)
 {
-	uint32_t words = 0;
+	const uint64_t *area = cpu->sint_flags;
 
-	for (uint32_t w = 0; w < VI_SINT_WORDS; w++)
-		words |= (uint32_t)(vi_load_relaxed(&cpu->sint_flags[w]) != 0) << w;
-	if (!words)
-		return 0;
-	if (__builtin_popcount(words) > DIRECT_WORDS)
-		return scan_many(cpu, words);
-	return scan_direct(cpu, words);
+	return scan_from_base(cpu, nonzero8(area) | nonzero8(area + 8) << 8 | nonzero8(area + 16) << 16 |
+				   nonzero8(area + 24) << 24);
 }
 
 #if defined(__x86_64__)
 
+#define WITH_BMI __attribute__((target("popcnt,bmi,bmi2")))
 #define WITH_AVX2 __attribute__((target("avx2,popcnt,bmi,bmi2")))
 #define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,popcnt,bmi,bmi2")))
+
+DEFINE_SCAN_FROM(bmi, WITH_BMI, true)	/* who has these has cmpxchg16b */
+
 /*
- * The vector loads below race with signallers by design: a flag seen too late was raised together with a doorbell that the next
- * vi_vcpu_run() answers. No sanitizer can know that.
+ * The vector loads below race with signallers by design: a flag seen too late was raised together with a
+ * doorbell that the next vi_vcpu_run() answers. No sanitizer can know that.
  */
 #define RACES_BY_DESIGN __attribute__((no_sanitize("thread")))
-
-static WITH_AVX2 __attribute__((noinline)) int scan_many_bmi(struct vi_cpu *cpu, uint32_t words)
-{
-	return scan_chunks(cpu, words);
-}
 
 static WITH_AVX2 RACES_BY_DESIGN int scan_avx2(struct vi_cpu *cpu)
 {
@@ -223,11 +302,7 @@ static WITH_AVX2 RACES_BY_DESIGN int scan_avx2(struct vi_cpu *cpu)
 
 		empty |= (uint32_t)_mm256_movemask_pd(_mm256_castsi256_pd(equal)) << (i * 4);
 	}
-	if (!~empty)
-		return 0;
-	if (__builtin_popcount(~empty) > DIRECT_WORDS)
-		return scan_many_bmi(cpu, ~empty);
-	return scan_direct(cpu, ~empty);
+	return scan_from_bmi(cpu, ~empty);
 }
 
 static WITH_AVX512 RACES_BY_DESIGN int scan_avx512(struct vi_cpu *cpu)
@@ -240,23 +315,19 @@ static WITH_AVX512 RACES_BY_DESIGN int scan_avx512(struct vi_cpu *cpu)
 
 		words |= (uint32_t)_mm512_test_epi64_mask(v, v) << (i * 8);
 	}
-	if (!words)
-		return 0;
-	if (__builtin_popcount(words) > DIRECT_WORDS)
-		return scan_many_bmi(cpu, words);
-	return scan_direct(cpu, words);
+	return scan_from_bmi(cpu, words);
 }
 
 static bool has_avx2(void)
 {
-	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi") &&
-	       __builtin_cpu_supports("bmi2");
+	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") &&
+	       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 
 uint32_t vi_simd_best(void)
 {
-	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-	    has_avx2())
+	if (has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+	    __builtin_cpu_supports("avx512vl"))
 		return VI_SIMD_AVX512;
 	return has_avx2() ? VI_SIMD_AVX2 : VI_SIMD_SCALAR;
 }
@@ -306,7 +377,7 @@ uint64_t vi_scan_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t word)
 
 int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid)
 {
-	uint32_t others = 0;
+	uint32_t others;
 	struct vi_cpu *c;
 	bool outermost;
 
@@ -317,7 +388,7 @@ int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid)
 		return -EBUSY;
 	outermost = vi_irq_enter(c);
 	__atomic_exchange_n(&c->scan_seq, c->scan_seq + 1, __ATOMIC_SEQ_CST);
-	dispatch_slot(c, &m->slot[relid], c->kstat, &others);
+	others = dispatch_slot(c, &m->slot[relid]);
 	(void)scan_end(c, 1, others);
 	if (outermost)
 		vi_irq_exit(c);

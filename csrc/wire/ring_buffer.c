@@ -170,8 +170,6 @@ static int vi_ring_reserve(struct vi_ring_writer *w, uint32_t total)
 	uint32_t room = vi_ring_free(w->data_size, read, w->write_index);
 
 	if (w->rules == VI_RING_STRICT) {
-		if (total >= w->data_size - 8)
-			return -EMSGSIZE;
 		if (!w->error && !vi_ring_index_ok(w->data_size, read))
 			w->error = VI_RING_BAD_INDEX;
 		if (w->error)
@@ -205,6 +203,8 @@ static __attribute__((noinline)) int vi_ring_put_any(struct vi_ring_writer *w, c
 		return -EMSGSIZE;
 	offset = VI_PKT_DESC + (uint32_t)ext_len;
 	total = ((offset + p->len + 7) & ~7u) + VI_PKT_TRAILER;
+	if (w->rules == VI_RING_STRICT && total >= w->data_size - 8)
+		return -EMSGSIZE;
 	if (total >= w->room) {
 		ret = vi_ring_reserve(w, total);
 		if (ret)

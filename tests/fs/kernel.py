@@ -19,15 +19,16 @@ GIC = IrqChip("GICv3", irq_eoi=nop, irq_mask=nop, irq_unmask=nop)
 
 
 class Kernel:
-    """Implements KernelView. ``rig`` drives interrupts, ``fs`` shows them; channel IRQs have the chip of RFC patch 07."""
+    """Implements KernelView: ``rig`` drives interrupts, ``fs`` shows them; channel IRQs have RFC patch 07's chip."""
 
     def __init__(self, nr_cpus=8, generation="v6.10", arch="x86", rows=("NMI", "HYP", "ERR"), **options):
         self.arch = arch
         self.generation = GENERATIONS[generation]
+        config = {"hyp_count": lib.VI_HYP_MESSAGE}
         if arch == "arm64":
-            config = {"arch": lib.VI_ARCH_ARM64}
-            options = {"nr_irqs": 64, "dynirq_base": 0, "generic_pending_irq": False, "config": config} | options
-        self.rig = Rig(nr_cpus, **options)
+            config["arch"] = lib.VI_ARCH_ARM64
+            options = {"nr_irqs": 64, "dynirq_base": 0, "generic_pending_irq": False} | options
+        self.rig = Rig(nr_cpus, config=config, **options)
         self.irq = self.rig.core
         self.present_mask = self.irq.possible
         self.arch_rows = tuple(row for row in X86_ROWS if row.label in rows) if arch == "x86" else ()
@@ -65,7 +66,7 @@ class Kernel:
         self.irq.counters.arch[cpu * lib.VI_ARCH_STRIDE + getattr(lib, f"VI_ROW_{label}")] = value
 
     def line(self, start):
-        """Return the line of /proc/interrupts that starts with these bytes, without its newline; None when there is none."""
+        """Return the line of /proc/interrupts that starts so, without its newline; None when there is none."""
         lines = [line for line in self.fs.read("/proc/interrupts").splitlines() if line.startswith(start)]
         assert len(lines) <= 1
         return lines[0] if lines else None

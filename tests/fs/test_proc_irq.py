@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import stat
-from errno import EACCES, EBUSY, EINVAL, EIO, ENOENT, ENOMEM, EOVERFLOW, EPERM, ERANGE, ESPIPE
+import threading
+from errno import EACCES, EBUSY, EINVAL, EIO, ENOENT, ENOMEM, ENOSYS, EOVERFLOW, EPERM, ERANGE, ESPIPE
 
 import pytest
 
-from tests.fs.kernel import GIC, Kernel, refused
+from tests.fs.kernel import Kernel, refused
 from vmbusirq._ffi import lib
 from vmbusirq.errors import IrqError
 from vmbusirq.generations import GENERATIONS
@@ -35,6 +36,7 @@ SINCE_6_12 = [name for name in GENERATIONS if name != "v6.10"]
 
 @pytest.fixture
 def kernel():
+    """Eight CPUs, v6.10, x86."""
     return Kernel()
 
 
@@ -46,6 +48,7 @@ def read(kernel, desc, name):
 
 
 def write(kernel, desc, data, name="smp_affinity"):
+    """Write a value to a file of one IRQ."""
     return kernel.fs.write(f"/proc/irq/{desc.irq}/{name}", data)
 
 
@@ -72,14 +75,11 @@ def test_an_irq_has_a_directory_from_its_first_request_until_its_descriptor_is_f
 
 
 def test_a_failed_request_makes_no_directory(kernel):
+    """2.1: at the first successful request."""
     irq = kernel.irq.alloc_descs()
-    with refused_request():
+    with refused(ENOSYS, "no chip"):
         kernel.irq.request_irq(irq, kernel.rig.handler, 0, "heartbeat")
     assert not kernel.fs.exists(f"/proc/irq/{irq}")
-
-
-def refused_request():
-    return pytest.raises(IrqError)
 
 
 def test_irqs_with_a_chip_have_a_directory_when_the_file_system_comes_up(kernel):
@@ -101,6 +101,7 @@ def test_names_are_listed_by_length_then_bytes(kernel):
 
 
 def test_modes_sizes_and_owners(kernel):
+    """2.1."""
     desc = kernel.rig.requested()
     shown = {path.rpartition("/")[2]: kernel.fs.stat(path) for path, _ in kernel.fs.walk(f"/proc/irq/{desc.irq}")}
     writable = {"smp_affinity", "smp_affinity_list"}
@@ -112,14 +113,18 @@ def test_modes_sizes_and_owners(kernel):
     assert [] == kernel.fs.listdir(f"/proc/irq/{desc.irq}/heartbeat")
 
 
-@pytest.mark.parametrize("name", ["024", "+24", "24 ", "٢٤", "0x18", "default_smp_affinity_list", "", "24\n", "99999999999"])
+@pytest.mark.parametrize(
+    "name", ["024", "+24", "24 ", "٢٤", "0x18", "default_smp_affinity_list", "", "24\n", "99999999999"]
+)
 def test_only_the_decimal_number_of_an_irq_names_its_directory(kernel, name):
+    """Names are compared as bytes (fs/proc/generic.c)."""
     kernel.rig.requested()
     assert kernel.fs.exists("/proc/irq/24")
     assert kernel.fs.exists(f"/proc/irq/{name}") is (name == "")
 
 
 def test_a_missing_irq_says_why_and_which_there_are(kernel):
+    """Design.md 7: what was asked, what is true, what to do."""
     kernel.rig.requested(1)
     kernel.rig.requested(2)
     kernel.rig.irq(3)
@@ -154,6 +159,7 @@ def test_shared_actions_have_a_directory_each_but_one_name_makes_one(kernel):
 
 
 def test_many_irqs_may_hold_a_directory_of_the_same_name(kernel):
+    """Trap 35."""
     for hwirq in range(1, 21):
         desc = kernel.rig.requested(hwirq, name="netvsc")
         assert kernel.fs.exists(f"/proc/irq/{desc.irq}/netvsc")
@@ -161,12 +167,14 @@ def test_many_irqs_may_hold_a_directory_of_the_same_name(kernel):
 
 @pytest.mark.parametrize("name", ["pci/0", "", None, "node"])
 def test_a_name_that_is_no_file_name_makes_no_directory(kernel, name):
+    """2.1, last row; a file of the same name stays what it is."""
     desc = kernel.rig.requested(name=name)
     assert FILES == kernel.fs.listdir(f"/proc/irq/{desc.irq}")
     assert stat.S_ISREG(kernel.fs.stat(f"/proc/irq/{desc.irq}/node").st_mode)
 
 
 def test_a_long_name_is_cut_at_127_bytes(kernel):
+    """2.1."""
     desc = kernel.rig.requested(name="x" * 200)
     assert kernel.fs.exists(f"/proc/irq/{desc.irq}/{'x' * 127}")
     assert not kernel.fs.exists(f"/proc/irq/{desc.irq}/{'x' * 128}")
@@ -187,6 +195,7 @@ def test_a_long_name_is_cut_at_127_bytes(kernel):
     ],
 )
 def test_masks_are_as_wide_as_the_possible_cpus(nr_cpus, first, every, listed):
+    """2.2."""
     kernel = Kernel(nr_cpus)
     desc = kernel.rig.requested()
     assert (every, first) == affinities(kernel, desc)
@@ -196,6 +205,7 @@ def test_masks_are_as_wide_as_the_possible_cpus(nr_cpus, first, every, listed):
 
 
 def test_node_is_minus_1_when_there_is_none(kernel):
+    """2.1."""
     assert "-1" == read(kernel, kernel.rig.requested(), "node")
     irq = kernel.irq.alloc_descs(node=1)
     kernel.irq.set_chip_and_handler(irq, kernel.rig.chip, Flow.EDGE)
@@ -214,6 +224,7 @@ def test_the_hint_is_empty_at_first_and_stays_where_the_driver_put_it(kernel):
 
 
 def test_a_hint_past_the_last_cpu_is_cut_to_the_machine(kernel):
+    """2.2: the width is nr_cpu_ids."""
     desc = kernel.rig.requested()
     kernel.irq.irq_update_affinity_hint(desc.irq, 0xFFF04)
     assert "04" == read(kernel, desc, "affinity_hint")
@@ -234,6 +245,7 @@ def test_spurious_counts_nothing_until_the_first_unhandled_interrupt(kernel):
 
 
 def test_reading_is_possible_from_any_generation_alike():
+    """8: mask output did not change."""
     for generation in GENERATIONS:
         kernel = Kernel(generation=generation)
         desc = kernel.rig.requested()
@@ -282,6 +294,7 @@ def test_a_mask_is_stored_shown_in_both_files_and_its_write_returns_its_whole_le
     ],
 )
 def test_a_bad_mask_changes_nothing(nr_cpus, data, errno):
+    """2.3, steps 4 and 5: the chip is not asked."""
     kernel = Kernel(nr_cpus)
     desc = kernel.rig.requested()
     before = affinities(kernel, desc)
@@ -307,6 +320,7 @@ def test_a_bad_mask_changes_nothing(nr_cpus, data, errno):
     ],
 )
 def test_a_list_is_stored_too(nr_cpus, data, mask):
+    """2.7."""
     kernel = Kernel(nr_cpus)
     desc = kernel.rig.requested()
     assert len(data) == write(kernel, desc, data, "smp_affinity_list")
@@ -340,6 +354,7 @@ def test_more_than_4_mib_cannot_be_copied(name):
 
 
 def test_two_writes_to_one_open_file_are_two_values(kernel):
+    """2.3: every write(2) is a complete new value."""
     desc = kernel.rig.requested()
     with kernel.fs.open(f"/proc/irq/{desc.irq}/smp_affinity", "w") as handle:
         handle.write("1")
@@ -356,6 +371,7 @@ def test_pwrite_gives_espipe(kernel):
 
 
 def test_a_write_moves_where_the_next_interrupt_is_counted(kernel):
+    """The path of an interrupt, from the host's signal to the count."""
     desc = kernel.rig.requested()
     kernel.rig.signal(7, read_cpu(kernel, desc))
     write(kernel, desc, "4\n")
@@ -364,6 +380,7 @@ def test_a_write_moves_where_the_next_interrupt_is_counted(kernel):
 
 
 def read_cpu(kernel, desc):
+    """Return the CPU that the chip delivers to."""
     return int(read(kernel, desc, "effective_affinity_list"))
 
 
@@ -379,6 +396,7 @@ def test_a_partly_offline_mask_is_stored_whole_and_shown_whole(kernel):
 
 
 def test_what_the_chip_says_is_what_the_write_returns(kernel):
+    """2.3, step 6; 2.8: an error changes nothing."""
     desc = kernel.rig.requested()
     kernel.rig.affinity_result = IrqError(EIO, "channel 7 is not open")
     with refused(EIO, "channel 7 is not open"):
@@ -398,6 +416,7 @@ def test_a_pending_move_shows_the_future_and_effective_the_present(kernel):
 
 
 def test_an_irq_without_action_may_still_be_moved(kernel):
+    """2.8, last row of the kinds."""
     desc = kernel.rig.requested()
     kernel.irq.free_irq(desc.irq, "heartbeat")
     write(kernel, desc, "2")
@@ -414,6 +433,7 @@ def test_the_affinity_that_a_user_set_survives_free_and_request(kernel):
 
 
 def test_a_disabled_irq_can_be_moved(kernel):
+    """4.6: disabling is lazy and does not touch affinity."""
     desc = kernel.rig.requested()
     kernel.irq.disable_irq(desc.irq)
     kernel.rig.fire(desc)
@@ -424,8 +444,6 @@ def test_a_disabled_irq_can_be_moved(kernel):
 
 def test_writes_from_another_thread_are_refused(kernel):
     """The control plane belongs to the thread that made the machine."""
-    import threading
-
     desc = kernel.rig.requested()
     errors = []
 
@@ -473,6 +491,7 @@ def test_a_fixed_irq_refuses_any_text_with_eio_and_since_6_12_with_eperm(generat
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_a_fixed_irqs_files_are_0644_and_since_6_12_0444(generation):
+    """2.1 and 8."""
     perm = 0o644 if generation == "v6.10" else 0o444
     for kernel, desc, _ in fixed_irqs(generation):
         for name in ("smp_affinity", "smp_affinity_list"):
@@ -504,6 +523,7 @@ def test_a_per_cpu_irq_shows_the_default_mask_and_no_effective_one():
 
 
 def test_read_only_files_open_for_writing_and_write_gives_eio(kernel):
+    """2.1."""
     desc = kernel.rig.requested()
     for name in ("node", "spurious", "affinity_hint", "effective_affinity", "effective_affinity_list"):
         with kernel.fs.open(f"/proc/irq/{desc.irq}/{name}", "w") as handle, refused(EIO, name):
@@ -511,6 +531,7 @@ def test_read_only_files_open_for_writing_and_write_gives_eio(kernel):
 
 
 def test_entries_cannot_be_made_or_removed(kernel):
+    """2.1: mkdir ENOENT, unlink EPERM."""
     desc = kernel.rig.requested()
     with refused(ENOENT):
         kernel.fs.mkdir(f"/proc/irq/{desc.irq}/new")
@@ -543,6 +564,7 @@ def test_an_open_file_of_a_freed_irq_gives_eio_and_its_path_enoent(kernel):
 
 
 def test_a_directory_found_before_its_irq_was_freed_is_empty_then(kernel):
+    """2.1: it goes when the descriptor is freed."""
     desc = kernel.rig.requested()
     directory = kernel.fs.lookup(f"/proc/irq/{desc.irq}")
     kernel.irq.free_irq(desc.irq, "heartbeat")
@@ -555,6 +577,7 @@ def test_a_directory_found_before_its_irq_was_freed_is_empty_then(kernel):
 
 
 def test_the_default_holds_for_irqs_that_come_later(kernel):
+    """2.3: existing IRQs keep theirs."""
     first = kernel.rig.requested(1)
     assert 3 == kernel.fs.write("/proc/irq/default_smp_affinity", "c0\n")
     assert b"c0\n" == kernel.fs.read("/proc/irq/default_smp_affinity")
@@ -572,6 +595,7 @@ def test_startup_keeps_online_cpus_only(kernel):
     ("data", "errno"), [("0", EINVAL), ("", EINVAL), ("80", EINVAL), ("100", EOVERFLOW), ("0-3", EINVAL), ("g", EINVAL)]
 )
 def test_the_default_takes_masks_with_an_online_cpu_only(kernel, data, errno):
+    """2.3, steps 4 and 5; mask syntax only."""
     kernel.irq.online = 0x7F
     with refused(errno):
         kernel.fs.write("/proc/irq/default_smp_affinity", data)
@@ -579,6 +603,7 @@ def test_the_default_takes_masks_with_an_online_cpu_only(kernel, data, errno):
 
 
 def test_the_default_may_hold_offline_cpus(kernel):
+    """2.11: startup drops them."""
     kernel.irq.online = 0x7F
     kernel.fs.write("/proc/irq/default_smp_affinity", "c0")
     assert b"c0\n" == kernel.fs.read("/proc/irq/default_smp_affinity")
@@ -602,7 +627,3 @@ def test_sysfs_and_procfs_differ_in_how_they_refuse(kernel):
     kernel.fs.open(f"/proc/irq/{desc.irq}/node", "w").close()
     with refused(EACCES):
         kernel.fs.open(f"/sys/kernel/irq/{desc.irq}/type", "w")
-
-
-def test_the_gic_of_the_rig_cannot_move_anything():
-    assert GIC.irq_set_affinity is None

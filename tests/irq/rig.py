@@ -30,7 +30,10 @@ class Rig:
     def __init__(self, nr_cpus=8, nr_irqs=472, nr_irqs_max=2200, engine="fast", config=None, **options):
         self.machine = make_machine(nr_cpus, nr_irqs_max, engine, **(config or {}))
         self.core = IrqCore(
-            self.machine, nr_cpus=nr_cpus, nr_irqs=nr_irqs, **{"dynirq_base": 24, "online": (1 << nr_cpus) - 1} | options
+            self.machine,
+            nr_cpus=nr_cpus,
+            nr_irqs=nr_irqs,
+            **{"dynirq_base": 24, "online": (1 << nr_cpus) - 1} | options,
         )
         self.calls = []
         self.affinity_calls = []

@@ -61,7 +61,7 @@ def test_new_descriptor_has_the_kernels_defaults():
 
 
 def test_x86_numbers_start_at_the_end_of_the_gsi_space():
-    """trap 32: 24 is the first dynamic IRQ whatever the search starts from; then the lowest free one."""
+    """Trap 32: 24 is the first dynamic IRQ whatever the search starts from; then the lowest free one."""
     core = Rig(dynirq_base=24).core
     assert [24, 25, 26] == [core.alloc_descs(from_=start) for start in (1, 7, 2000)]
     core.free_descs(25)
@@ -121,7 +121,7 @@ def test_refused_allocations(arguments, expected):
 
 
 def test_nr_irqs_grows_with_the_highest_number_and_never_shrinks():
-    """trap 3: nr_irqs passes 472 with IRQ 472, and stays."""
+    """Trap 3: nr_irqs passes 472 with IRQ 472, and stays."""
     core = Rig(nr_irqs=472).core
     core.alloc_descs(471)
     assert 472 == core.nr_irqs
@@ -132,7 +132,7 @@ def test_nr_irqs_grows_with_the_highest_number_and_never_shrinks():
 
 
 def test_2047_channels_reach_irq_2070():
-    """trap 3: one number after the other from 24."""
+    """Trap 3: one number after the other from 24."""
     rig = Rig(nr_cpus=1)
     irqs = [rig.core.irq_create_mapping(rig.domain, hwirq) for hwirq in range(1, 2048)]
     assert list(range(24, 2071)) == irqs
@@ -151,7 +151,7 @@ def test_unknown_numbers_are_refused_by_name():
 
 
 def test_a_freed_descriptor_answers_eio():
-    """trap 34: what is still open reads EIO once the descriptor is gone; a new one of that number starts anew."""
+    """Trap 34: what is still open reads EIO once the descriptor is gone; a new one of that number starts anew."""
     rig = Rig()
     desc = rig.requested()
     rig.fire(desc, cpu=2)
@@ -166,7 +166,7 @@ def test_a_freed_descriptor_answers_eio():
 
 
 def test_free_refuses_what_is_in_use():
-    """trap 31: an action or a mapping left behind is refused, not freed under its user."""
+    """Trap 31: an action or a mapping left behind is refused, not freed under its user."""
     rig = Rig()
     desc = rig.requested()
     for match in ("heartbeat still uses it; free_irq first", "hv-vmbus maps it"):
@@ -213,7 +213,7 @@ def test_counts_outlive_their_machine():
 
 
 def test_counts_wrap_at_32_bits():
-    """trap 11: u32 counters, and the sum over CPUs modulo 2**32 too."""
+    """Trap 11: u32 counters, and the sum over CPUs modulo 2**32 too."""
     rig = Rig()
     desc = rig.requested()
     desc.c.kstat_irqs[0] = 0xFFFF_FFFF
@@ -225,7 +225,7 @@ def test_counts_wrap_at_32_bits():
 
 
 def test_stat_slot_of_a_per_cpu_flow():
-    """trap 10, genirq.md 3.2: such a flow leaves tot_count alone; the sum shows only if the IRQ is marked per-CPU."""
+    """Trap 10, genirq.md 3.2: such a flow leaves tot_count alone; the sum shows only if the IRQ is marked per-CPU."""
     rig = Rig()
     desc = rig.requested()
     rig.core.set_chip_and_handler(desc.irq, rig.chip, Flow.PERCPU)
@@ -239,7 +239,7 @@ def test_stat_slot_of_a_per_cpu_flow():
     ("time_ms", "shown"), [(1, 4294667297), (5824, 4294673120), (299_999, 4294967295), (300_000, 0), (300_001, 1)]
 )
 def test_spurious_time_is_jiffies_not_uptime(time_ms, shown):
-    """trap 37: jiffies start at -300 s and wrap at 32 bits; 5.824 s was seen as 4294673120."""
+    """Trap 37: jiffies start at -300 s and wrap at 32 bits; 5.824 s was seen as 4294673120."""
     rig = Rig()
     desc = rig.requested()
     assert SpuriousStats(0, 0, 0) == desc.spurious
@@ -250,7 +250,7 @@ def test_spurious_time_is_jiffies_not_uptime(time_ms, shown):
 
 
 def test_spurious_counts_run_only_once_something_was_unhandled():
-    """trap 37, kernel/irq/spurious.c v6.10: 0 for ever while handled; 100 ms later unhandled starts at 1 again."""
+    """Trap 37, kernel/irq/spurious.c v6.10: 0 for ever while handled; 100 ms later unhandled starts at 1 again."""
     rig = Rig()
     desc = rig.requested()
     rig.fire(desc, times=5)

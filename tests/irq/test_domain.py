@@ -37,7 +37,7 @@ def test_domains_without_a_name_are_numbered():
 
 @pytest.mark.parametrize("engine", ["fast", "linux"])
 def test_mapping_twice_gives_the_same_irq(engine):
-    """trap 30: the existing mapping comes back and ops.map is not called again."""
+    """Trap 30: the existing mapping comes back and ops.map is not called again."""
     rig = Rig(engine=engine)
     mapped = []
     ops = IrqDomainOps(map=lambda domain, irq, hwirq: mapped.append((domain.name, irq, hwirq)))
@@ -56,7 +56,7 @@ def test_numbers_follow_creation_order_on_x86():
 
 
 def test_numbers_follow_relids_loosely_on_arm64():
-    """trap 32: the lowest free number >= hwirq mod nr_irqs (0 becomes 1), and from 1 only if that fails."""
+    """Trap 32: the lowest free number >= hwirq mod nr_irqs (0 becomes 1), and from 1 only if that fails."""
     rig = Rig(nr_irqs=64, dynirq_base=0, nr_irqs_max=70)
     for irq in range(1, 6):
         rig.core.alloc_descs(irq)
@@ -94,7 +94,7 @@ def test_mapping_fills_the_revmap_that_scans_use():
     ],
 )
 def test_hwirq_past_the_domain_gives_0(hwirq, irq, log):
-    """trap 30: failures are 0, never negative, and the descriptor is given back."""
+    """Trap 30: failures are 0, never negative, and the descriptor is given back."""
     rig = Rig()
     assert irq == rig.core.irq_create_mapping(rig.domain, hwirq)
     assert log == rig.core.log.texts()
@@ -125,7 +125,7 @@ def test_map_that_refuses_gives_0(returned, log):
 
 
 def test_no_free_descriptor_gives_0():
-    """trap 30: allocation failure is 0, too."""
+    """Trap 30: allocation failure is 0, too."""
     rig = Rig(nr_irqs_max=25)
     assert [24, 0] == [rig.core.irq_create_mapping(rig.domain, hwirq) for hwirq in (1, 2)]
 
@@ -165,7 +165,7 @@ def test_mapping_clears_norequest():
 
 
 def test_dispose_order_and_result():
-    """kernel/irq/irqdomain.c v6.10: no chip and no flow handler any more when ops.unmap runs; then the number is free."""
+    """kernel/irq/irqdomain.c v6.10: chip and flow handler are gone when ops.unmap runs; then the number is free."""
     rig = Rig()
     seen = []
 
@@ -192,7 +192,7 @@ def test_dispose_of_nothing_does_nothing():
 
 
 def test_dispose_refuses_an_irq_with_a_handler():
-    """trap 31: free first. Nothing was changed by the attempt."""
+    """Trap 31: free first. Nothing was changed by the attempt."""
     rig = Rig()
     desc = rig.requested()
     with pytest.raises(IrqError, match="irq 24: cannot be disposed: heartbeat still uses it; free_irq first") as caught:

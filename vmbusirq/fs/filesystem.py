@@ -78,9 +78,9 @@ class Handle:
         self._check(self._readable, "reading")
         if offset < 0:
             raise IrqError(errno.EINVAL, f"{self.path}: cannot read at offset {offset}")
-        self._node.check_alive()
+        self._node.check_alive(self.path)
         if offset == 0 or self._text is None:
-            self._text = self._node.read()
+            self._text = self._node.read(self.path)
         return self._text[offset:] if size < 0 else self._text[offset : offset + size]
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -105,7 +105,7 @@ class Handle:
         """
         self._check(self._writable, "writing")
         raw = data.encode() if isinstance(data, str) else bytes(data)
-        taken = self._node.write(raw)
+        taken = self._node.write(raw, self.path)
         self.position += taken
         return taken
 

@@ -148,27 +148,29 @@ class File(Node):
         """True if the kernel has a write function for it, whatever the mode says."""
         return self._store is not None
 
-    def check_alive(self) -> None:
-        """Raise IrqError(fstype.gone_errno) if what the file speaks for is gone."""
+    def check_alive(self, path: str | None = None) -> None:
+        """Raise IrqError(fstype.gone_errno) if what the file speaks for is gone; ``path`` is for the message."""
         if not self.alive():
-            raise IrqError(self.fstype.gone_errno, f"{self.name}: what this open file belongs to is gone; open it anew")
+            raise IrqError(
+                self.fstype.gone_errno, f"{path or self.name}: what this open file belongs to is gone; open it anew"
+            )
 
-    def read(self) -> bytes:
-        """Return the text as of now. Raises IrqError: EIO (sysfs: ENODEV) when its object is gone."""
-        self.check_alive()
+    def read(self, path: str | None = None) -> bytes:
+        """Return the text as of now. Raises IrqError: EIO without read function, ``fstype.gone_errno``."""
+        self.check_alive(path)
         if self._show is None:
-            raise IrqError(errno.EIO, f"{self.name}: cannot be read; it can only be written")
+            raise IrqError(errno.EIO, f"{path or self.name}: cannot be read; it can only be written")
         return self._show()
 
-    def write(self, data: bytes) -> int:
-        """Take one write(2), which is one whole value; return the bytes taken.
+    def write(self, data: bytes, path: str | None = None) -> int:
+        """Take one write(2), which is one whole value; return the bytes taken. ``path`` is for messages.
 
         Raises:
             IrqError: EIO without write function, ``fstype.gone_errno``; else what the kernel returns for ``data``.
         """
-        self.check_alive()
+        self.check_alive(path)
         if self._store is None:
-            raise IrqError(errno.EIO, f"{self.name}: cannot be written; it can only be read")
+            raise IrqError(errno.EIO, f"{path or self.name}: cannot be written; it can only be read")
         return self._store(data)
 
 

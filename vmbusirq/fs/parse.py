@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Final, Literal
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.fs import seq
 from vmbusirq.fs.rows import CHIP_WIDTH_MIN, LEADING, TRAILING, IrqText
-from vmbusirq.fs.split import Reading, from_bytes, is_unlikely, split_loose, split_strict
+from vmbusirq.fs.split import STRANGE, Reading, doubt, from_bytes, split_loose, split_strict
 from vmbusirq.generations import GENERATIONS, Generation, TextLayout
 
 __all__ = ["InterruptsRow", "InterruptsTable", "Notice", "ParseError", "RowKind", "parse_interrupts"]
@@ -155,7 +156,7 @@ class _Line:
     column: int
     """Where ``rest`` begins."""
     rest: bytes
-    readings: Mapping[str, Reading] = field(default_factory=dict)
+    readings: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
     """By name of the layout; rows without an IRQ have none."""
 
 
@@ -180,7 +181,7 @@ def parse_interrupts(data: bytes) -> InterruptsTable:
     rows = [reader.parse(number, start, line) for number, (start, line) in enumerate(lines, start=2)]
     layouts, width = _matching_layouts(rows)
     layout = layouts[0] if layouts else _likeliest_layout(rows)
-    finished = tuple(_finish(row, layout if layouts else None) for row in rows)
+    finished = tuple(_finish(row, layout if layouts else None, width) for row in rows)
     table = InterruptsTable(cpus, reader.prec, finished, False, (), (), layout, width)
     printed = table.render()
     exact = printed == data
@@ -218,8 +219,7 @@ def _quote(rest: bytes) -> str:
     words = rest.strip()
     if not words:
         return "the end of the line"
-    shown = from_bytes(words[:EXCERPT]).encode("ascii", "backslashreplace").decode("ascii")
-    return repr(shown) + ("…" if len(words) > EXCERPT else "")
+    return ascii(from_bytes(words[:EXCERPT])) + ("…" if len(words) > EXCERPT else "")
 
 
 def _parse_header(line: bytes) -> tuple[int, ...]:
@@ -247,8 +247,9 @@ class _Reader:
         self.prec = prec
         self.notices: list[Notice] = []
         self._data = ffi.from_buffer("char[]", data)
-        self._counts = memoryview(bytearray(4 * (len(data) // 10 + 1))).cast("I")
-        self._c_counts = ffi.from_buffer("uint32_t[]", self._counts)
+        memory = bytearray(4 * (len(data) // 10 + 1))
+        self._counts = memoryview(memory).cast("I")
+        self._c_counts = ffi.from_buffer("uint32_t[]", memory)
         self._used = 0
         self._first_line: dict[int, int] = {}
 
@@ -314,8 +315,10 @@ class _Reader:
             column = len(line) - len(rest.lstrip()) + 1
             wanted = f"expected count {len(found) + 1} of {columns}, of CPU{self.cpus[len(found)]}"
             raise ParseError(number, column, f"{wanted}, found {_quote(rest)}")
-        if len(found) > columns and kind == "irq" and split_loose(line[position:]) is None:
-            del found[columns:]  # the rest is a chip name of digits
+        if len(found) > columns and kind == "irq":
+            longer = split_loose(line[position:])
+            if longer is None or (longer.hwirq is None and longer.flow is None):
+                del found[columns:]  # a chip name of digits, not one more count
         return memoryview(found).toreadonly(), ends[len(found)]
 
     def _single(self, number: int, label: str, line: bytes, after: int) -> _Line:
@@ -328,12 +331,8 @@ class _Reader:
     def _split(self, row: _Line) -> None:
         if not row.rest.strip():
             raise ParseError(row.line, row.column + 1, "expected a chip name, found the end of the line")
-        readings: dict[str, Reading] = {}
-        for layout in LAYOUTS:
-            reading = split_strict(layout, self.prec, row.rest)
-            if reading is not None:
-                readings[layout.name] = reading
-        if not readings and split_loose(row.rest) is None:
+        readings = {layout.name: split_strict(layout, self.prec, row.rest) for layout in LAYOUTS}
+        if not any(readings.values()) and split_loose(row.rest) is None:
             column = row.column + len(row.rest) - len(row.rest.lstrip()) + 1
             raise ParseError(row.line, column, f"expected a chip name, found {_quote(row.rest)}")
         row.readings = readings
@@ -341,23 +340,28 @@ class _Reader:
 
 def _matching_layouts(rows: Sequence[_Line]) -> tuple[list[TextLayout], int]:
     """Return the likeliest layouts that explain every row, and the width of the chip field if one lets it grow."""
-    width = CHIP_WIDTH_MIN
-    matching = []
+    found = []
     for layout in LAYOUTS:
-        if not all(_explains(layout, row) for row in rows):
-            continue
-        readings = [row.readings[layout.name] for row in rows if row.kind == "irq"]
-        widths = {reading[0] for reading in readings} - {None}
-        if len(widths) <= 1:
-            matching.append((sum(is_unlikely(text) for _, text in readings), layout))
-            width = next(iter(widths), None) or width
-    fewest = min((unlikely for unlikely, _ in matching), default=0)
-    return [layout for unlikely, layout in matching if unlikely == fewest], width
+        if all(_explains(layout, row) for row in rows):
+            readings = [row.readings[layout.name] for row in rows if row.kind == "irq"]
+            widths = {width for options in readings for width, _ in options if width is not None} or {CHIP_WIDTH_MIN}
+            doubts = [(_doubt(readings, width), width) for width in widths]
+            found.append((min(doubts), layout))
+    least = min((doubts[0] for doubts, _ in found), default=math.inf)
+    if least == math.inf:
+        return [], CHIP_WIDTH_MIN
+    likeliest = [(width, layout) for (doubts, width), layout in found if doubts == least]
+    return [layout for _, layout in likeliest], max(width for width, _ in likeliest)
+
+
+def _doubt(readings: Sequence[Sequence[Reading]], width: int) -> float:
+    """Return how doubtful a table is with one width of its chip field; infinite if a row cannot have it."""
+    return sum(next((doubt(text) for own, text in options if own in (None, width)), math.inf) for options in readings)
 
 
 def _explains(layout: TextLayout, row: _Line) -> bool:
     if row.kind == "irq":
-        return layout.name in row.readings
+        return bool(row.readings[layout.name])
     if row.kind == "cpu":
         return len(row.rest) - len(row.rest.lstrip(b" ")) == layout.text_gap
     return True
@@ -367,15 +371,16 @@ def _likeliest_layout(rows: Sequence[_Line]) -> TextLayout:
     return max(LAYOUTS, key=lambda layout: sum(_explains(layout, row) for row in rows))
 
 
-def _finish(row: _Line, layout: TextLayout | None) -> InterruptsRow:
+def _finish(row: _Line, layout: TextLayout | None, width: int) -> InterruptsRow:
     """Make the row of the table; without a layout that explains all rows, words count for more than columns."""
     if row.kind != "irq":
         return InterruptsRow(row.label, row.kind, row.counts, text=from_bytes(row.rest.strip()))
     if layout is not None:
-        irq = row.readings[layout.name][1]
+        irq = next(text for own, text in row.readings[layout.name] if own in (None, width))
     else:
-        strict = [text for _, text in row.readings.values()]
-        irq = next((text for text in strict if text.hwirq is not None), None) or split_loose(row.rest) or strict[0]
+        strict = [text for readings in row.readings.values() for _, text in readings]
+        with_hwirq = (text for text in strict if text.hwirq is not None and doubt(text) < STRANGE)
+        irq = next(with_hwirq, None) or split_loose(row.rest) or strict[0]
     return InterruptsRow(row.label, row.kind, row.counts, irq)
 
 
@@ -408,5 +413,4 @@ def _first_difference(data: bytes, printed: bytes) -> Notice:
 
 
 def _show(rest: bytes) -> str:
-    shown = from_bytes(rest[:EXCERPT]).encode("ascii", "backslashreplace").decode("ascii")
-    return repr(shown) if rest else "the end of the line"
+    return ascii(from_bytes(rest[:EXCERPT])) if rest else "the end of the line"

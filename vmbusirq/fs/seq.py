@@ -29,7 +29,7 @@ __all__ = [
 
 SIMD_BEST: Final[int] = lib.VI_SIMD_BEST
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,18 @@ class Counts:
     """cffi ``uint32_t *``; a pointer into a machine's memory does not keep the machine alive."""
     stride: int
     """Elements from one index to the next; 0 for one counter that belongs to no CPU."""
+    owner: object = None
+    """Whatever must live as long as the counters are read."""
 
     @classmethod
-    def of(cls, values: Buffer) -> Counts:
-        """Return counters that lie one after the other in a buffer of uint32, which is kept alive and not copied."""
-        return cls(ffi.from_buffer("uint32_t[]", values), 1)
+    def of(cls, values: memoryview) -> Counts:
+        """Return counters that lie one after the other in a view of uint32, which is kept alive and not copied.
+
+        The pointer is taken and the export given back at once: the garbage collector of CPython 3.11 crashes on a
+        cycle that holds a memoryview together with a lasting ``from_buffer`` of it.
+        """
+        with ffi.from_buffer("uint32_t[]", values) as exported:
+            return cls(ffi.cast("uint32_t *", exported), 1, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +139,8 @@ class SeqTable:
             IrqError(EOPNOTSUPP): this CPU lacks the vectors.
             IrqError(EINVAL): no such level.
         """
-        target = ffi.from_buffer(buffer, require_writable=True)
-        return self._render(target, len(target), simd)
+        with ffi.from_buffer(buffer, require_writable=True) as target:
+            return self._render(target, len(target), simd)
 
     def _render(self, target: Any, room: int, simd: int) -> int:
         result = int(lib.vi_seq_render(self._table, simd, target, room))

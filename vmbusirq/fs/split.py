@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from vmbusirq.fs.rows import CHIP_WIDTH_MIN, FLOW_WIDTH, IrqText, irq_suffix
 from vmbusirq.generations import TextLayout
 
-__all__ = ["Reading", "from_bytes", "is_unlikely", "split_loose", "split_strict"]
+__all__ = ["STRANGE", "Reading", "doubt", "from_bytes", "split_loose", "split_strict"]
 
 Reading = tuple[int | None, IrqText]
 """Width of the chip field (None: the row does not tell), and what the row says."""
+
+STRANGE: Final = 4
+"""A reading as doubtful as this counts only for want of a better one."""
 
 _HWIRQ = re.compile(rb"(?<= )\d+(?=$|-|  | Level   | Edge    )")
 _WORD_END = re.compile(rb"(?<=[^ ])(?= |$)")
@@ -31,7 +35,7 @@ def from_bytes(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def split_strict(layout: TextLayout, prec: int, rest: bytes) -> Reading | None:
+def split_strict(layout: TextLayout, prec: int, rest: bytes) -> list[Reading]:
     """Take apart what follows the last digit of a row's counts, exactly as one layout prints it.
 
     Args:
@@ -39,22 +43,25 @@ def split_strict(layout: TextLayout, prec: int, rest: bytes) -> Reading | None:
         prec: width of the hwirq column.
         rest: from the byte after the last digit to the end of the line, newline excluded.
     Returns:
-        The likeliest reading, or None if the layout cannot have printed these bytes.
+        Every reading that prints these bytes, the likeliest first; empty if the layout cannot have printed them.
     """
-    unlikely = None
-    for fields in (_with_hwirq(layout, prec, rest), _without_domain(layout, prec, rest)):
-        for width, text in fields:
-            if irq_suffix(layout, prec, width or CHIP_WIDTH_MIN, text) != rest:
-                continue
-            if not is_unlikely(text):
-                return width, text
-            unlikely = unlikely or (width, text)
-    return unlikely
+    readings = [
+        (width, text)
+        for width, text in (*_with_hwirq(layout, prec, rest), *_without_domain(layout, prec, rest))
+        if irq_suffix(layout, prec, width or CHIP_WIDTH_MIN, text) == rest
+    ]
+    readings.sort(key=lambda reading: doubt(reading[1]))
+    return readings
 
 
-def is_unlikely(text: IrqText) -> bool:
-    """Tell whether a reading is a last resort: a chip that prints itself, or an action that begins with a blank."""
-    return text.chip_prints or (bool(text.actions) and text.actions[0].startswith(" "))
+def doubt(text: IrqText) -> int:
+    """Return how doubtful a reading is; 0 is a row with hwirq and name.
+
+    IRQs without domain are fewer than those with one, nameless rows are gone since v6.12, and chips that print
+    themselves or actions whose names begin like a field are a last resort.
+    """
+    strange = text.chip_prints or (bool(text.actions) and text.actions[0].startswith((" ", "-")))
+    return (text.hwirq is None) + 2 * (not text.actions) + STRANGE * strange
 
 
 def _with_hwirq(layout: TextLayout, prec: int, rest: bytes) -> Iterator[Reading]:
@@ -120,10 +127,10 @@ def split_loose(rest: bytes) -> IrqText | None:
     """
     words = rest.strip()
     match = _GLUED.match(words)
-    if match:
+    if match and not match[1].isdigit():
         return IrqText(from_bytes(match[1]), None, None, from_bytes(match[2]), _names(match[3]))
     match = _SPACED.match(words)
-    if match and not match[1].isdigit():
+    if match:
         level = from_bytes(match[3]) if match[3] else None
         flow = from_bytes(match[4]) if match[4] else None
         return IrqText(from_bytes(match[1]), int(match[2]), level, flow, _names(match[5]))

@@ -1,8 +1,8 @@
 """What every benchmark shares: one kind of row, and one way to time contenders against each other.
 
 All contenders of a table run round-robin in one process on one CPU, so that a change of clock speed or a noisy
-neighbour meets all of them; what is reported is the ratio of medians. A table whose samples scatter too much is measured
-again.
+neighbour meets all of them; what is reported is the ratio of medians. A table whose samples scatter too much is
+measured again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 
-__all__ = ["BenchRow", "Finding", "Progress", "Timing", "compare", "interleave", "pinned", "timing"]
+__all__ = [
+    "BenchRow",
+    "Finding",
+    "Progress",
+    "Timing",
+    "calmest",
+    "compare",
+    "interleave",
+    "pinned",
+    "sample_rounds",
+    "timing",
+]
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what is being measured)."""
@@ -113,6 +124,39 @@ def compare(
     )
 
 
+def sample_rounds(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 5
+) -> dict[str, list[float]]:
+    """Return ``rounds`` samples of each contender, taken round-robin after ``warmup`` rounds that are thrown away.
+
+    Each callable takes one sample, ideally of 20 to 200 microseconds, and returns nanoseconds per unit.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for done in range(-warmup, rounds):
+        for name, sample in contenders.items():
+            ns = sample()
+            if done >= 0:
+                samples[name].append(ns)
+    return samples
+
+
+def calmest(
+    measure: Callable[[], Mapping[str, Sequence[float]]], *, attempts: int = ATTEMPTS, spread_max: float = SPREAD_MAX
+) -> dict[str, Timing]:
+    """Measure a table until no contender's p90 / median exceeds ``spread_max``, ``attempts`` times at most.
+
+    Returns the timings of the calmest table.
+    """
+    best: dict[str, Timing] = {}
+    for _ in range(attempts):
+        table = {name: timing(values) for name, values in measure().items()}
+        if not best or _worst(table) < _worst(best):
+            best = table
+        if _worst(best) <= spread_max:
+            break
+    return best
+
+
 def interleave(
     contenders: Mapping[str, Callable[[], float]],
     rounds: int = ROUNDS,
@@ -121,28 +165,10 @@ def interleave(
     attempts: int = ATTEMPTS,
     spread_max: float = SPREAD_MAX,
 ) -> dict[str, Timing]:
-    """Time contenders round-robin and return the timing of each.
-
-    Each callable takes one sample, ideally of 20 to 200 microseconds, and returns nanoseconds per unit. The first
-    ``warmup`` rounds are thrown away. While a contender's p90 / median exceeds ``spread_max`` the whole table is
-    measured again, up to ``attempts`` times; the calmest table is returned.
-    """
+    """Time contenders round-robin and return the timing of each: :func:`sample_rounds` under :func:`calmest`."""
     if rounds < 1 or attempts < 1:
         raise ValueError(f"a benchmark needs at least one round and one attempt, not {rounds} and {attempts}")
-    best: dict[str, Timing] = {}
-    for _ in range(attempts):
-        samples: dict[str, list[float]] = {name: [] for name in contenders}
-        for done in range(-warmup, rounds):
-            for name, sample in contenders.items():
-                ns = sample()
-                if done >= 0:
-                    samples[name].append(ns)
-        table = {name: timing(values) for name, values in samples.items()}
-        if not best or _worst(table) < _worst(best):
-            best = table
-        if _worst(best) <= spread_max:
-            break
-    return best
+    return calmest(lambda: sample_rounds(contenders, rounds, warmup), attempts=attempts, spread_max=spread_max)
 
 
 def _worst(table: Mapping[str, Timing]) -> float:

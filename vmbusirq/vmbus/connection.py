@@ -18,6 +18,7 @@ from vmbusirq.designs import Design
 from vmbusirq.errors import IrqError, check
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import CHandler, Flow, Fwnode, IrqChip, IrqCore, IrqDesc, IrqDomain, IrqDomainOps, nop
+from vmbusirq.irq.callbacks import in_handler
 from vmbusirq.irq.settings import IRQ_HIDDEN, IRQ_MOVE_PCNTXT, IRQ_SET_MASK_OK
 from vmbusirq.limits import MSG_PAYLOAD, RELID_MAX, RELID_MIN, RELIDS
 from vmbusirq.steps import Step, Steps, run
@@ -197,6 +198,7 @@ class VmbusConnection:
 
     def remove(self, channel: Channel) -> None:
         """Take a channel away: close it if it is open, free its IRQ, forget the relid. EDEADLK inside an interrupt."""
+        _may_wait(f"channel {channel.relid}: remove")
         if channel.state is ChannelState.OPENED:
             self.close(channel)
         lib.vi_channel_set_rescind(channel.c, 1)
@@ -221,12 +223,13 @@ class VmbusConnection:
         Args:
             callback: called with the channel where its mode says; None for the driver's own reader, which counts what it reads.
         Raises:
-            IrqError: EINVAL unless it is offered and closed; ENOMEM; whatever request_irq or the host refuses with.
+            IrqError: EINVAL unless it is offered and closed; EDEADLK inside a handler; ENOMEM; whatever request_irq or the host refuses with.
         """
         run(self.open_steps(channel, callback))
 
     def open_steps(self, channel: Channel, callback: Callable[[Channel], object] | None = None) -> Steps[None]:
         """Yield the steps of :meth:`open`. An error undoes exactly what was done."""
+        _may_wait(f"channel {channel.relid}: open")
         if channel.state is not ChannelState.OPEN:
             raise IrqError(
                 errno.EINVAL, f"channel {channel.relid}: cannot open: its state is {channel.state.name}, not OPEN (EINVAL)"
@@ -273,6 +276,7 @@ class VmbusConnection:
             raise IrqError(
                 errno.EINVAL, f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)"
             )
+        _may_wait(f"channel {channel.relid}: close")
         channel.clear_callback()
         channel.state = ChannelState.OPEN
         self._host.close(channel.relid)
@@ -325,3 +329,9 @@ class VmbusConnection:
             if not self._perf_channel_on(old):
                 self._assignment.unmark(old)
             self._assignment.mark(cpu)
+
+
+def _may_wait(what: str) -> None:
+    """Refuse to wait inside a handler for handlers to end."""
+    if in_handler():
+        raise IrqError(errno.EDEADLK, f"{what}: would wait for running handlers, and is called from one (EDEADLK)")

@@ -1,0 +1,94 @@
+"""steps: operations as generators."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmbusirq.errors import MachineBug
+from vmbusirq.steps import Context, Lock, LockKind, Step, holding, run
+
+MUTEX = Lock("mutex", LockKind.SLEEPING)
+SPIN = Lock("spin")
+
+
+def operation(value):
+    """Two steps, and a value."""
+    got = yield Step("first", takes=MUTEX)
+    assert got is None
+    yield Step("second", locks=(MUTEX,))
+    return value
+
+
+def test_run_returns_the_value():
+    """The ordinary call drives an operation to its end."""
+    assert 42 == run(operation(42))
+
+
+def test_run_lets_errors_through():
+    """What an operation raises is the call's."""
+
+    def fails():
+        yield Step("before")
+        raise OSError(5, "x")
+
+    with pytest.raises(OSError, match="x"):
+        run(fails())
+
+
+def test_run_waits_for_the_rest_of_the_machine():
+    """A step that waits lets idle() work until the condition holds."""
+    left = [3]
+
+    def waits():
+        yield Step("wait", ready=lambda: left[0] == 0)
+        return "done"
+
+    def idle():
+        left[0] -= 1
+        return True
+
+    assert "done" == run(waits(), idle)
+
+
+@pytest.mark.parametrize("idle", [None, lambda: False])
+def test_a_wait_that_nothing_can_end_is_a_bug(idle):
+    """Never a hang."""
+
+    def waits():
+        yield Step("for ever", ready=lambda: False)
+
+    with pytest.raises(MachineBug, match="for ever"):
+        run(waits(), idle)
+
+
+def test_holding_adds_the_lock_in_front():
+    """What is called under a lock runs under it, and its value comes back."""
+    values = []
+
+    def outer():
+        values.append((yield from holding(SPIN, operation("value"))))
+
+    seen = list(outer())
+    assert ["value"] == values
+    assert [(SPIN,), (SPIN, MUTEX)] == [step.locks for step in seen]
+    assert [MUTEX, None] == [step.takes for step in seen]
+
+
+@pytest.mark.parametrize(
+    ("step", "off"),
+    [
+        (Step("a"), False),
+        (Step("a", locks=(MUTEX,)), False),
+        (Step("a", locks=(MUTEX, SPIN)), True),
+        (Step("a", Context.SOFTIRQ), False),
+        (Step("a", Context.HARDIRQ), True),
+    ],
+)
+def test_interrupts_are_off_under_raw_locks_and_in_hard_interrupts(step, off):
+    """design.md 4: context and locks say whether a vector can be taken here."""
+    assert off == step.irqs_off
+
+
+def test_steps_are_values():
+    """Equal by what they say; the condition is no part of it."""
+    assert Step("a", ready=lambda: True) == Step("a")
