@@ -187,6 +187,7 @@ enum vi_softirq {
 	VI_SOFTIRQS
 };
 #define VI_SOFTIRQ_STRIDE 16	/* uint32_t per CPU in vi_counters.softirq */
+#define VI_IRQS_SUM_STRIDE 8	/* uint64_t per CPU in vi_counters.irqs_sum: a cache line */
 
 /* Channel callback modes (enum hv_callback_mode, include/linux/hyperv.h v6.10). */
 enum vi_callback_mode {
@@ -290,7 +291,7 @@ struct vi_counters {
 	uint32_t irq_stride;
 	uint32_t *arch;			/* [cpu * VI_ARCH_STRIDE + enum vi_arch_row] */
 	uint32_t *softirq;		/* [cpu * VI_SOFTIRQ_STRIDE + enum vi_softirq] */
-	uint64_t *irqs_sum;		/* [cpu * 8] */
+	uint64_t *irqs_sum;		/* [cpu * VI_IRQS_SUM_STRIDE] */
 	uint32_t *irq_err_count;	/* ERR (x86) and Err (arm64) */
 	uint32_t *irq_mis_count;	/* MIS */
 };

@@ -318,7 +318,7 @@ class Rig:
 
     def irqs_sum(self, cpu: int = 0) -> int:
         """Return what a CPU adds to the total of /proc/stat."""
-        return int(self.counters.irqs_sum[cpu * 8])
+        return int(self.counters.irqs_sum[cpu * lib.VI_IRQS_SUM_STRIDE])
 
     def hyp(self, cpu: int = 0) -> int:
         """Return the HYP row of a CPU."""

@@ -286,6 +286,7 @@ class Machine:
         stride = self.counters.irq_stride
         for cpu, count in enumerate(counts):
             self.counters.irq[cpu * stride + irq] = count
+            self.counters.irqs_sum[cpu * lib.VI_IRQS_SUM_STRIDE] += count
 
     def run(self, progress: Progress | None = None) -> None:
         """Boot, and drive the scenario's traffic through the whole path to its end."""

@@ -47,7 +47,7 @@ int vi_irq_core_init(struct vi_machine *m)
 	m->irq_counts = calloc((size_t)m->irq_stride * n + 16, sizeof(uint32_t));
 	m->arch_counts = calloc((size_t)VI_ARCH_STRIDE * n, sizeof(uint32_t));
 	m->softirq_counts = calloc((size_t)VI_SOFTIRQ_STRIDE * n, sizeof(uint32_t));
-	m->irqs_sums = calloc((size_t)8 * n, sizeof(uint64_t));
+	m->irqs_sums = calloc((size_t)VI_IRQS_SUM_STRIDE * n, sizeof(uint64_t));
 	m->resend = calloc((m->irq_columns + 63) / 64, sizeof(uint64_t));
 	m->slot = aligned_alloc(VI_LINE, VI_DOMAIN_SIZE * sizeof(*m->slot));
 	m->domain.slot = m->slot;
@@ -67,7 +67,7 @@ int vi_irq_core_init(struct vi_machine *m)
 		m->cpus[c].kstat = m->irq_counts + (size_t)c * m->irq_stride;
 		m->cpus[c].arch = m->arch_counts + (size_t)c * VI_ARCH_STRIDE;
 		m->cpus[c].softirq = m->softirq_counts + (size_t)c * VI_SOFTIRQ_STRIDE;
-		m->cpus[c].irqs_sum = m->irqs_sums + (size_t)c * 8;
+		m->cpus[c].irqs_sum = m->irqs_sums + (size_t)c * VI_IRQS_SUM_STRIDE;
 	}
 	return 0;
 }

@@ -74,7 +74,7 @@ def test_every_generation_round_trips(version, arch):
 
 
 @given(tables())
-@settings(max_examples=150)
+@settings(max_examples=120)
 def test_parse_then_render_gives_the_same_bytes(made):
     """Any file of a known generation, whatever its CPUs, widths and names; and every field is what was printed."""
     table = parse_interrupts(made.text())
@@ -90,7 +90,7 @@ def test_parse_then_render_gives_the_same_bytes(made):
 
 
 @given(tables(wild=True))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_any_action_name_round_trips(made):
     """Names may hold blanks, commas, dashes, digits, anything but a newline."""
     assert made.text() == parse_interrupts(made.text()).render()
@@ -152,7 +152,7 @@ def test_garbage_is_refused_with_a_place_inside_it(data):
 
 
 @given(tables(), st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_damaged_byte_is_refused_or_told(made, data):
     """One byte changed: the file is refused, or read with a notice, or still prints back to what it says."""
     text = bytearray(made.text())

@@ -60,7 +60,7 @@ def test_a_large_guest_with_offline_cpus_prints_its_golden(golden):
 
 
 @given(tables())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_every_level_prints_what_the_twin_prints(table):
     """Scalar, AVX2 and AVX-512 alike (genirq.md 1 and 9)."""
     ours = laid_out(table)

@@ -602,37 +602,40 @@ def test_c_handler_with_its_own_dev_id():
     assert (1, "vmbus-msg") == (desc.tot_count, rig.core.free_irq(desc.irq))
 
 
-def test_c_handler_that_binds_itself():
-    """A CHandler fills in the action, and is told before the action goes."""
-    rig = Rig()
-    desc = rig.irq()
-    told = []
+def self_binding():
+    """Return a CHandler, and the list of what it was bound to."""
+    bound = []
 
     def bind(action):
-        told.append("bind")
-        action.handler = lib.vi_handler_message()
+        bound.append(action)
+        if action != ffi.NULL:
+            action.handler = lib.vi_handler_message()
 
-    rig.core.request_irq(desc.irq, CHandler(bind, lambda: told.append("unbind")), 0, "x", "cookie")
+    return CHandler(bind), bound
+
+
+def test_c_handler_that_binds_itself():
+    """A CHandler fills in the action, and is told with NULL to forget it."""
+    rig = Rig()
+    desc = rig.irq()
+    handler, bound = self_binding()
+    rig.core.request_irq(desc.irq, handler, 0, "x", "cookie")
     rig.fire(desc)
-    assert 1 == desc.tot_count
+    assert ([desc.actions[0].c], 1) == (bound, desc.tot_count)
     assert "x" == rig.core.free_irq(desc.irq, "cookie")
-    assert ["bind", "unbind"] == told
+    assert ffi.NULL == bound[1]
 
 
-def test_c_handler_unbinds_when_it_does_not_fit():
+def test_c_handler_forgets_what_does_not_fit():
     """The 65th action on an IRQ was bound in vain."""
     rig = Rig()
     desc = rig.irq()
     for number in range(lib.VI_ACTIONS_MAX):
         rig.core.request_irq(desc.irq, rig.handler, IRQF_SHARED, "x", number)
-    told = []
-
-    def bind(action):
-        action.handler = lib.vi_handler_message()
-
+    handler, bound = self_binding()
     with pytest.raises(IrqError):
-        rig.core.request_irq(desc.irq, CHandler(bind, lambda: told.append("unbind")), IRQF_SHARED, "x", "cookie")
-    assert ["unbind"] == told
+        rig.core.request_irq(desc.irq, handler, IRQF_SHARED, "x", "cookie")
+    assert ffi.NULL == bound[1]
 
 
 # ---- what the data plane reports

@@ -22,12 +22,11 @@ class CHandler:
     """A handler in C that knows by itself what to put into a ``struct vi_irqaction``.
 
     Attributes:
-        bind: gets the ``struct vi_irqaction *`` before it is installed and fills in handler and dev_id.
-        unbind: called when that struct is about to go.
+        bind: gets the ``struct vi_irqaction *`` before it is installed and fills in handler and dev_id; gets NULL when
+            that struct is no longer installed and must be forgotten.
     """
 
     bind: Callable[[Any], None]
-    unbind: Callable[[], None] = lambda: None
 
 
 class IrqAction:
@@ -113,7 +112,7 @@ class IrqAction:
     def unbind(self) -> None:
         """Let go of what C was told."""
         if isinstance(self.handler, CHandler):
-            self.handler.unbind()
+            self.handler.bind(ffi.NULL)
         self._keep = None
 
 

@@ -16,7 +16,6 @@ from typing import Any, Final, Self
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import MachineBug, check
 from vmbusirq.lab.bench import (
-    ATTEMPTS,
     ROUNDS,
     BenchRow,
     Finding,
@@ -35,6 +34,14 @@ SAMPLE_NS: Final = 100_000
 
 INSTANCES: Final = 4
 """Machines built per contender: where memory happens to lie changes every contender by some percent."""
+
+PATTERNS: Final = 8
+"""Sets of flags scanned in turn: more than one, few enough that every branch predictor has learnt them all."""
+
+WARM_PASSES: Final = 16
+"""Passes over everything a contender touches before a sample, to displace what the contender before it left."""
+
+ATTEMPTS: Final = 2
 
 COLD_BYTES: Final = 96 << 20
 COLD_ROUNDS: Final = 40
@@ -168,7 +175,8 @@ class _Contender:
         self._bench: Any = out[0]
         self._ns = ffi.new("uint64_t *")
         self._units = max(workload.pending, 1)
-        self._touch_all = min(patterns, 4 * -(-lib.VI_RELID_MAX // self._units))
+        touched = min(patterns * self._units, lib.VI_RELID_MAX)
+        self._warm_scans = WARM_PASSES * -(-touched // self._units)
         self._scans = 1
         if not workload.cold:
             self._time(patterns)
@@ -180,7 +188,7 @@ class _Contender:
 
     def warm_up(self) -> None:
         """Scan until this machine, not the contender before it, is in caches and branch predictor."""
-        self._time(max(self._touch_all, self._scans // 4))
+        self._time(self._warm_scans)
 
     def sample(self) -> float:
         """Return nanoseconds per interrupt of one sample."""
@@ -264,7 +272,7 @@ def _findings(workload: Workload, table: Mapping[str, Timing]) -> list[Finding]:
 def bench_demux(
     *,
     rounds: int = ROUNDS,
-    patterns: int = lib.VI_DEMUX_PATTERNS_MAX,
+    patterns: int = PATTERNS,
     cold: bool = False,
     consecutive: bool = False,
     seed: int = 1,

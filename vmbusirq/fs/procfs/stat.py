@@ -23,7 +23,7 @@ __all__ = ["StatText"]
 NS_PER_JIFFY: Final = 10_000_000  # USER_HZ is 100
 NS_PER_TICK: Final = 100
 HANDLER_NS: Final = 1_000  # booked per interrupt and per softirq
-IRQS_SUM_STRIDE: Final = 8
+IRQS_SUM_STRIDE: Final[int] = lib.VI_IRQS_SUM_STRIDE
 U32: Final = 1 << 32
 
 _Times = tuple[int, ...]  # user nice system idle iowait irq softirq steal guest guest_nice, in ns

@@ -1,4 +1,4 @@
-"""Numbers that both ends know by heart: connection and port ids, statuses, offer flags, hv_sock ids (vmbus.md 2.3, 2.11, 7.6)."""
+"""Numbers that both ends know by heart: ids, statuses, offer flags, hv_sock services (vmbus.md 2.3, 2.8, 2.11, 7.6)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How a control message lies in memory: named fields at offsets, and what may follow them.
 
-Offsets and sizes include the 8-byte header {msgtype u32, padding u32}. Little-endian; bytes that no field covers are zero
-when sent and ignored when received.
+Offsets and sizes include the 8-byte header {msgtype u32, padding u32}. Little-endian; bytes that no field covers are
+zero when sent and ignored when received.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ class Field:
             if len(value) != self.size:
                 raise IrqError(errno.EINVAL, f"{owner}: {self.name} has {self.size} bytes, not {len(value)} (EINVAL)")
         elif not 0 <= value < 1 << 8 * self.size:
-            raise IrqError(errno.EINVAL, f"{owner}: {self.name} {value} does not fit into {8 * self.size} bits (EINVAL)")
+            raise IrqError(
+                errno.EINVAL, f"{owner}: {self.name} {value} does not fit into {8 * self.size} bits (EINVAL)"
+            )
         return value
 
     def from_wire(self, value: Any) -> Any:
@@ -192,8 +194,17 @@ class Tail:
     optional: bool = True
 
     def given_in(self, message: object) -> bool:
-        """Return whether the message has these fields."""
+        """Return whether the message has any of these fields."""
         return any(getattr(message, item.name) is not None for item in self.section.fields)
+
+    def is_whole_in(self, message: object) -> bool:
+        """Return whether the message has all of them."""
+        return all(getattr(message, item.name) is not None for item in self.section.fields)
+
+    @property
+    def names(self) -> str:
+        """The fields, for people."""
+        return ", ".join(item.name for item in self.section.fields)
 
 
 @dataclass(frozen=True, slots=True)

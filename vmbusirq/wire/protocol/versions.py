@@ -47,6 +47,9 @@ class Version(IntEnum):
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}"
 
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec) if spec else str(self)
+
     def has(self, unlock: Unlock) -> bool:
         """Return whether this version has what ``unlock`` names."""
         return self >= unlock.since
