@@ -298,6 +298,7 @@ void vi_synchronize_cpus(struct vi_machine *m);
 /* irq/chip.c */
 typedef void (*vi_flow_t)(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 vi_flow_t vi_flow_handler(uint32_t flow);
+bool vi_flow_bumps_total(uint32_t flow);
 void vi_desc_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc);
 void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc);

@@ -446,7 +446,7 @@ uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
 /* The event flags of one SINT: VI_SINT_WORDS 64-bit words; and the message slot. NULL for a bad CPU or SINT. */
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
-/* Sub-steps of a scan, for who explores orders: claim one word (exchange with 0); run one claimed relid. [cpu] */
+/* Sub-steps of a scan, for who explores orders: claim what one word holds; run one claimed relid. [cpu] */
 uint64_t vi_scan_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t word);
 VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid);
 /* A whole scan of SINT2 without entry or message check. Return: flags claimed. EBUSY from a handler of that scan. [cpu] */
@@ -754,18 +754,18 @@ VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *tr
 
 /* ---- fs/: counters to text ------------------------------------------------------------------------------------------------- */
 /*
- * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every size is known before a digit is
- * written, so that vi_seq_size() is exact and the renderer writes each byte once.
+ * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every size is known
+ * before a digit is written, so that vi_seq_size() is exact and the renderer writes each byte once.
  */
 enum vi_seq_style {
 	VI_SEQ_LEADING = 0,	/* each cell is " %10u" */
 	VI_SEQ_TRAILING = 1	/* each cell is "%10u " */
 };
 #define VI_SEQ_CELL 11		/* bytes of a cell of either style */
-#define VI_SEQ_CELLS_MAX 65536	/* cells of one row: far beyond VI_CPUS_MAX, since files from elsewhere are printed again too */
+#define VI_SEQ_CELLS_MAX 65536	/* cells of one row: beyond VI_CPUS_MAX, for files from elsewhere */
 
 struct vi_seq_row {
-	const uint32_t *counts;	/* cell i is counts[index[i] * stride], without an index counts[i * stride]; may change meanwhile */
+	const uint32_t *counts;	/* cell i is counts[index[i] * stride], without index counts[i * stride] */
 	uint64_t text_off;	/* where the prefix begins in vi_seq_table.text; the suffix follows it */
 	uint32_t prefix_len;
 	uint32_t suffix_len;	/* a row with cells ends in text: at least its newline */
@@ -785,23 +785,25 @@ struct vi_seq_table {
 };
 
 /*
- * Bytes of the rendered table, exactly. EINVAL: a row reaches outside text or index, has more than VI_SEQ_CELLS_MAX cells, cells
- * without counts or without a suffix, or a style that does not exist. [any]
+ * Bytes of the rendered table, exactly. EINVAL: a row reaches outside text or index, has more than
+ * VI_SEQ_CELLS_MAX cells, cells without counts or without a suffix, or a style that does not exist. [any]
  */
 VI_MUST_CHECK int64_t vi_seq_size(const struct vi_seq_table *t);
 /*
- * Render the table into buf with vectors up to simd (enum vi_simd). Return: bytes written. ENOSPC: size is less than vi_seq_size(),
- * nothing is written; EOPNOTSUPP: vectors this CPU does not have; EINVAL as above, or simd is no level. [any]
+ * Render the table into buf with vectors up to simd (enum vi_simd); counters may change meanwhile. Return: bytes
+ * written. ENOSPC: size is less than vi_seq_size(), nothing is written; EOPNOTSUPP: vectors this CPU does not
+ * have; EINVAL as above, or simd is no level. [any]
  */
 VI_MUST_CHECK int64_t vi_seq_render(const struct vi_seq_table *t, uint32_t simd, void *buf, uint64_t size);
 /*
- * Read cells of one style from the start of text into counts, until max are read or what comes next is not a cell: a number that
- * fits 32 bits, without leading zeros, right-aligned in ten, a blank before it and a blank or the end of text after it. (The
- * first cell of the trailing style has no blank before it.) Return: cells read. EINVAL: the style does not exist. [any]
+ * Read cells of one style from the start of text into counts, until max are read or what comes next is not a
+ * cell: a number that fits 32 bits, without leading zeros, right-aligned in ten, a blank before it and a blank or
+ * the end of text after it. (The first cell of the trailing style has no blank before it.) Return: cells read.
+ * EINVAL: the style does not exist. [any]
  */
 VI_MUST_CHECK int vi_seq_scan(const void *text, uint64_t len, uint32_t style, uint32_t max, uint32_t *counts);
 
-/* Peers of vi_seq_render(): the same bytes, one cell at a time as the kernel makes them (linux_shaped/seq.c). */
+/* Peers of vi_seq_render(): the same bytes, made one cell at a time as the kernel does (linux_shaped/seq.c). */
 enum vi_seq_how {
 	VI_SEQ_OURS = 0,
 	VI_SEQ_PRINTF = 1,	/* up to v6.12: one seq_printf() per cell */
@@ -810,13 +812,14 @@ enum vi_seq_how {
 	VI_SEQ_HOWS = 4
 };
 /* Render with a peer; how is VI_SEQ_PRINTF or VI_SEQ_PUT_DECIMAL. Errors as vi_seq_render(). [any] */
-VI_MUST_CHECK int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t how, void *buf, uint64_t size);
+VI_MUST_CHECK int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t how, void *buf,
+					  uint64_t size);
 /*
- * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS alone). *ns is the time of all of
- * them. Return: bytes of one, or the error of the contender. [any]
+ * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS alone). *ns is
+ * the time of all of them. Return: bytes of one, or the error of the contender; EINVAL: repeat is 0. [any]
  */
-VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat, void *buf, uint64_t size,
-				   uint64_t *ns);
+VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat,
+				   void *buf, uint64_t size, uint64_t *ns);
 
 /* ---- bench/: the demux hot path -------------------------------------------------------------------------------------------- */
 

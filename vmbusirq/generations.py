@@ -186,6 +186,10 @@ class Generation:
     """The simple flow keeps an arrival that meets the handler running, if the IRQ is marked for it; else it is lost."""
     shutdown_adds_depth: bool
     """Shutting an IRQ down adds 1 to its disable depth; else it sets it to 1."""
+    managed_starts_set: bool
+    """Managed IRQs are made with AFFINITY_SET."""
+    request_cond_oneshot: bool
+    """request_irq adds IRQF_COND_ONESHOT: a plain request may share a line with a ONESHOT one."""
 
     def prec(self, nr_irqs: int) -> int:
         """Return the width of the number column for ``nr_irqs`` slots."""
@@ -218,6 +222,8 @@ _V6_10: Final = Generation(
     move_pcntxt_flag=True,
     replays_in_progress=False,
     shutdown_adds_depth=False,
+    managed_starts_set=False,
+    request_cond_oneshot=False,
 )
 _V6_12: Final = Generation(
     name="v6.12",
@@ -231,6 +237,8 @@ _V6_12: Final = Generation(
     move_pcntxt_flag=True,
     replays_in_progress=False,
     shutdown_adds_depth=False,
+    managed_starts_set=False,
+    request_cond_oneshot=True,
 )
 _V6_13: Final = Generation(
     name="v6.13",
@@ -244,6 +252,8 @@ _V6_13: Final = Generation(
     move_pcntxt_flag=True,
     replays_in_progress=False,
     shutdown_adds_depth=False,
+    managed_starts_set=False,
+    request_cond_oneshot=True,
 )
 _V6_18: Final = Generation(
     name="v6.18",
@@ -257,6 +267,8 @@ _V6_18: Final = Generation(
     move_pcntxt_flag=False,
     replays_in_progress=True,
     shutdown_adds_depth=True,
+    managed_starts_set=True,
+    request_cond_oneshot=True,
 )
 _V7_1: Final = Generation(
     name="v7.1",
@@ -270,6 +282,8 @@ _V7_1: Final = Generation(
     move_pcntxt_flag=False,
     replays_in_progress=True,
     shutdown_adds_depth=True,
+    managed_starts_set=True,
+    request_cond_oneshot=True,
 )
 
 GENERATIONS: Final[Mapping[str, Generation]] = MappingProxyType(

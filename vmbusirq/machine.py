@@ -148,6 +148,8 @@ class Machine:
             log=self.log,
             generic_pending_irq=x86,
             move_pcntxt_is_default=not self.generation.move_pcntxt_flag,
+            managed_starts_set=self.generation.managed_starts_set,
+            cond_oneshot=self.generation.request_cond_oneshot,
             isolated=self.scenario.cpus.isolated,
         )
 

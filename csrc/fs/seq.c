@@ -122,12 +122,13 @@ int64_t vi_seq_size(const struct vi_seq_table *t)
 }
 
 /*
- * Rows from row on, up to VI_SEQ_TILE, that one fetch can serve: neighbouring counters, as many cells. Blocks end
- * where cache lines end, so that no line is fetched for two of them.
+ * Rows from row on, up to VI_SEQ_TILE, that one fetch can serve: neighbouring counters, as many cells. Blocks
+ * end where cache lines end, so that no line is fetched for two of them.
  */
 static uint32_t block_rows(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t left)
 {
-	uint32_t n = 1, most = VI_SEQ_TILE - (uint32_t)((uintptr_t)row->counts / sizeof(uint32_t) % VI_SEQ_TILE);
+	uintptr_t first = (uintptr_t)row->counts / sizeof(*row->counts);
+	uint32_t n = 1, most = VI_SEQ_TILE - (uint32_t)(first % VI_SEQ_TILE);
 
 	if (!row->cells || !row->stride || vi_seq_contiguous(t, row))
 		return 1;

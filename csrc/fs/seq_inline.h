@@ -93,8 +93,8 @@ static VI_ALWAYS_INLINE const uint32_t *vi_seq_at(const struct vi_seq_table *t, 
 }
 
 /*
- * The next block wants the next line of every CPU: more lines, at a wider pitch, than the hardware follows. There
- * may be no such line; then nothing happens.
+ * The next block wants the next line of every CPU: more lines, at a wider pitch, than the hardware follows.
+ * There may be no such line; then nothing happens.
  */
 static VI_ALWAYS_INLINE void vi_seq_prefetch_next(const uint32_t *at)
 {

@@ -351,24 +351,35 @@ static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *des
 		vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
 }
 
+struct flow {
+	vi_flow_t handle;
+	bool bumps_total;	/* tot_count too: /proc/stat has a number even if the IRQ is not marked per-CPU */
+};
+
 /* The one table to extend when a flow handler is added (enum vi_flow). */
+static const struct flow flows[VI_FLOWS] = {
+	[VI_FLOW_BAD] = { handle_bad_irq, true },
+	[VI_FLOW_SIMPLE] = { handle_simple_irq, true },
+	[VI_FLOW_UNTRACKED] = { handle_untracked_irq, true },
+	[VI_FLOW_EDGE] = { handle_edge_irq, true },
+	[VI_FLOW_LEVEL] = { handle_level_irq, true },
+	[VI_FLOW_FASTEOI] = { handle_fasteoi_irq, true },
+	[VI_FLOW_PERCPU] = { handle_percpu_irq, false },
+	[VI_FLOW_PERCPU_DEVID] = { handle_percpu_devid_irq, false },
+	[VI_FLOW_PERCPU_DEMUX] = { handle_percpu_demux_irq, false },
+	[VI_FLOW_PERCPU_NOSTAT] = { handle_percpu_nostat_irq, false },
+};
+
 vi_flow_t vi_flow_handler(uint32_t flow)
 {
-	static const vi_flow_t handlers[VI_FLOWS] = {
-		[VI_FLOW_BAD] = handle_bad_irq,
-		[VI_FLOW_SIMPLE] = handle_simple_irq,
-		[VI_FLOW_UNTRACKED] = handle_untracked_irq,
-		[VI_FLOW_EDGE] = handle_edge_irq,
-		[VI_FLOW_LEVEL] = handle_level_irq,
-		[VI_FLOW_FASTEOI] = handle_fasteoi_irq,
-		[VI_FLOW_PERCPU] = handle_percpu_irq,
-		[VI_FLOW_PERCPU_DEVID] = handle_percpu_devid_irq,
-		[VI_FLOW_PERCPU_DEMUX] = handle_percpu_demux_irq,
-		[VI_FLOW_PERCPU_NOSTAT] = handle_percpu_nostat_irq,
-	};
-
 	VI_BUG_ON(flow >= VI_FLOWS);
-	return handlers[flow];
+	return flows[flow].handle;
+}
+
+bool vi_flow_bumps_total(uint32_t flow)
+{
+	VI_BUG_ON(flow >= VI_FLOWS);
+	return flows[flow].bumps_total;
 }
 
 /**

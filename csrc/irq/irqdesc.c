@@ -132,7 +132,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 
 	if (!desc)
 		return -EINVAL;
-	if (desc->action || (desc->slot && m->channel[desc->slot->hwirq]))
+	if (desc->action || desc->handler_data)
 		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
@@ -154,15 +154,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 /* Has a number in /proc/stat: the flow bumps tot_count, or the IRQ is marked per-CPU and its counts are added up. */
 static bool has_stat(const struct vi_irq_desc *desc)
 {
-	switch (desc->flow) {
-	case VI_FLOW_PERCPU:
-	case VI_FLOW_PERCPU_DEVID:
-	case VI_FLOW_PERCPU_DEMUX:
-	case VI_FLOW_PERCPU_NOSTAT:
-		return desc->settings & (VI_IRQ_PER_CPU | VI_IRQ_PER_CPU_DEVID);
-	default:
-		return true;
-	}
+	return vi_flow_bumps_total(desc->flow) || (desc->settings & (VI_IRQ_PER_CPU | VI_IRQ_PER_CPU_DEVID));
 }
 
 /*

@@ -264,8 +264,8 @@ int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 		return -ERANGE;
 	if (!m->slot[hwirq].desc)
 		return -ENOENT;
-	if (m->channel[hwirq])
-		return -EBUSY;
+	if (m->slot[hwirq].desc->handler_data)
+		return -EBUSY;	/* the room that demultiplexes still uses it */
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
 	vi_slot_unbind(m, hwirq);

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.irq.rig import Rig, make_machine
 from vmbusirq._ffi import lib
 from vmbusirq.errors import IrqError
-from vmbusirq.irq import NO_IRQ_CHIP, Flow, IrqCore, SpuriousStats, probe_nr_irqs_x86
+from vmbusirq.generations import nr_irqs_at_boot
+from vmbusirq.irq import NO_IRQ_CHIP, Flow, IrqCore, SpuriousStats
 from vmbusirq.irq.settings import (
     IRQ_HANDLED,
     IRQ_LEVEL,
@@ -46,7 +47,7 @@ from vmbusirq.irq.settings import (
 )
 def test_nr_irqs_at_boot(gsi_end, legacy, cpus, nr_irqs):
     """arch/x86/kernel/apic/vector.c v6.10; genirq.md 1.1 (424 was observed on a real guest)."""
-    assert nr_irqs == probe_nr_irqs_x86(cpus, gsi_end, legacy)
+    assert nr_irqs == nr_irqs_at_boot("x86", cpus, gsi_top=gsi_end, legacy_irqs=legacy)
 
 
 def test_new_descriptor_has_the_kernels_defaults():

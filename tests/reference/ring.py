@@ -51,6 +51,9 @@ class ReferenceRing:
     private_read: int = 0
     current: int = 0
     intr_in_full: int = 0
+    # of both, since the beginning
+    bytes_put: int = 0
+    bytes_read: int = 0
 
     def __post_init__(self) -> None:
         self.data = bytearray(self.data_size)
@@ -75,6 +78,11 @@ class ReferenceRing:
         """1.4: an empty ring has all of its data free."""
         return self._free(self.write_index)
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether a corrupt packet has led the reader past the writer; free space means nothing from then on."""
+        return self.bytes_read > self.bytes_put
+
     def put(self, packet: Sent) -> bool:
         """1.8, steps 4 to 8; False without room."""
         raw = packet.ranges + packet.payload
@@ -90,6 +98,7 @@ class ReferenceRing:
         body = (head + little(packet.trans_id, 8) + raw).ljust(length, b"\0")
         self._store(self.end_of_put, body + little(self.end_of_put << 32, 8))
         self.end_of_put = (self.end_of_put + length + TRAILER) % self.data_size
+        self.bytes_put += length + TRAILER
         return True
 
     def publish(self) -> None:
@@ -141,6 +150,7 @@ class ReferenceRing:
         """Step over the packet handed out."""
         if self.current:
             self.private_read = (self.private_read + self.current + TRAILER) % self.data_size
+            self.bytes_read += self.current + TRAILER
         self.current = 0
 
     def close(self) -> bool:
@@ -153,7 +163,7 @@ class ReferenceRing:
         return signal
 
     def drain(self, budget: int) -> tuple[int, int, int, bool]:
-        """Read, add up, close every 64 packets; end at a packet that reaches past the writer's index, which nothing else would."""
+        """Read, add up, close every 64 packets; a packet that reaches past the writer's index is the last one."""
         packets = size = checksum = 0
         signal = broken = False
         while packets < budget and not broken and (packet := self.first(self.max_pkt_size)) is not None:

@@ -225,7 +225,7 @@ def test_linux_reader_believes_any_index_but_stays_in_the_ring(write_index: int)
 
 @pytest.mark.parametrize("write_index", [12, DATA, 2**32 - 1, 4093])
 def test_linux_drain_ends(write_index: int) -> None:
-    """An index that is never reached must not keep a driver callback for ever; nor a packet that overtakes the index."""
+    """An index that is never reached must not keep a callback for ever; nor a packet that overtakes it."""
     memory = RingMemory(4096 + DATA)
     reader = RingReader(memory)
     memory.poke_control("write_index", write_index)

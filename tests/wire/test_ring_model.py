@@ -37,7 +37,11 @@ def given_to_c(sent: Sent) -> Packet:
 
 
 class RingMachine(RuleBasedStateMachine):
-    """Both rings get the same operations; answers, shared fields, counters and bytes must agree after each."""
+    """Both rings get the same operations; answers, shared fields, counters and bytes must agree after each.
+
+    A writer remembers how much room it saw, which an honest reader only makes more; it is left alone once a corrupt
+    packet has led the reader past it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +54,7 @@ class RingMachine(RuleBasedStateMachine):
         """Give the mappings back."""
         self.memory.close()
 
+    @precondition(lambda self: not self.model.overtaken)
     @rule(sent=packets)
     def write(self, sent: Sent) -> None:
         accepted, signal = self.model.write_batch([sent])
@@ -60,6 +65,7 @@ class RingMachine(RuleBasedStateMachine):
                 self.writer.write(given_to_c(sent))
             assert errno.EAGAIN == caught.value.errno
 
+    @precondition(lambda self: not self.model.overtaken)
     @rule(batch=st.lists(packets, min_size=1, max_size=12))
     def write_batch(self, batch: list[Sent]) -> None:
         expected = self.model.write_batch(batch)
@@ -71,6 +77,7 @@ class RingMachine(RuleBasedStateMachine):
                 self.writer.write_batch([given_to_c(sent) for sent in batch])
             assert errno.EAGAIN == caught.value.errno
 
+    @precondition(lambda self: not self.model.overtaken)
     @rule(sent=plain)
     def put(self, sent: Sent) -> None:
         if self.model.put(sent):

@@ -7,7 +7,7 @@ from vmbusirq.irq.affinity import IrqAffinityNotify
 from vmbusirq.irq.callbacks import IrqBatch
 from vmbusirq.irq.chip import DUMMY_IRQ_CHIP, NO_IRQ_CHIP, IrqChip, nop
 from vmbusirq.irq.core import IrqCore
-from vmbusirq.irq.desc import IrqDesc, SpuriousStats, probe_nr_irqs_x86
+from vmbusirq.irq.desc import IrqDesc, SpuriousStats
 from vmbusirq.irq.domain import Fwnode, IrqDomain, IrqDomainOps
 from vmbusirq.irq.settings import Flow
 
@@ -27,5 +27,4 @@ __all__ = [
     "IrqDomainOps",
     "SpuriousStats",
     "nop",
-    "probe_nr_irqs_x86",
 ]

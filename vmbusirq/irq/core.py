@@ -29,7 +29,7 @@ class IrqCore(DomainLayer):
     Args:
         machine: the C machine; the core becomes its owner (vi_machine_set_owner) and sets its hooks.
         nr_cpus: possible CPUs, as the machine was made with.
-        nr_irqs: slots at boot; grows when a higher number is allocated (see probe_nr_irqs_x86).
+        nr_irqs: slots at boot; grows when a higher number is allocated (see generations.nr_irqs_at_boot).
         dynirq_base: lowest dynamic IRQ, the end of the GSI space on x86; 0 where the architecture sets none.
         online: mask of online CPUs at boot, all possible ones by default; the ``online`` attribute follows hotplug.
         log: where the kernel's messages go.

@@ -40,17 +40,10 @@ if TYPE_CHECKING:
     from vmbusirq.irq.callbacks import Owner
     from vmbusirq.irq.domain import IrqDomain
 
-__all__ = ["DescTable", "IrqDesc", "SpuriousStats", "probe_nr_irqs_x86"]
+__all__ = ["DescTable", "IrqDesc", "SpuriousStats"]
 
 U32: Final = 1 << 32
 INITIAL_JIFFIES_MS: Final = -300_000  # jiffies start five minutes before they wrap (include/linux/jiffies.h)
-NR_IRQS_X86: Final = 524_544  # 256 + 64 * NR_CPUS of a kernel built for 8192 CPUs
-
-
-def probe_nr_irqs_x86(nr_cpu_ids: int, gsi_end: int = 24, nr_legacy_irqs: int = 0) -> int:
-    """Return nr_irqs at boot of an x86 guest (arch/x86/kernel/apic/vector.c, arch_probe_nr_irqs, v6.10)."""
-    per_gsi = 8 * nr_cpu_ids if gsi_end <= 16 else 16 * gsi_end
-    return min(NR_IRQS_X86, 256 * nr_cpu_ids, gsi_end + nr_legacy_irqs + 8 * nr_cpu_ids + per_gsi)
 
 
 @dataclass(frozen=True, slots=True)

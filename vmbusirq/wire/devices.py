@@ -1,4 +1,4 @@
-"""GUIDs of synthetic devices: the classes that Linux knows, those it never binds, and instances that are the same everywhere.
+"""GUIDs of synthetic devices: classes that Linux knows, classes that it never binds, instances that all machines share.
 
 Sources: vmbus_devs in ``drivers/hv/channel_mgmt.c`` and ``include/linux/hyperv.h``, v6.10; vmbus.md 5.1 and 5.3.
 """

@@ -26,9 +26,9 @@ class TraceEvent:
 
 def _offer(m: Any) -> str:
     return (
-        f"child_relid {m.child_relid:#x}, monitorid {m.monitorid:#x}, is_dedicated {m.is_dedicated_interrupt}, "
+        f"child_relid {m.child_relid:#x}, monitorid {m.monitorid:#x}, is_dedicated {m.is_dedicated_interrupt:d}, "
         f"connection_id {m.connection_id:#x}, if_type {m.if_type}, if_instance {m.if_instance}, "
-        f"chn_flags {m.chn_flags:#x}, mmio_megabytes {m.mmio_megabytes}, sub_channel_index {m.sub_channel_index}"
+        f"chn_flags {m.chn_flags:#x}, mmio_megabytes {m.mmio_megabytes:d}, sub_channel_index {m.sub_channel_index:d}"
     )
 
 
@@ -37,20 +37,20 @@ _RECEIVED: Final[Mapping[MessageType, tuple[str, Callable[[Any], str]]]] = {
     MessageType.RESCIND_CHANNELOFFER: ("vmbus_onoffer_rescind", lambda m: f"child_relid {m.child_relid:#x}"),
     MessageType.OPENCHANNEL_RESULT: (
         "vmbus_onopen_result",
-        lambda m: f"child_relid {m.child_relid:#x}, openid {signed32(m.openid)}, status {signed32(m.status)}",
+        lambda m: f"child_relid {m.child_relid:#x}, openid {signed32(m.openid):d}, status {signed32(m.status):d}",
     ),
     MessageType.GPADL_CREATED: (
         "vmbus_ongpadl_created",
-        lambda m: f"child_relid {m.child_relid:#x}, gpadl {m.gpadl:#x}, creation_status {signed32(m.creation_status)}",
+        lambda m: f"child_relid {m.child_relid:#x}, gpadl {m.gpadl:#x}, creation_status {signed32(m.creation_status):d}",
     ),
     MessageType.GPADL_TORNDOWN: ("vmbus_ongpadl_torndown", lambda m: f"gpadl {m.gpadl:#x}"),
     MessageType.MODIFYCHANNEL_RESPONSE: (
         "vmbus_onmodifychannel_response",
-        lambda m: f"child_relid {m.child_relid:#x}, status {signed32(m.status)}",
+        lambda m: f"child_relid {m.child_relid:#x}, status {signed32(m.status):d}",
     ),
     MessageType.VERSION_RESPONSE: (
         "vmbus_onversion_response",
-        lambda m: f"version_supported {m.version_supported}",
+        lambda m: f"version_supported {m.version_supported:d}",
     ),
 }
 
@@ -60,7 +60,7 @@ _SENT: Final[Mapping[MessageType, tuple[str, Callable[[Any], str]]]] = {
     MessageType.OPENCHANNEL: (
         "vmbus_open",
         lambda m: (
-            f"sending child_relid {m.child_relid:#x}, openid {signed32(m.openid)}, "
+            f"sending child_relid {m.child_relid:#x}, openid {signed32(m.openid):d}, "
             f"gpadlhandle {m.ringbuffer_gpadlhandle:#x}, target_vp {m.target_vp:#x}, "
             f"offset {m.downstream_ringbuffer_pageoffset:#x},"
         ),
@@ -70,12 +70,12 @@ _SENT: Final[Mapping[MessageType, tuple[str, Callable[[Any], str]]]] = {
         "vmbus_establish_gpadl_header",
         lambda m: (
             f"sending child_relid {m.child_relid:#x}, gpadl {m.gpadl:#x}, "
-            f"range_buflen {m.range_buflen} rangecount {m.rangecount},"
+            f"range_buflen {m.range_buflen:d} rangecount {m.rangecount:d},"
         ),
     ),
     MessageType.GPADL_BODY: (
         "vmbus_establish_gpadl_body",
-        lambda m: f"sending msgnumber {signed32(m.msgnumber)}, gpadl {m.gpadl:#x},",
+        lambda m: f"sending msgnumber {signed32(m.msgnumber):d}, gpadl {m.gpadl:#x},",
     ),
     MessageType.GPADL_TEARDOWN: (
         "vmbus_teardown_gpadl",
@@ -84,7 +84,7 @@ _SENT: Final[Mapping[MessageType, tuple[str, Callable[[Any], str]]]] = {
     MessageType.INITIATE_CONTACT: (
         "vmbus_negotiate_version",
         lambda m: (
-            f"sending vmbus_version_requested {signed32(m.version)}, target_vcpu {m.target_vcpu:#x}, "
+            f"sending vmbus_version_requested {signed32(m.version):d}, target_vcpu {m.target_vcpu:#x}, "
             f"pages {m.interrupt_page:x}:{m.monitor_page1:x}:{m.monitor_page2:x},"
         ),
     ),
@@ -118,7 +118,7 @@ def trace_event(message: Message, ret: int = 0) -> TraceEvent | None:
 
 def message_trace(name: str, msgtype: int) -> TraceEvent:
     """Return vmbus_on_msg_dpc (in the tasklet, any type) or vmbus_on_message (in the work item)."""
-    return TraceEvent(name, f"msgtype={msgtype}")
+    return TraceEvent(name, f"msgtype={msgtype:d}")
 
 
 def relid_trace(name: str, relid: int) -> TraceEvent:
