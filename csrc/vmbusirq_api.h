@@ -754,8 +754,8 @@ VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *tr
 
 /* ---- fs/: counters to text ------------------------------------------------------------------------------------------------- */
 /*
- * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every size is known
- * before a digit is written, so that vi_seq_size() is exact and the renderer writes each byte once.
+ * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every size is
+ * known before a digit is written, so that vi_seq_size() is exact and the renderer writes each byte once.
  */
 enum vi_seq_style {
 	VI_SEQ_LEADING = 0,	/* each cell is " %10u" */
@@ -790,20 +790,20 @@ struct vi_seq_table {
  */
 VI_MUST_CHECK int64_t vi_seq_size(const struct vi_seq_table *t);
 /*
- * Render the table into buf with vectors up to simd (enum vi_simd); counters may change meanwhile. Return: bytes
- * written. ENOSPC: size is less than vi_seq_size(), nothing is written; EOPNOTSUPP: vectors this CPU does not
- * have; EINVAL as above, or simd is no level. [any]
+ * Render the table into buf with vectors up to simd (enum vi_simd); counters may change meanwhile. Return:
+ * bytes written. ENOSPC: size is less than vi_seq_size(), nothing is written; EOPNOTSUPP: vectors this CPU
+ * does not have; EINVAL as above, or simd is no level. [any]
  */
 VI_MUST_CHECK int64_t vi_seq_render(const struct vi_seq_table *t, uint32_t simd, void *buf, uint64_t size);
 /*
  * Read cells of one style from the start of text into counts, until max are read or what comes next is not a
- * cell: a number that fits 32 bits, without leading zeros, right-aligned in ten, a blank before it and a blank or
- * the end of text after it. (The first cell of the trailing style has no blank before it.) Return: cells read.
- * EINVAL: the style does not exist. [any]
+ * cell: a number that fits 32 bits, without leading zeros, right-aligned in ten, a blank before it and a
+ * blank or the end of text after it. (The first cell of the trailing style has no blank before it.) Return:
+ * cells read. EINVAL: the style does not exist. [any]
  */
 VI_MUST_CHECK int vi_seq_scan(const void *text, uint64_t len, uint32_t style, uint32_t max, uint32_t *counts);
 
-/* Peers of vi_seq_render(): the same bytes, made one cell at a time as the kernel does (linux_shaped/seq.c). */
+/* Peers of vi_seq_render(): the same bytes, cell by cell as the kernel makes them (linux_shaped/seq.c). */
 enum vi_seq_how {
 	VI_SEQ_OURS = 0,
 	VI_SEQ_PRINTF = 1,	/* up to v6.12: one seq_printf() per cell */
@@ -815,20 +815,20 @@ enum vi_seq_how {
 VI_MUST_CHECK int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t how, void *buf,
 					  uint64_t size);
 /*
- * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS alone). *ns is
- * the time of all of them. Return: bytes of one, or the error of the contender; EINVAL: repeat is 0. [any]
+ * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS alone). *ns
+ * is the time of all of them. Return: bytes of one, or the error of the contender; EINVAL: repeat is 0. [any]
  */
 VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat,
 				   void *buf, uint64_t size, uint64_t *ns);
 
-/* ---- bench/: the demux hot path -------------------------------------------------------------------------------------------- */
+/* ---- bench/: the demux hot path ------------------------------------------------------------------------ */
 
 enum vi_demux_contender {
 	VI_DEMUX_OURS = 0,		/* fast engine, design rfc */
 	VI_DEMUX_LEGACY = 1,		/* linux engine, design legacy: v6.10 without the RFC */
 	VI_DEMUX_RFC = 2,		/* linux engine, design rfc */
 	VI_DEMUX_RFC_NO_ENTROPY = 3,	/* the same without the entropy sample */
-	VI_DEMUX_RFC_UNTRACKED = 4,	/* the same with the untracked flow: no statistics, entropy, spurious check */
+	VI_DEMUX_RFC_UNTRACKED = 4,	/* the same, untracked flow: no statistics, entropy, spurious check */
 	VI_DEMUX_RFC_PERCPU = 5,	/* the same with the per-CPU flow: no desc lock */
 	VI_DEMUX_FLOOR = 6,		/* the calls and the counters alone, the list given */
 	VI_DEMUX_CONTENDERS = 7
@@ -841,7 +841,7 @@ struct vi_demux_config {
 	uint32_t simd;			/* enum vi_simd, for OURS */
 	uint32_t pending;		/* flags set per scan, 0..2047 */
 	uint32_t consecutive;		/* 1: relids 1..pending; 0: at random from seed */
-	uint32_t patterns;		/* different random sets of flags taken in turn, 1..VI_DEMUX_PATTERNS_MAX */
+	uint32_t patterns;		/* random sets of flags taken in turn, 1..VI_DEMUX_PATTERNS_MAX */
 	uint32_t scan_only;		/* 1: the demultiplexer alone, without the top level */
 	uint64_t cold_bytes;		/* other memory to touch before each scan, 0: warm */
 	uint64_t seed;
@@ -849,7 +849,10 @@ struct vi_demux_config {
 
 struct vi_demux_bench;
 
-/* A machine with all 2047 channels in ISR mode. EINVAL: a value is out of range; ENOMEM; EOPNOTSUPP: vectors this CPU does not have. */
+/*
+ * A machine with all 2047 channels in ISR mode. EINVAL: a value is out of range; ENOMEM; EOPNOTSUPP: vectors
+ * this CPU does not have.
+ */
 VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out);
 void vi_demux_bench_destroy(struct vi_demux_bench *b);
 /* Time @scans scans. *ns: of all of them. Return: scans made. */

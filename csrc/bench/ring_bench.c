@@ -251,11 +251,11 @@ static int verify(const struct vi_ring_bench *b, uint64_t packets)
 
 /**
  * vi_ring_bench_create - memory for a workload
- * @payload: bytes per packet
+ * @payload: bytes per packet, 1 or more
  * @batch: packets written, then read
  * @out: the workload
  *
- * Return: 0; -EINVAL when a batch is empty, above VI_RING_BATCH or does not fit the ring; -ENOMEM.
+ * Return: 0; -EINVAL when payload or batch is empty, a batch is above VI_RING_BATCH or does not fit the ring; -ENOMEM.
  */
 int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench **out)
 {
@@ -264,7 +264,7 @@ int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench 
 	int ret;
 
 	*out = NULL;
-	if (batch == 0 || batch > VI_RING_BATCH || payload > VI_BENCH_DATA / 2)
+	if (payload == 0 || batch == 0 || batch > VI_RING_BATCH || payload > VI_BENCH_DATA / 2)
 		return -EINVAL;
 	if (batch * (((payload + 7) & ~7u) + VI_PKT_DESC + VI_PKT_TRAILER) >= VI_BENCH_DATA)
 		return -EINVAL;

@@ -218,7 +218,9 @@ static __attribute__((noinline)) int vi_ring_put_any(struct vi_ring_writer *w, c
 
 static inline int vi_ring_put_inline(struct vi_ring_writer *w, const struct vi_packet_out *p)
 {
-	if (likely(!p->desc_ext_len && vi_ring_put_quick(w, p->type, p->flags, p->trans_id, p->payload, p->len)))
+	const uint32_t most = VI_PKT_LEN_MAX - VI_PKT_DESC;
+
+	if (likely(!p->desc_ext_len && vi_ring_put_quick(w, p->type, p->flags, p->trans_id, p->payload, p->len, most)))
 		return 0;
 	return vi_ring_put_any(w, p);
 }
@@ -297,7 +299,7 @@ int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint6
 	struct vi_packet_out packet;
 	int ret;
 
-	if (unlikely(!vi_ring_put_quick(w, type, flags, trans_id, payload, len))) {
+	if (unlikely(!vi_ring_put_quick(w, type, flags, trans_id, payload, len, VI_COPY_INLINE_MAX))) {
 		if (type > UINT16_MAX || flags > UINT16_MAX)
 			return -EINVAL;
 		packet = (struct vi_packet_out){

@@ -133,19 +133,27 @@ static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, ui
 	return dst;
 }
 
-/* A small packet without page ranges, room for it known. Anything else, and anything wrong: false, and nothing happened. */
+/*
+ * A packet of at most @most bytes without page ranges, room for it known. Anything else, and anything wrong: false, and nothing
+ * happened. A caller that makes calls anyway gives a large @most, one that makes none VI_COPY_INLINE_MAX.
+ */
 static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const uint8_t *payload,
-				     uint32_t len)
+				     uint32_t len, const uint32_t most)
 {
 	const uint32_t total = (VI_PKT_DESC + VI_PKT_TRAILER + 7 + len) & ~7u;
 	uint8_t *dst;
 
-	if (unlikely(len > VI_COPY_INLINE_MAX || total >= w->room))
+	if (unlikely(len > most || total >= w->room))
 		return false;
+	if (most > VI_COPY_INLINE_MAX && unlikely(total >= w->data_size - 8))
+		return false;	/* strict rules refuse what just fits an empty ring */
 	if (unlikely((type != VI_PKT_DATA_INBAND && type != VI_PKT_COMP) || flags > VI_PKT_FLAG_COMPLETION))
 		return false;
 	dst = vi_ring_frame(w, type, flags, trans_id, VI_PKT_DESC, total);
-	vi_ring_copy_small(dst + VI_PKT_DESC, payload, len);
+	if (most > VI_COPY_INLINE_MAX)
+		vi_ring_copy(dst + VI_PKT_DESC, payload, len);
+	else
+		vi_ring_copy_small(dst + VI_PKT_DESC, payload, len);
 	return true;
 }
 

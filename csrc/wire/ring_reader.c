@@ -356,6 +356,8 @@ static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
 /**
  * vi_ring_drain - what a channel callback does: read all there is, look at every byte, give the room back
  *
+ * Empty is empty only when it was seen after a close: whoever wrote before it saw a ring that was not empty, and did not signal.
+ *
  * All there is, unless the writer is broken: under Linux rules a packet without its trailer leads the reader past the writer's index,
  * and an index outside the data is never reached, so that reading on would not end. Either ends this drain.
  *
@@ -369,27 +371,34 @@ static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
 int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally)
 {
 	struct vi_packet p;
-	uint32_t n = 0;
+	uint32_t n = 0, unclosed = 0;
 	bool broken = false;
 	int ret = 0, signal = 0;
 
 	while (n < budget && !broken) {
 		ret = vi_ring_first_inline(r, &p);
-		if (ret <= 0)
-			break;
+		if (ret <= 0) {
+			if (ret < 0 || !unclosed)
+				break;
+			signal |= vi_ring_close(r);
+			unclosed = 0;
+			continue;
+		}
 		tally->packets++;
 		tally->bytes += p.payload_len;
 		tally->checksum += p.trans_id + vi_ring_sum(p.payload, p.payload_len);
 		broken = r->pkt_len + VI_PKT_TRAILER > r->avail;
 		vi_ring_step(r);
-		if (++n % VI_RING_BATCH == 0) {
+		n++;
+		if (++unclosed == VI_RING_BATCH) {
 			signal |= vi_ring_close(r);
+			unclosed = 0;
 			broken |= !vi_ring_index_ok(r->data_size, vi_load_relaxed(&r->hdr->write_index));
 		}
 	}
 	if (n == 0)
 		return ret;
-	return signal | vi_ring_close(r);
+	return unclosed ? signal | vi_ring_close(r) : signal;
 }
 
 /**

@@ -158,7 +158,8 @@ class ReferenceRing:
         given = (self.private_read - self.read_index) % self.data_size
         self.read_index = self.private_read
         now, pending = self.bytes_to_write, self.pending_send_sz
-        signal = bool(given and self.feature_bits & 1 and pending and now - given <= pending < now)
+        before = (now - given) % 2**32  # the kernel's u32: huge once the reader has overtaken the writer
+        signal = bool(given and self.feature_bits & 1 and pending and before <= pending < now)
         self.intr_in_full += signal
         return signal
 

@@ -12,7 +12,6 @@ __all__ = ["main"]
 
 Command = Callable[[argparse.Namespace], int]
 
-_MACHINE_OPTIONS = "machine"
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +21,13 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="fixes every choice that is left open")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parse.add_argument("--render", action="store_true", help="print it again from what was understood")
     bench = command("bench", "measure the demux hot path, the ring, or rendering", machine=False)
     bench.add_argument("what", choices=("demux", "ring", "render"))
-    bench.add_argument("--rounds", type=int, default=None, metavar="N", help="samples per contender")
+    bench.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples per contender")
+    bench.add_argument("--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB")
     return parser
 
 

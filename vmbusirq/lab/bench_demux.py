@@ -199,9 +199,12 @@ class _Contender:
         self.warm_up()
         return self.sample()
 
+    def _wrong(self) -> int:
+        return int(lib.vi_demux_bench_verify(self._bench))
+
     def verify(self, name: str) -> None:
         """Raise MachineBug unless every channel was counted once per flag raised."""
-        wrong = lib.vi_demux_bench_verify(self._bench)
+        wrong = self._wrong()
         if wrong:
             raise MachineBug(f"demux bench: {name} counted {wrong} channels wrong")
 

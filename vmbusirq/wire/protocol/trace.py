@@ -41,7 +41,9 @@ _RECEIVED: Final[Mapping[MessageType, tuple[str, Callable[[Any], str]]]] = {
     ),
     MessageType.GPADL_CREATED: (
         "vmbus_ongpadl_created",
-        lambda m: f"child_relid {m.child_relid:#x}, gpadl {m.gpadl:#x}, creation_status {signed32(m.creation_status):d}",
+        lambda m: (
+            f"child_relid {m.child_relid:#x}, gpadl {m.gpadl:#x}, creation_status {signed32(m.creation_status):d}"
+        ),
     ),
     MessageType.GPADL_TORNDOWN: ("vmbus_ongpadl_torndown", lambda m: f"gpadl {m.gpadl:#x}"),
     MessageType.MODIFYCHANNEL_RESPONSE: (
