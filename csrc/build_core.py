@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cffi import FFI
+from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +38,8 @@ def builder() -> FFI:
 class build_ext(_build_ext):  # noqa: N801 - the name setuptools looks up
     """Emit the cffi wrapper into the build folder, then compile as usual."""
 
-    def build_extension(self, ext):  # type: ignore[no-untyped-def]
+    def build_extension(self, ext: Extension) -> None:
+        """Compile ``ext`` with the wrapper among its sources."""
         out = Path(self.build_temp)
         out.mkdir(parents=True, exist_ok=True)
         wrapper = out / "_core_cffi.c"

@@ -27,7 +27,7 @@
 #define VI_PAGE 4096
 #define VI_IRQS_MAX 65536	/* descriptors of one machine */
 #define VI_ACTIONS_MAX 64	/* actions on one IRQ */
-#define VI_RING_PAYLOAD_MAX 524248	/* 8 * 65535 - 16, rounded down to 8: what len8 can say */
+#define VI_RING_PAYLOAD_MAX 524264	/* VI_PKT_LEN_MAX - VI_PKT_DESC: what len8 can say */
 
 /* ---- enums ---------------------------------------------------------------------------------------------------------------- */
 
@@ -593,26 +593,31 @@ VI_MUST_CHECK int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_
 				      uint32_t size);
 
 /*
- * Write one packet and publish it. Return: 1 the reader must be signalled, 0 not. EAGAIN: no room; EINVAL: unknown type or flag, page
- * ranges missing or not a multiple of 8 bytes; EMSGSIZE: more than the format (strict: or the ring) can ever hold; EIO: strict,
- * the peer's index is impossible. One thread per ring.
+ * Write one packet and publish it. Return: 1 the reader must be signalled, 0 not. EAGAIN: no room; EINVAL: unknown
+ * type or flag, page ranges missing or not a multiple of 8 bytes; EMSGSIZE: more than the format (strict: or the
+ * ring) can ever hold; EIO: strict, the peer's index is impossible. One thread per ring.
  */
 VI_MUST_CHECK int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const void *payload,
 				uint32_t len);
 VI_MUST_CHECK int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *packet);
 /* Write packets until one is refused, publish once, decide once. Errors as above, only if the first one is refused. */
-VI_MUST_CHECK int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets, uint32_t n, uint32_t *accepted);
+VI_MUST_CHECK int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets, uint32_t n,
+				      uint32_t *accepted);
 /* Ask for a signal when more than @size bytes are free; 0: no longer. EINVAL: strict, more than the ring can hold. */
 VI_MUST_CHECK int vi_ring_set_pending_send_size(struct vi_ring_writer *w, uint32_t size);
-/* The steps that vi_ring_write_packet() is made of: copy, publish (Return: 1 if there was anything), signal check (Return: 0, 1). */
+/*
+ * The steps that vi_ring_write_packet() is made of: copy, publish (Return: 1 if there was anything), signal check
+ * (Return: 0, 1).
+ */
 VI_MUST_CHECK int vi_ring_put(struct vi_ring_writer *w, const struct vi_packet_out *packet);
 int vi_ring_publish(struct vi_ring_writer *w);
 int vi_ring_must_signal(struct vi_ring_writer *w);
 
 /*
- * The first unread packet, and the one after it. Return: 1 and *out, 0 when empty. EIO: strict, reader->error says why, the channel is
- * failed and nothing of the packet is consumed; ENOBUFS: strict, it is larger than pkt_buffer. *out is good until the next call.
- * The _view forms leave the packet where it is: only *out was checked, the peer may change the bytes behind desc and payload.
+ * The first unread packet, and the one after it. Return: 1 and *out, 0 when empty. EIO: strict, reader->error says
+ * why, the channel is failed and nothing of the packet is consumed; ENOBUFS: strict, it is larger than pkt_buffer.
+ * *out is good until the next call. The _view forms leave the packet where it is: only *out was checked, the peer may
+ * change the bytes behind desc and payload.
  */
 VI_MUST_CHECK int vi_ring_first(struct vi_ring_reader *r, struct vi_packet *out);
 VI_MUST_CHECK int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out);
@@ -626,11 +631,16 @@ int vi_ring_close(struct vi_ring_reader *r);
 int vi_ring_publish_read(struct vi_ring_reader *r);
 int vi_ring_must_signal_writer(struct vi_ring_reader *r);
 /*
- * Read one packet into @buf: with its descriptor (@raw) or its payload alone (vmbus_recvpacket). Return: as vi_ring_close(); 0 and *actual
- * 0 when empty. EINVAL: no buffer; ENOBUFS: *actual bytes are needed, nothing is consumed; EIO as above. @trans_id may be NULL.
+ * Read one packet into @buf: with its descriptor (@raw) or its payload alone (vmbus_recvpacket). Return: as
+ * vi_ring_close(); 0 and *actual 0 when empty. EINVAL: no buffer; ENOBUFS: *actual bytes are needed, nothing is
+ * consumed; EIO as above. @trans_id may be NULL.
  */
-VI_MUST_CHECK int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw, uint32_t *actual, uint64_t *trans_id);
-/* Read and check up to @budget packets, VI_RING_BATCH per close, and add to *tally. Return: 1 if a close wants a signal; EIO, ENOBUFS. */
+VI_MUST_CHECK int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw, uint32_t *actual,
+			       uint64_t *trans_id);
+/*
+ * Read and check up to @budget packets, VI_RING_BATCH per close, and add to *tally. Return: 1 if a close wants a
+ * signal; EIO, ENOBUFS.
+ */
 VI_MUST_CHECK int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally);
 /* Mask signals; unmask them and say how many bytes raced in, not 0 = begin again (hv_begin_read, hv_end_read). */
 void vi_ring_begin_read(struct vi_ring_reader *r);
@@ -653,7 +663,10 @@ VI_MUST_CHECK int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct 
 void vi_ring_bench_destroy(struct vi_ring_bench *b);
 /* Move @packets (rounded up to batches) on this thread. EBADMSG: one was lost or altered; EINVAL: no such contender. */
 VI_MUST_CHECK int vi_ring_bench_run(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint64_t *ns);
-/* The same from this thread, pinned to @cpu_writer, to one pinned to @cpu_reader. EINVAL: MEMCPY has no two ends; or errno of the pin. */
+/*
+ * The same from this thread, pinned to @cpu_writer, to one pinned to @cpu_reader. EINVAL: MEMCPY has no two ends; or
+ * errno of the pin.
+ */
 VI_MUST_CHECK int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint32_t cpu_writer,
 				     uint32_t cpu_reader, uint64_t *ns);
 
@@ -857,5 +870,7 @@ VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config, st
 void vi_demux_bench_destroy(struct vi_demux_bench *b);
 /* Time @scans scans. *ns: of all of them. Return: scans made. */
 VI_MUST_CHECK int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns);
+/* Time @n locked instructions in a row: claiming a word costs one, and so does each lock of the peers. EINVAL: none. */
+VI_MUST_CHECK int vi_demux_bench_locked(uint32_t n, uint64_t *ns);
 /* Compare every channel's count with what was raised. Return: how many differ. */
 VI_MUST_CHECK int vi_demux_bench_verify(struct vi_demux_bench *b);

@@ -1,6 +1,6 @@
 """A machine of the C core alone, put together by hand: what the tests of csrc/ stand on.
 
-Nothing of the Python control plane is used but its trampolines: an extern "Python" function can be defined once per process.
+Nothing of the Python control plane is used but its trampolines, which can be defined once per process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import vmbusirq.irq.callbacks
-import vmbusirq.vmbus.callbacks  # noqa: F401 - defines the trampoline of messages
+import vmbusirq.vmbus.callbacks
 from vmbusirq._ffi import ffi, lib
 
 VMBUS_SINT = lib.VI_SINT_VMBUS
@@ -89,7 +89,14 @@ class Rig:
     """
 
     def __init__(
-        self, engine: str = "fast", *, cpus: int = 2, irqs: int = 64, design: str = "rfc", arch: str = "x86", simd: str = "scalar"
+        self,
+        engine: str = "fast",
+        *,
+        cpus: int = 2,
+        irqs: int = 64,
+        design: str = "rfc",
+        arch: str = "x86",
+        simd: str = "scalar",
     ) -> None:
         self.engine, self.cpus, self.irqs, self.design = engine, cpus, irqs, design
         config = ffi.new(
@@ -128,7 +135,9 @@ class Rig:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         channels = list(self.channels.values())
         for channel in channels:
             self.close(channel)
@@ -164,7 +173,9 @@ class Rig:
 
     # ---- IRQs
 
-    def alloc(self, irq: int, flow: int = lib.VI_FLOW_SIMPLE, *, ops: int = 0, flags: int = 0, hwirq: int | None = None) -> Any:
+    def alloc(
+        self, irq: int, flow: int = lib.VI_FLOW_SIMPLE, *, ops: int = 0, flags: int = 0, hwirq: int | None = None
+    ) -> Any:
         """Allocate a descriptor with a chip whose calls are noted; return the C descriptor."""
         chip = ffi.new("struct vi_irq_chip *", {"ops": ops, "flags": flags, "call": lib.vi_py_chip_call})
         self._keep.append(chip)
@@ -181,7 +192,14 @@ class Rig:
         return lib.vi_irq_to_desc(self.m, irq)
 
     def request(
-        self, irq: int, handler: Handler | int, *, startup: bool = True, flags: int = 0, exact: bool = True, cookies: Sequence[int] = ()
+        self,
+        irq: int,
+        handler: Handler | int,
+        *,
+        startup: bool = True,
+        flags: int = 0,
+        exact: bool = True,
+        cookies: Sequence[int] = (),
     ) -> Action:
         """Add an action that calls ``handler`` with the CPU, or always returns that number."""
         answer = handler if callable(handler) else lambda _cpu: handler
@@ -234,7 +252,7 @@ class Rig:
         irq: int | None = None,
         request: bool = True,
     ) -> Channel:
-        """Make a channel with its IRQ (24 + relid in design rfc), its rings and its callback; the host signals its CPU."""
+        """Make a channel with its IRQ (24 + relid), rings and callback; the host signals its CPU."""
         number = 0 if self.design == "legacy" else 24 + relid if irq is None else irq
         out = ffi.new("struct vi_channel **")
         assert 0 == lib.vi_channel_create(self.m, relid, mode, out)

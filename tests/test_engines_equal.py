@@ -1,4 +1,4 @@
-"""Two engines, one truth: every counter and state is the same for any order of events on one thread, at any vector width."""
+"""Two engines, one truth: all counters are the same for any order of events on one thread, at any vector width."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ STEPS = st.lists(
         st.tuples(st.just("post"), cpus, st.sampled_from([lib.VI_MSG_VMBUS, lib.VI_MSG_TIMER_EXPIRED])),
         st.tuples(st.just("send"), channels, st.integers(1, 20)),
         st.tuples(st.sampled_from(["target", "owner"]), channels, cpus),
-        st.tuples(st.sampled_from(["close", "open", "rescind", "unrescind", "disable", "enable", "free", "request"]), channels, st.just(0)),
+        st.tuples(
+            st.sampled_from(["close", "open", "rescind", "unrescind", "disable", "enable", "free", "request"]),
+            channels,
+            st.just(0),
+        ),
         st.tuples(st.just("irq"), channels, cpus),
         st.tuples(st.just("answer"), st.sampled_from([HANDLED, NONE, WAKE, BOGUS]), st.just(0)),
         st.tuples(st.just("plain"), cpus, st.just(0)),
@@ -115,6 +119,7 @@ class Machine:
             return lib.vi_irq_disable(m, ch.irq)
         if what == "enable":
             return lib.vi_irq_enable(m, ch.irq)
+        assert ch.action is not None
         if what == "free" and self.requested[i]:
             self.requested[i] = False
             return rig.free(ch.action)
@@ -147,7 +152,7 @@ def run_both(design: str, simds: tuple[tuple[str, str], ...], steps: list[tuple[
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["rfc", "legacy"]), STEPS)
 def test_both_engines_leave_the_same_counters(design: str, steps: list[tuple[str, int, int]]) -> None:
-    """design.md 4: flags, packets, messages, retargets, other CPUs, closing, rescinds, disabling, freeing, unhandled arrivals."""
+    """Flags, packets, messages, retargets, other CPUs, closing, rescinds, disabling, freeing, unhandled arrivals."""
     run_both(design, (("linux", "scalar"), ("fast", "scalar")), steps)
 
 
@@ -159,7 +164,9 @@ def test_every_vector_width_leaves_the_same_counters(steps: list[tuple[str, int,
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(SIMDS), st.lists(st.sets(st.integers(0, 2047), min_size=1, max_size=2048), min_size=1, max_size=3))
+@given(
+    st.sampled_from(SIMDS), st.lists(st.sets(st.integers(0, 2047), min_size=1, max_size=2048), min_size=1, max_size=3)
+)
 def test_any_set_of_flags_is_claimed_by_every_width_as_by_the_linux_engine(simd: str, scans: list[set[int]]) -> None:
     """Few words and many, neighbours and strangers, with nothing mapped: all consumed, all accounted as lost."""
     with Rig("linux") as linux, Rig("fast", simd=simd) as fast:

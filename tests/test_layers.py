@@ -69,7 +69,10 @@ def test_every_room_has_a_storey() -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downwards_only(path: Path) -> None:
-    """design.md 3: cli -> report -> lab -> machine -> scenario, fs -> vmbus | host -> hyperv, wire, irq -> base files."""
+    """design.md 3.
+
+    Cli -> report -> lab -> machine -> scenario, fs -> vmbus | host -> hyperv, wire, irq -> base files.
+    """
     room = room_of(path)
     for other in rooms_imported(path) - {room}:
         assert storey(other) < storey(room) or (room, other) in ALLOWED_SIDEWAYS, f"{room} imports {other}"
@@ -113,7 +116,9 @@ def test_c_files_keep_no_state_outside_their_objects() -> None:
     mutable = re.compile(r"^(?:static )?(?!const\b|inline\b)[\w ]+[ *]\w+(?:\[[^\]]*\])? *(?:=[^=].*)?;$")
     for path in sorted((ROOT / "csrc").rglob("*.c")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line[:1].isspace() or line.startswith(("typedef", "struct", "enum", "_Static_assert", "return", "#", "/*", " *")):
+            if line[:1].isspace() or line.startswith(
+                ("typedef", "struct", "enum", "_Static_assert", "return", "#", "/*", " *")
+            ):
                 continue
             if "const " in line or "(" in line:
                 continue

@@ -211,7 +211,7 @@ def test_isolated_cpus_are_no_target() -> None:
 
 
 def test_announced_cpus_that_never_come_have_no_column_but_count_as_possible() -> None:
-    """possible > present: columns and targets are the present CPUs; masks and softirq columns have room for all."""
+    """Possible > present: columns and targets are the present CPUs; masks and softirq columns have room for all."""
     text = '[cpus]\npossible = 6\npresent = 4\n[[device]]\nname = "n"\nclass = "netvsc"\n'
     text += "".join(f'[[channel]]\ndevice = "n"\nrelid = {1 + sub}\nsub = {sub}\ninterrupts = 3\n' for sub in range(6))
     machine = Machine.load(parse_scenario(text, "sparse"))

@@ -49,7 +49,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that the command line starts without the rooms it does not need."""
+    """Import a public name when it is first asked for.
+
+    The command line starts without the rooms it does not need.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'vmbusirq' has no attribute {name!r}")
     return getattr(import_module(f"vmbusirq.{_HOMES[name]}"), name)

@@ -116,7 +116,8 @@ class Core:
 
     def settle(self) -> int:
         """Run every CPU until nothing is deliverable; return how often a CPU had something to do."""
-        return int(lib.vi_machine_settle(self.handle))
+        what = "machine: cannot settle: softirqs keep each other alive, as on a ring whose writer is broken"
+        return check(lib.vi_machine_settle(self.handle), what)
 
     def lost(self) -> Lost:
         """Return what was consumed without a count."""

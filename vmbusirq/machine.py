@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
@@ -13,15 +13,16 @@ from vmbusirq.cpumask import cpumask_all, cpus_of
 from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
 from vmbusirq.errors import IrqError
 from vmbusirq.fs import FileSystem, StatPresets, kernel_files
-from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, generation, nr_irqs_at_boot
+from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
+from vmbusirq.generations import generation as find_generation
 from vmbusirq.host.bus import HostBus, Traffic
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import IrqCore
 from vmbusirq.limits import RELIDS
 from vmbusirq.log import Log
-from vmbusirq.platform import arm64_platform, x86_platform
-from vmbusirq.scenario.schema import CpuSpec, Scenario, ScenarioError, load_scenario
+from vmbusirq.platform import Platform, arm64_platform, x86_platform
+from vmbusirq.scenario.schema import Scenario, ScenarioError, bare_scenario, load_scenario
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import Offer, VmbusConnection
 
@@ -31,20 +32,20 @@ Progress = Callable[[int, int, str], None]
 BOOT_TICKS: Final = 2 * TICKS_PER_S  # when VMBus comes up
 OFFER_TICKS: Final = TICKS_PER_MS
 CHANNELMSG_ALLOFFERS_DELIVERED: Final = b"\x04" + bytes(7)
-X86_ROWS_DEFAULT: Final = tuple(row.label for row in X86_ROWS if row.label not in ("PLT", "PMN"))
+IRQS_BESIDE_VMBUS: Final = 64  # room for descriptors above the boot-time slots and one per relid
 
 
 class Machine:
     """One emulated guest and its host.
 
     Args:
-        cpus: possible CPUs of a bare machine; :meth:`load` takes them from a scenario instead.
-        arch: ``"x86"`` or ``"arm64"``.
+        cpus, arch: possible CPUs, 1 to 2048, and ``"x86"`` or ``"arm64"``, of a machine without devices.
         design: a name of :data:`vmbusirq.designs.DESIGNS`.
         generation: a name of :data:`vmbusirq.generations.GENERATIONS`.
         engine: ``"fast"``, or ``"linux"`` for v6.10's own steps.
         simd: widest vectors of the scanner.
         seed: fixes every choice that is left open, so that the same machine gives the same bytes.
+        scenario: who is there instead; :meth:`load` finds one by name.
     Raises:
         IrqError: EINVAL for a name or number that is not known, EOPNOTSUPP for vectors this CPU does not have.
 
@@ -67,10 +68,35 @@ class Machine:
         engine: str = "fast",
         simd: str = "best",
         seed: int = 0,
+        scenario: Scenario | None = None,
     ) -> None:
-        if cpus < 1:
-            raise IrqError(errno.EINVAL, f"machine: cannot have {cpus} CPUs (EINVAL)")
-        self._start(_bare(cpus, arch), design, generation, engine, simd, seed)
+        if design not in DESIGNS:
+            raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
+        self.scenario: Final = bare_scenario(cpus, arch) if scenario is None else scenario
+        self.design: Final[Design] = DESIGNS[design]
+        self.generation: Final[Generation] = find_generation(generation)
+        self.seed: Final = seed
+        self.booted = False
+        nr_irqs = self._nr_irqs_at_boot()
+        self.core: Final = Core(
+            self.scenario.cpus.possible,
+            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
+            arch=self.scenario.arch,
+            engine=engine,
+            simd=simd,
+            hyp_count=self.design.hyp_count,
+            channel_irqs=self.design.channel_irqs,
+            shutdown_adds_depth=self.generation.shutdown_adds_depth,
+            seed=seed,
+        )
+        self.clock: Final = Clock(self.core)
+        self.log: Final = Log(lambda: self.core.now)
+        self.irq: Final = self._make_irq_core(nr_irqs)
+        self.synic: Final = Synic(self.core)
+        self.host: Final = HostBus(self.core, self.synic)
+        self.platform: Final = self._make_platform()
+        self.vmbus: Final = self._make_vmbus()
+        self.fs: Final[FileSystem] = kernel_files(self)
 
     @classmethod
     def load(
@@ -88,54 +114,14 @@ class Machine:
         Raises:
             ScenarioError: the scenario cannot be used; IrqError as for the class.
         """
-        machine = cls.__new__(cls)
         loaded = load_scenario(scenario) if isinstance(scenario, str) else scenario
-        machine._start(loaded, design, generation, engine, simd, seed)
-        return machine
+        return cls(scenario=loaded, design=design, generation=generation, engine=engine, simd=simd, seed=seed)
 
-    def _start(
-        self, scenario: Scenario, design: str, generation_name: str, engine: str, simd: str, seed: int
-    ) -> None:
-        if design not in DESIGNS:
-            raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
-        self.scenario: Final = scenario
-        self.design: Final[Design] = DESIGNS[design]
-        self.generation: Final[Generation] = generation(generation_name)
-        self.seed: Final = seed
-        self.booted = False
-        cpus = scenario.cpus
-        nr_irqs = nr_irqs_at_boot(
-            scenario.arch, cpus.possible, gsi_top=scenario.gsi_top, legacy_irqs=scenario.legacy_irqs
+    def _nr_irqs_at_boot(self) -> int:
+        scenario = self.scenario
+        return nr_irqs_at_boot(
+            scenario.arch, scenario.cpus.possible, gsi_top=scenario.gsi_top, legacy_irqs=scenario.legacy_irqs
         )
-        self.core: Final = Core(
-            cpus.possible,
-            nr_irqs_max=nr_irqs + RELIDS + 64,
-            arch=scenario.arch,
-            engine=engine,
-            simd=simd,
-            hyp_count=self.design.hyp_count,
-            channel_irqs=self.design.channel_irqs,
-            shutdown_adds_depth=self.generation.shutdown_adds_depth,
-            seed=seed,
-        )
-        self.clock: Final = Clock(self.core)
-        self.log: Final = Log(lambda: self.core.now)
-        self.irq: Final = self._make_irq_core(nr_irqs)
-        self.synic: Final = Synic(self.core)
-        self.host: Final = HostBus(self.core, self.synic)
-        self._set_up_platform()
-        self.vmbus: Final = VmbusConnection(
-            self.core,
-            self.irq,
-            self.synic,
-            self.host,
-            self.design,
-            nodes=[node & self.online_mask for node in cpus.nodes],
-            isolated=cpus.isolated,
-            ppi_irq=self.platform.vmbus_ppi,
-        )
-        self.vmbus.synic_init(cpus_of(self.online_mask))
-        self.fs: Final[FileSystem] = kernel_files(self)
 
     def _make_irq_core(self, nr_irqs: int) -> IrqCore:
         x86 = self.scenario.arch == "x86"
@@ -153,11 +139,25 @@ class Machine:
             isolated=self.scenario.cpus.isolated,
         )
 
-    def _set_up_platform(self) -> None:
+    def _make_platform(self) -> Platform:
         if self.scenario.arch == "x86":
-            self.platform = x86_platform(self.irq, self.scenario.irqs, self.scenario.gsi_top)
-        else:
-            self.platform = arm64_platform(self.irq, self.generation)
+            return x86_platform(self.irq, self.scenario.irqs, self.scenario.gsi_top)
+        return arm64_platform(self.irq, self.generation)
+
+    def _make_vmbus(self) -> VmbusConnection:
+        cpus = self.scenario.cpus
+        vmbus = VmbusConnection(
+            self.core,
+            self.irq,
+            self.synic,
+            self.host,
+            self.design,
+            nodes=[node & self.online_mask for node in cpus.nodes],
+            isolated=cpus.isolated,
+            ppi_irq=self.platform.vmbus_ppi,
+        )
+        vmbus.synic_init(cpus_of(self.online_mask))
+        return vmbus
 
     # ---- what the files look at
 
@@ -281,14 +281,16 @@ class Machine:
             elif label.startswith("IPI") and label[3:].isdigit() and int(label[3:]) < len(self.ipi_irqs):
                 self._preset_irq(self.ipi_irqs[int(label[3:])], counts)
             else:
-                known = ", ".join(rows) if self.arch == "x86" else ", ".join(f"IPI{i}" for i in range(len(self.ipi_irqs)))
+                known = (
+                    ", ".join(rows) if self.arch == "x86" else ", ".join(f"IPI{i}" for i in range(len(self.ipi_irqs)))
+                )
                 raise ScenarioError(f"{self.scenario.name}: presets.{label}: no such row; known: {known}")
 
     def _preset_irq(self, irq: int, counts: Sequence[int]) -> None:
-        stride = self.counters.irq_stride
+        counters = self.core.counters
         for cpu, count in enumerate(counts):
-            self.counters.irq[cpu * stride + irq] = count
-            self.counters.irqs_sum[cpu * lib.VI_IRQS_SUM_STRIDE] += count
+            counters.irq[cpu * counters.irq_stride + irq] = count
+            counters.irqs_sum[cpu * lib.VI_IRQS_SUM_STRIDE] += count
 
     def run(self, progress: Progress | None = None) -> None:
         """Boot, and drive the scenario's traffic through the whole path to its end."""
@@ -326,23 +328,3 @@ def _shares(traffic: Sequence[Traffic]) -> list[list[Traffic]]:
         for part in range(parts)
     ]
     return [[item for item in cut if item.interrupts] for cut in cuts]
-
-
-def _bare(cpus: int, arch: str) -> Scenario:
-    """A scenario with nobody in it."""
-    return Scenario(
-        name="bare",
-        description="a machine without devices",
-        arch=arch,
-        cpus=CpuSpec(cpus, cpus, 0, (cpumask_all(cpus),)),
-        gsi_top=24,
-        legacy_irqs=0,
-        rows=X86_ROWS_DEFAULT if arch == "x86" else (),
-        irqs=(),
-        devices=(),
-        channels=(),
-        messages=0,
-        duration_s=0,
-        presets={},
-        stat={},
-    )

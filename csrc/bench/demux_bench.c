@@ -258,6 +258,19 @@ int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns)
 	return (int)scans;
 }
 
+int vi_demux_bench_locked(uint32_t n, uint64_t *ns)
+{
+	uint64_t words[VI_SINT_WORDS] = { 0 }, start;
+
+	if (!n)
+		return -EINVAL;
+	start = now_ns();
+	for (uint32_t i = 0; i < n; i++)
+		(void)__atomic_fetch_and(&words[i % VI_SINT_WORDS], ~1ull, __ATOMIC_SEQ_CST);
+	*ns = now_ns() - start;
+	return 0;
+}
+
 int vi_demux_bench_verify(struct vi_demux_bench *b)
 {
 	uint32_t contender = b->config.contender;

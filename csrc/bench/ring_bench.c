@@ -2,9 +2,9 @@
 /*
  * ring_bench.c - timed loops over a ring: this core against its Linux-shaped twin and against bare copies.
  *
- * Owns one ring of 512 KiB data that all contenders share (each starts at index 0, so none profits from a warmer ring), a source and
- * a sink. Readers touch the first 8 bytes of each payload. Every run checks what arrived: the sum of the transaction ids and first
- * words, and the last packet byte by byte.
+ * Owns one ring of 512 KiB data that all contenders share (each starts at index 0, so none profits from a warmer
+ * ring), a source and a sink. Readers touch the first 8 bytes of each payload. Every run checks what arrived: the sum
+ * of the transaction ids and first words, and the last packet byte by byte.
  *
  * Access rules: one run at a time per object; a pair run has its reading half on a thread of its own that ends with the run.
  */
@@ -435,8 +435,8 @@ static int run_pair(struct vi_ring_bench *b, struct vi_bench_half *half, uint64_
  *
  * Times of two threads say something about the placement of the two CPUs first: compare them inside one round only.
  *
- * Return: 0; -EINVAL for a contender without two ends or a CPU that this process may not use; -EBADMSG as vi_ring_bench_run(); errno
- * of pthread_create().
+ * Return: 0; -EINVAL for a contender without two ends or a CPU that this process may not use; -EBADMSG as
+ * vi_ring_bench_run(); errno of pthread_create().
  */
 int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint32_t cpu_writer, uint32_t cpu_reader,
 		       uint64_t *ns)

@@ -2,9 +2,9 @@
 /*
  * ring_buffer.c - the steps of drivers/hv/ring_buffer.c, v6.10, written from their description (vmbus.md 1.8 to 1.11).
  *
- * A peer to measure against: the same steps in the same order, the same locked instructions (one lock and two full fences per packet
- * written, one fence per close), one call of memcpy per piece, every index fetched from the shared page each time, every packet
- * copied out. Its instruction count per packet is checked against performance.md 3.1.
+ * A peer to measure against: the same steps in the same order, the same locked instructions (one lock and two full
+ * fences per packet written, one fence per close), one call of memcpy per piece, every index fetched from the shared
+ * page each time, every packet copied out. Its instruction count per packet is checked against performance.md 3.1.
  *
  * Access rules: the lock serialises writers; one reader.
  */

@@ -2,16 +2,17 @@
 /*
  * ring_buffer.c - memory of a VMBus ring, and its writing end (vmbus.md 1; drivers/hv/ring_buffer.c v6.10, OpenVMM vmbus_ring).
  *
- * Owns the mappings and what the writer keeps to itself: its index, the reader's index as last seen, counters. Knows neither guest
- * nor host: either may hold either end, under Linux or strict rules. What "signal" does is the caller's business; here it is decided.
+ * Owns the mappings and what the writer keeps to itself: its index, the reader's index as last seen, counters. Knows
+ * neither guest nor host: either may hold either end, under Linux or strict rules. What "signal" does is the caller's
+ * business; here it is decided.
  *
  * The data is mapped twice in a row, so that every copy runs past its end as if the ring were straight (vmbus.md 1.3;
  * hv_ringbuffer_init() does the same with vmap). The memfd is closed at once: a machine has up to 4094 rings, and mappings, unlike
  * descriptors, are plentiful.
  *
- * Access rules: create, reset and destroy belong to the owner of both ends, while neither is at work. One thread per end: the kernel
- * serialises writers with the out ring's spinlock, here the caller does. The peer is not trusted: under Linux rules nothing that it
- * writes is refused, but no index of its leads outside the two mappings.
+ * Access rules: create, reset and destroy belong to the owner of both ends, while neither is at work. One thread per
+ * end: the kernel serialises writers with the out ring's spinlock, here the caller does. The peer is not trusted:
+ * under Linux rules nothing that it writes is refused, but no index of its leads outside the two mappings.
  */
 #define _GNU_SOURCE
 #include <sys/mman.h>
@@ -28,11 +29,12 @@
  */
 static int vi_ring_map(uint8_t *base, int fd, size_t pad, size_t data_size)
 {
+	const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_FIXED;
 	const size_t front = pad + VI_RING_HDR;
 
-	if (mmap(base, front + data_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+	if (mmap(base, front + data_size, prot, flags, fd, 0) == MAP_FAILED)
 		return -ENOMEM;
-	if (mmap(base + front + data_size, data_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)front) == MAP_FAILED)
+	if (mmap(base + front + data_size, data_size, prot, flags, fd, (off_t)front) == MAP_FAILED)
 		return -ENOMEM;
 	return 0;
 }
@@ -43,8 +45,8 @@ static int vi_ring_map(uint8_t *base, int fd, size_t pad, size_t data_size)
  * @out: the mapping, or all zero on failure
  *
  * Context: any thread; @out belongs to the caller.
- * Return: 0; -EINVAL when @bytes is not whole pages, below VI_RING_BYTES_MIN or above VI_RING_BYTES_MAX; -ENOMEM when the system has
- * no memory, mapping or descriptor left.
+ * Return: 0; -EINVAL when @bytes is not whole pages, below VI_RING_BYTES_MIN or above VI_RING_BYTES_MAX; -ENOMEM when
+ * the system has no memory, mapping or descriptor left.
  */
 int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out)
 {
@@ -268,9 +270,10 @@ int vi_ring_must_signal(struct vi_ring_writer *w)
  * @packet: what to write
  *
  * Context: the writer's thread.
- * Return: 1 the reader must be signalled, 0 not. -EAGAIN without room (counted); -EINVAL for a type or flag outside the format, page
- * ranges missing or not whole words; -EMSGSIZE for more than len8 can say, and under strict rules for more than the ring can ever
- * hold (Linux says -EAGAIN for ever); -EIO under strict rules when the reader's index is impossible.
+ * Return: 1 the reader must be signalled, 0 not. -EAGAIN without room (counted); -EINVAL for a type or flag outside
+ * the format, page ranges missing or not whole words; -EMSGSIZE for more than len8 can say, and under strict rules
+ * for more than the ring can ever hold (Linux says -EAGAIN for ever); -EIO under strict rules when the reader's index
+ * is impossible.
  */
 int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *packet)
 {

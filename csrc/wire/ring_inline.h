@@ -116,7 +116,10 @@ static inline uint32_t vi_ring_offset_min(uint32_t type)
 
 /* ---- writer ---------------------------------------------------------------------------------------------------------------- */
 
-/* Store a packet at the private index and move on: @offset bytes of descriptor, @total bytes in all. The caller has copied the page ranges. */
+/*
+ * Store a packet at the private index and move on: @offset bytes of descriptor, @total bytes in all. The caller has
+ * copied the page ranges.
+ */
 static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, uint32_t offset,
 				     uint32_t total)
 {
@@ -137,8 +140,8 @@ static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, ui
  * A packet of at most @most bytes without page ranges, room for it known. Anything else, and anything wrong: false, and nothing
  * happened. A caller that makes calls anyway gives a large @most, one that makes none VI_COPY_INLINE_MAX.
  */
-static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const uint8_t *payload,
-				     uint32_t len, const uint32_t most)
+static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id,
+				     const uint8_t *payload, uint32_t len, const uint32_t most)
 {
 	const uint32_t total = (VI_PKT_DESC + VI_PKT_TRAILER + 7 + len) & ~7u;
 	uint8_t *dst;
@@ -183,8 +186,9 @@ static inline int vi_ring_must_signal_inline(struct vi_ring_writer *w)
 /* ---- reader ---------------------------------------------------------------------------------------------------------------- */
 
 /*
- * The first word of the descriptor at the private index, if the snapshot has the packet with its trailer and nothing is odd about it;
- * 0 if it needs a second look, which no descriptor in order is. Strict rules know the common types here.
+ * The first word of the descriptor at the private index, if the snapshot has the packet with its trailer and nothing
+ * is odd about it; 0 if it needs a second look, which no descriptor in order is. Strict rules know the common types
+ * here.
  */
 static inline uint64_t vi_ring_glance(const struct vi_ring_reader *r)
 {
@@ -241,7 +245,10 @@ static inline int vi_ring_publish_read_inline(struct vi_ring_reader *r)
 	return 1;
 }
 
-/* Signal only the writer whose wish this very close has fulfilled: before it there was not enough room, now there is more than enough. */
+/*
+ * Signal only the writer whose wish this very close has fulfilled: before it there was not enough room, now there is
+ * more than enough.
+ */
 static inline int vi_ring_must_signal_writer_inline(struct vi_ring_reader *r)
 {
 	uint32_t pending, now, given;

@@ -5,9 +5,10 @@
  * Owns what the reader keeps to itself: the index that runs ahead of the shared one until close, the writer's index as last seen,
  * the copy buffer, counters.
  *
- * Access rules: one thread per end; the kernel calls a channel's callback on one CPU at a time. The writer is not trusted: each word
- * of a descriptor is fetched once, checked, and used from the copy. Under Linux rules what is impossible is mended, under strict
- * rules it fails the channel; under both no index or length of the writer's leads outside the two mappings.
+ * Access rules: one thread per end; the kernel calls a channel's callback on one CPU at a time. The writer is not
+ * trusted: each word of a descriptor is fetched once, checked, and used from the copy. Under Linux rules what is
+ * impossible is mended, under strict rules it fails the channel; under both no index or length of the writer's leads
+ * outside the two mappings.
  */
 #include "wire/ring_inline.h"
 
@@ -148,7 +149,10 @@ static inline int vi_ring_first_view_inline(struct vi_ring_reader *r, struct vi_
 	return 1;
 }
 
-/* Copy a packet, its descriptor as checked and not as it stands in the ring by now. Return: 1; -EIO, strict, if the peer has taken the ranges back since they were looked at. */
+/*
+ * Copy a packet, its descriptor as checked and not as it stands in the ring by now. Return: 1; -EIO, strict, if the
+ * peer has taken the ranges back since they were looked at.
+ */
 static __attribute__((noinline)) int vi_ring_copy_out(struct vi_ring_reader *r, struct vi_packet *p, uint8_t *dst)
 {
 	__builtin_memcpy(dst, p, VI_PKT_DESC);
@@ -227,7 +231,8 @@ int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out)
  * @r: reading end
  * @out: checked copies of the descriptor's fields; pointers into the ring, good until vi_ring_close()
  *
- * Only the fields in @out were checked, against one snapshot: a hostile peer may change what stands behind the pointers at any time.
+ * Only the fields in @out were checked, against one snapshot: a hostile peer may change what stands behind the
+ * pointers at any time.
  *
  * Context: the reader's thread.
  * Return: as vi_ring_first(), never -ENOBUFS.
@@ -358,15 +363,17 @@ static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
  *
  * Empty is empty only when it was seen after a close: whoever wrote before it saw a ring that was not empty, and did not signal.
  *
- * All there is, unless the writer is broken: under Linux rules a packet without its trailer leads the reader past the writer's index,
- * and an index outside the data is never reached, so that reading on would not end. Either ends this drain.
+ * All there is, unless the writer is broken: under Linux rules a packet without its trailer leads the reader past the
+ * writer's index, and an index outside the data is never reached, so that reading on would not end. Either ends this
+ * drain.
  *
  * @r: reading end with a pkt_buffer
  * @budget: packets at most; room is given back every VI_RING_BATCH of them
  * @tally: what was read is added
  *
  * Context: the reader's thread.
- * Return: 1 if a close wants the writer signalled, 0 if none. -EIO, -ENOBUFS as vi_ring_first(), only if not one packet came before.
+ * Return: 1 if a close wants the writer signalled, 0 if none. -EIO, -ENOBUFS as vi_ring_first(), only if not one
+ * packet came before.
  */
 int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally)
 {

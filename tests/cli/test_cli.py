@@ -30,8 +30,12 @@ def test_run_json_marks_presets(capsys: pytest.CaptureFixture[str]) -> None:
     out = json.loads(capsys.readouterr().out)
     rows = {row["label"]: row for row in out["rows"]}
 
-    assert ("rfc-gen2-8vcpu", "rfc", "v6.10", 0) == tuple(out[key] for key in ("scenario", "design", "generation", "seed"))
-    assert rows["HVS"]["preset"] and not rows["HYP"]["preset"] and not rows["28"]["preset"]
+    assert ("rfc-gen2-8vcpu", "rfc", "v6.10", 0) == tuple(
+        out[key] for key in ("scenario", "design", "generation", "seed")
+    )
+    assert rows["HVS"]["preset"]
+    assert not rows["HYP"]["preset"]
+    assert not rows["28"]["preset"]
     assert 22095 == rows["28"]["counts"][0]
 
 

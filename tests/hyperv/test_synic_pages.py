@@ -1,4 +1,4 @@
-"""SynIC pages: event flags and the edge rule, the message slot and its EOM protocol (synic.md 4 to 6 and 16, vmbus.md 2.2)."""
+"""SynIC pages: event flags and their edge rule, message slots and EOM (synic.md 4 to 6 and 16, vmbus.md 2.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from vmbusirq._ffi import ffi, lib
 EINVAL, ENXIO, EAGAIN, EMSGSIZE = errno.EINVAL, errno.ENXIO, errno.EAGAIN, errno.EMSGSIZE
 
 
-def post(rig: Rig, payload: bytes = b"hello", cpu: int = 0, message_type: int = lib.VI_MSG_VMBUS, sint: int = VMBUS_SINT) -> int:
+def post(
+    rig: Rig, payload: bytes = b"hello", cpu: int = 0, message_type: int = lib.VI_MSG_VMBUS, sint: int = VMBUS_SINT
+) -> int:
     return int(lib.vi_synic_post(rig.m, cpu, sint, message_type, payload, len(payload)))
 
 
@@ -23,7 +25,8 @@ def area(rig: Rig, cpu: int = 0, sint: int = VMBUS_SINT) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("flag", "byte", "mask"), [(0, 0, 1), (1, 0, 2), (7, 0, 0x80), (63, 7, 0x80), (64, 8, 1), (77, 9, 0x20), (2047, 255, 0x80)]
+    ("flag", "byte", "mask"),
+    [(0, 0, 1), (1, 0, 2), (7, 0, 0x80), (63, 7, 0x80), (64, 8, 1), (77, 9, 0x20), (2047, 255, 0x80)],
 )
 def test_a_flag_is_one_bit_of_its_sints_area(flag: int, byte: int, mask: int) -> None:
     """Behaviours 46 and 52: byte s*256 + f/8, bit f%8; nothing else of the page moves."""
@@ -192,7 +195,7 @@ def test_the_slot_is_full_until_the_tasklet_has_read_it(engine: str) -> None:
             if len(seen) == 1:
                 seen.append(post(rig))
 
-        rig.on_message = on_message  # type: ignore[method-assign]
+        rig.on_message = on_message  # type: ignore[method-assign, assignment]
         assert 0 == post(rig)
         rig.settle()
         assert [1, -EAGAIN] == seen
@@ -202,7 +205,10 @@ def test_the_slot_is_full_until_the_tasklet_has_read_it(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_timer_message_is_freed_in_the_hard_interrupt(engine: str) -> None:
-    """vmbus_isr(): type 0x80000010 never reaches the tasklet; HYP counts it in either design (behaviours 119 and 121)."""
+    """vmbus_isr(): type 0x80000010 never reaches the tasklet; HYP counts it in either design.
+
+    See behaviours 119 and 121.
+    """
     for design in ("rfc", "legacy"):
         with Rig(engine, design=design) as rig:
             assert 0 == post(rig, bytes(24), message_type=lib.VI_MSG_TIMER_EXPIRED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,18 @@ from tests.rig import ENGINES, Rig, chip_ops
 from vmbusirq._ffi import lib
 
 IRQ = 9
+
+
+def noting(order: list[int], what: int) -> Callable[[int], int]:
+    """Return a handler that appends ``what`` whenever it runs."""
+
+    def handler(_cpu: int) -> int:
+        order.append(what)
+        return HANDLED
+
+    return handler
+
+
 PENDING, REPLAY = lib.VI_IRQS_PENDING, lib.VI_IRQS_REPLAY
 
 
@@ -135,7 +148,7 @@ def test_many_irqs_replay_in_one_tasklet_run(engine: str) -> None:
         for irq in (40, 3, 17):
             rig.alloc(irq)
             rig.arrive(irq, 1)
-            rig.request(irq, lambda _cpu, irq=irq: order.append(irq) or HANDLED)
+            rig.request(irq, noting(order, irq))
         assert 1 == rig.run(0)
         assert [3, 17, 40] == order
         assert 1 == rig.softirq(lib.VI_SOFTIRQ_TASKLET)

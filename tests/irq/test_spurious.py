@@ -1,4 +1,4 @@
-"""Spurious detection: when an IRQ is judged stuck, switched off, and revived (genirq.md 4.8; kernel/irq/spurious.c, v6.10)."""
+"""Spurious detection: an IRQ is judged stuck, switched off, revived (genirq.md 4.8; kernel/irq/spurious.c, v6.10)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_bogus_return_value_is_reported_and_not_judged(engine: str, result: in
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_wake_thread_is_judged_by_the_next_wake(engine: str) -> None:
-    """The first is remembered; then it counts as unhandled unless threads_handled has moved since it was last looked at."""
+    """The first is remembered; then it is unhandled unless threads_handled has moved since the last look."""
     with stuck(engine, sample=0, unhandled=0) as rig:
         desc = rig.c(IRQ)
         rig.result = WAKE_THREAD  # type: ignore[attr-defined]

@@ -1,8 +1,7 @@
-"""A slow second reading of kernel/irq/{chip,handle,spurious,resend,manage}.c, v6.10: who counts, what the chip hears, what is remembered.
+"""A slow second reading of kernel/irq/{chip,handle,spurious,resend,manage}.c, v6.10: who counts, what is remembered.
 
-One descriptor, no locks, no bits of a machine word that the kernel does not have: the rules of genirq.md 4.4 to 4.8 as sentences.
-Actions are plain callables that may let the same IRQ arrive on another CPU while they run, which is how an arrival in progress
-elsewhere becomes deterministic.
+One descriptor, no locks: the rules of genirq.md 4.4 to 4.8 as sentences. Actions are plain callables that may let the
+same IRQ arrive on another CPU while they run, which is how an arrival in progress elsewhere becomes deterministic.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ class Desc:
     """One IRQ.
 
     Attributes:
-        flow: "bad", "simple", "untracked", "edge", "level", "fasteoi", "percpu", "percpu_devid", "percpu_demux", "percpu_nostat".
+        flow: "bad", "simple", "untracked", "edge", "level", "fasteoi", "percpu", "percpu_devid", "percpu_demux" or
+            "percpu_nostat".
         ops: names of the callbacks that the chip has.
         replay: an arrival while the IRQ runs elsewhere is run again afterwards (fast engine), not dropped (v6.10).
     """

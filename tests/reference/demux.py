@@ -1,4 +1,4 @@
-"""A slow second reading of the demultiplexer: event flags of one vCPU -> relids -> counts, for designs legacy and rfc (vmbus.md 3.2, 3.3).
+"""A slow second reading of the demultiplexer: flags -> relids -> counts, for designs legacy and rfc (vmbus.md 3).
 
 The page is a set of numbers, the domain a dict, a scan a sorted loop. No engine, no ownership, no words.
 """

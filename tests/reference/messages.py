@@ -1,8 +1,8 @@
 """Control messages a second time: layouts as text, written from vmbus.md 2.7 and 2.8, and an encoder that reads them.
 
 One block per type: number, name, direction (G guest to host, H host to guest), first version ("any": also before there
-is one), the bytes that Linux wants at least ("-": no handler, so it drops the message silently). Then one line per form:
-size, what the form wants, fields as "offset name kind". Nothing is taken from the package.
+is one), the bytes that Linux wants at least ("-": no handler, so it drops the message silently). Then one line per
+form: size, what the form wants, fields as "offset name kind". Nothing is taken from the package.
 """
 
 from __future__ import annotations

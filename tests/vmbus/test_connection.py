@@ -139,7 +139,10 @@ def test_open_twice_and_close_twice_are_einval(action: str) -> None:
 
 
 def test_affinity_rows_of_the_smp_affinity_table() -> None:
-    """vmbus.md 4.3: kept target sends nothing; a move sends MODIFYCHANNEL; a refusal by the host leaves everything as it was."""
+    """vmbus.md 4.3: kept target sends nothing; a move sends MODIFYCHANNEL.
+
+    A refusal by the host leaves everything as it was.
+    """
     guest = Guest()
     channel = guest.opened()
     desc = guest.irq.irq_to_desc(24)
@@ -171,7 +174,10 @@ def test_cursor_moves_even_when_the_move_fails() -> None:
 
 
 def test_target_outside_housekeeping_leaves_the_channel_where_it_is() -> None:
-    """isolcpus=managed_irq,0: a slow device works on CPU 0 all the same, and effective_affinity stays empty (vmbus.md 4.3)."""
+    """isolcpus=managed_irq,0: a slow device works on CPU 0 all the same, and effective_affinity stays empty.
+
+    See vmbus.md 4.3.
+    """
     guest = Guest(isolated=0b0001)
     channel = guest.opened(device_class="heartbeat")
     desc = guest.irq.irq_to_desc(24)
@@ -218,7 +224,12 @@ def test_open_inside_an_interrupt_is_edeadlk() -> None:
 
 @pytest.mark.parametrize(
     ("payload", "says"),
-    [(b"", "too small"), (b"\x04", "too small"), (b"\x19" + bytes(7), "unknown msgtype=25"), (b"\xff" * 8, "unknown msgtype")],
+    [
+        (b"", "too small"),
+        (b"\x04", "too small"),
+        (b"\x19" + bytes(7), "unknown msgtype=25"),
+        (b"\xff" * 8, "unknown msgtype"),
+    ],
 )
 def test_bad_message_is_logged_dropped_and_its_slot_freed(payload: bytes, says: str) -> None:
     """vmbus_on_msg_dpc: what Linux refuses is dropped; the next message still gets through."""

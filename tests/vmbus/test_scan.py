@@ -44,7 +44,7 @@ def test_every_flag_runs_its_channel_once(engine: str, simd: str, design: str, c
 @pytest.mark.parametrize(("engine", "simd"), SCANNERS)
 @pytest.mark.parametrize("design", DESIGNS)
 def test_borders_of_words_and_of_the_area(engine: str, simd: str, design: str) -> None:
-    """Flag 0 is consumed and ignored; 63, 64, 2046, 2047 are relids as any other; unmapped ones are consumed, silently."""
+    """Flag 0 is consumed and ignored; 63, 64, 2046, 2047 are relids as any other; unmapped ones are consumed."""
     with Rig(engine, design=design, simd=simd, irqs=WIDE) as rig:
         channels = [rig.channel(relid) for relid in (1, 63, 64, 127, 128, 2046, 2047)]
         for flag in (0, *(ch.relid for ch in channels), 2, 65, 2045):
@@ -56,6 +56,16 @@ def test_borders_of_words_and_of_the_area(engine: str, simd: str, design: str) -
         assert 0 == lib.vi_scan(rig.m, 0)
 
 
+def noting(order: list[int], what: int) -> Callable[[int], int]:
+    """Return a handler that appends ``what`` whenever it runs."""
+
+    def handler(_cpu: int) -> int:
+        order.append(what)
+        return 1
+
+    return handler
+
+
 @pytest.mark.parametrize(("engine", "simd"), SCANNERS)
 def test_handlers_run_in_ascending_order_of_relids(engine: str, simd: str) -> None:
     """A forward scan 0..2047, whether few words or many are pending."""
@@ -64,7 +74,7 @@ def test_handlers_run_in_ascending_order_of_relids(engine: str, simd: str) -> No
         with Rig(engine, simd=simd, irqs=WIDE) as rig:
             for relid in relids:
                 ch = rig.channel(relid, callback=None, request=False)
-                rig.request(ch.irq, lambda _cpu, relid=relid: order.append(relid) or 1, exact=False)
+                rig.request(ch.irq, noting(order, relid), exact=False)
             for relid in relids:
                 rig.signal(relid)
             assert 1 == rig.run()
@@ -142,7 +152,7 @@ def test_a_handler_cannot_scan_its_own_cpu() -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_an_arrival_elsewhere_while_the_owner_runs_is_not_lost_in_the_fast_engine(exact: bool) -> None:
-    """Unlocked owner: raised again on the CPU it came to. Locked owner: replayed on the CPU that runs. linux: dropped, trap 27."""
+    """Unlocked owner: raised again where it came. Locked owner: replayed where it runs. linux: dropped, trap 27."""
     for engine in ENGINES:
         with Rig(engine) as rig:
             ch = rig.channel(5, callback=None, request=False)
@@ -167,7 +177,7 @@ def test_an_arrival_elsewhere_while_the_owner_runs_is_not_lost_in_the_fast_engin
 
 
 def test_a_retarget_from_inside_the_handler_keeps_the_old_owner_a_hazard() -> None:
-    """Owner moved while its handler runs: the new owner waits by raising the flag again, and then runs without a lock."""
+    """Owner moved while its handler runs: the new one waits by raising the flag again, then runs without a lock."""
     with Rig(cpus=3) as rig:
         ch = rig.channel(5, callback=None, request=False)
         ran: list[int] = []
@@ -192,7 +202,9 @@ def test_a_retarget_from_inside_the_handler_keeps_the_old_owner_a_hazard() -> No
 # ---- batched handlers
 
 
-def batched(rig: Rig, relids: list[int], results: Callable[[Any], list[int]] = lambda batch: [1] * len(batch)) -> list[list[int]]:
+def batched(
+    rig: Rig, relids: list[int], results: Callable[[Any], list[int]] = lambda batch: [1] * len(batch)
+) -> list[list[int]]:
     batches: list[list[int]] = []
 
     def handler(batch: Any) -> list[int]:
@@ -257,7 +269,11 @@ STEPS = st.lists(
         st.tuples(st.just("signal"), st.integers(0, 1), st.sampled_from([0, 1, 2, 3, 63, 64, 65, 500, 2047])),
         st.tuples(st.just("run"), st.integers(0, 1), st.just(0)),
         st.tuples(st.just("post"), st.integers(0, 1), st.just(0)),
-        st.tuples(st.sampled_from(["close", "open", "rescind", "unrescind", "disable", "enable", "owner"]), st.integers(0, 4), st.integers(0, 1)),
+        st.tuples(
+            st.sampled_from(["close", "open", "rescind", "unrescind", "disable", "enable", "owner"]),
+            st.integers(0, 4),
+            st.integers(0, 1),
+        ),
     ),
     max_size=60,
 )
@@ -269,7 +285,10 @@ RELIDS = (1, 2, 63, 64, 2047)
 def test_any_order_of_events_counts_as_the_plain_reading_does(
     scanner: tuple[str, str], design: str, steps: list[tuple[str, int, int]]
 ) -> None:
-    """Flags on owner and other CPUs, messages, closed, rescinded and disabled channels: all counters equal after every step."""
+    """Flags on owner and other CPUs, messages, closed, rescinded, disabled channels.
+
+    Counters equal after every step.
+    """
     twin = Demux(design, 2)
     with Rig(scanner[0], design=design, simd=scanner[1], irqs=WIDE) as rig:
         channels = [rig.channel(relid) for relid in RELIDS]

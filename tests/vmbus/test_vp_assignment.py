@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from vmbusirq.vmbus.affinity import CpuPicker, VpAssignment
 
 
-def assign_rfc_devices(nodes: list[int], housekeeping: int, nic_subs: int = 7, scsi_subs: int = 1) -> tuple[list[int], list[int]]:
-    """Offer storvsc1, storvsc0, netvsc, its sub-channels, then the storvsc sub-channels; return targets and node masks."""
+def assign_rfc_devices(
+    nodes: list[int], housekeeping: int, nic_subs: int = 7, scsi_subs: int = 1
+) -> tuple[list[int], list[int]]:
+    """Offer storvsc1, storvsc0, netvsc, its sub-channels, then the storvsc sub-channels.
+
+    Return targets and node masks.
+    """
     state = VpAssignment(nodes, housekeeping)
     scsi1, scsi0, nic = ([state.assign(True, 0, ())] for _ in range(3))
     order = [scsi1[0], scsi0[0], nic[0]]
@@ -34,7 +39,9 @@ def assign_rfc_devices(nodes: list[int], housekeeping: int, nic_subs: int = 7, s
     ],
     ids=["8 cpus, 1 node", "8 cpus, 2 nodes", "housekeeping 0-1", "node 0 empty"],
 )
-def test_targets_of_the_rfc_devices(nodes: list[int], housekeeping: int, targets: list[int], allocated: list[int]) -> None:
+def test_targets_of_the_rfc_devices(
+    nodes: list[int], housekeeping: int, targets: list[int], allocated: list[int]
+) -> None:
     """drivers/hv/channel_mgmt.c, init_vp_index, v6.10: the check values of vmbus.md 4.1."""
     assert (targets, allocated) == assign_rfc_devices(nodes, housekeeping)
 
@@ -71,7 +78,9 @@ def test_without_housekeeping_cpus_everything_is_on_the_connect_cpu() -> None:
     channels=st.integers(1, 80),
     split=st.integers(0, 70),
 )
-def test_sub_channels_share_a_cpu_only_when_there_are_more_channels_than_cpus(cpus: int, channels: int, split: int) -> None:
+def test_sub_channels_share_a_cpu_only_when_there_are_more_channels_than_cpus(
+    cpus: int, channels: int, split: int
+) -> None:
     """A sub-channel takes a CPU that its device does not use, as long as there is one."""
     split %= cpus
     everybody = (1 << cpus) - 1

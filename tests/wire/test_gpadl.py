@@ -1,4 +1,4 @@
-"""Guest memory lists: split as Linux does it, put together and checked as OpenVMM does it (vmbus.md 1.17, 2.8, 2.10)."""
+"""Guest memory lists: split as Linux does it, put together and checked as OpenVMM does (vmbus.md 1.17, 2.8, 2.10)."""
 
 from __future__ import annotations
 
@@ -84,6 +84,9 @@ def test_range_buflen_has_16_bits(pages: int, good: bool) -> None:
 @pytest.mark.parametrize("wrong", [GpaRange(1 << 32, 0, (1,)), GpaRange(1, 1 << 32, (1,)), GpaRange(-1, 0, (1,))])
 def test_a_ranges_halves_have_32_bits(wrong: GpaRange) -> None:
     """They share one word."""
+    most = GpaRange(0xFFFF_FFFF, 0xFFFF_FFFF, ())
+    assert (2**64 - 1,) == most.words
+    assert (0,) == GpaRange(0, 0, ()).words
     with pytest.raises(IrqError) as caught:
         gpadl_messages(RELID, GPADL, [wrong])
     assert errno.EINVAL == caught.value.errno

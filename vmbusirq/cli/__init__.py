@@ -1,4 +1,7 @@
-"""The command line. Each sub-command is imported when it is called, so that start-up stays as fast as the interpreter's."""
+"""The command line.
+
+Each sub-command is imported when it is called, so that start-up stays as fast as the interpreter's.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ __all__ = ["main"]
 Command = Callable[[argparse.Namespace], int]
 
 
-
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the machine")
-    group.add_argument("-s", "--scenario", default="rfc-gen2-8vcpu", metavar="NAME", help="a built-in name or a TOML file")
+    group.add_argument(
+        "-s", "--scenario", default="rfc-gen2-8vcpu", metavar="NAME", help="a built-in name or a TOML file"
+    )
     group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, ...")
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
@@ -32,7 +36,8 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vmbusirq", description="A wind tunnel for interrupt designs: an emulated Hyper-V guest and its interrupts."
+        prog="vmbusirq",
+        description="A wind tunnel for interrupt designs: an emulated Hyper-V guest and its interrupts.",
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

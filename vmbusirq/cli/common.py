@@ -13,7 +13,10 @@ __all__ = ["machine_after_run", "print_json", "put"]
 
 
 def machine_after_run(args: argparse.Namespace) -> Machine:
-    """Make the machine that the options describe and run its scenario to the end, with a progress bar if that takes long."""
+    """Make the machine that the options describe and run its scenario to the end.
+
+    With a progress bar if that takes long.
+    """
     machine = Machine.load(
         args.scenario, design=args.design, generation=args.generation, engine=args.engine, seed=args.seed
     )

@@ -1,7 +1,7 @@
 """The host's side of the bus: which VP each channel interrupts, what it writes into the rings, and control messages.
 
-The host meets the guest in rings, event flags and message slots only. Channels are attached by a direct call here; control
-messages queue when the guest's slot is busy and go out one per EOM, in order.
+The host meets the guest in rings, event flags and message slots only. Channels are attached by a direct call here;
+control messages queue when the guest's slot is busy and go out one per EOM, in order.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class HostChannel:
         """Return a snapshot of the counters."""
         out = ffi.new("struct vi_vsp_stats *")
         lib.vi_vsp_get_stats(self.handle, out)
-        return VspStats(
-            out.packets, out.bytes, out.checksum, out.signals, out.edges, out.dropped_signals, out.full
-        )
+        return VspStats(out.packets, out.bytes, out.checksum, out.signals, out.edges, out.dropped_signals, out.full)
 
 
 class HostBus:
@@ -100,7 +98,10 @@ class HostBus:
         return self._channels
 
     def open(self, relid: int, ring_in: Any, ring_out: Any, target_vp: int) -> HostChannel:
-        """Take the host's ends of a channel's rings. EEXIST: open already; EINVAL: bad relid or VP; EIO: impossible ring."""
+        """Take the host's ends of a channel's rings.
+
+        EEXIST: open already; EINVAL: bad relid or VP; EIO: impossible ring.
+        """
         if relid in self._channels:
             raise IrqError(errno.EEXIST, f"host: channel {relid} is open already; close it first (EEXIST)")
         channel = HostChannel(self._core, relid, ring_in, ring_out, target_vp)
@@ -127,11 +128,16 @@ class HostBus:
         channel = self._find(relid)
         if not 0 <= packets < _PACKETS_MAX or payload < 0:
             raise IrqError(errno.EINVAL, f"host: cannot send {packets} packets of {payload} bytes (EINVAL)")
-        what = f"host: cannot send {payload}-byte packets on channel {relid}: one holds {lib.VI_RING_PAYLOAD_MAX} at most"
+        what = (
+            f"host: cannot send {payload}-byte packets on channel {relid}: one holds {lib.VI_RING_PAYLOAD_MAX} at most"
+        )
         return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
 
     def signal(self, relid: int) -> bool:
-        """Signal a channel without writing to it; return True if its flag was newly set. ENXIO: the target's SynIC is off."""
+        """Signal a channel without writing to it; return True if its flag was newly set.
+
+        ENXIO: the target's SynIC is off.
+        """
         channel = self._find(relid)
         what = f"host: cannot signal channel {relid} on vp {channel.target_vp}: that SynIC is off"
         return bool(check(lib.vi_vsp_signal(channel.handle), what))
@@ -140,7 +146,8 @@ class HostBus:
         """Deliver bulk traffic in C, in an order drawn from ``seed``; return the vectors taken.
 
         Raises:
-            IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is off.
+            IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is
+                off.
         """
         entries = ffi.new("struct vi_traffic[]", len(traffic))
         for entry, item in zip(entries, traffic, strict=True):
@@ -152,7 +159,10 @@ class HostBus:
         return check(result, "host: cannot drive the traffic: a ring stays full or a target CPU's SynIC is off")
 
     def post_message(self, payload: bytes, vp: int = 0) -> None:
-        """Post a control message, or queue it behind those that wait for ``vp``'s slot. Errors as :meth:`Synic.post`."""
+        """Post a control message, or queue it behind those that wait for ``vp``'s slot.
+
+        Errors as :meth:`Synic.post`.
+        """
         queue = self._waiting.setdefault(vp, deque())
         if queue or not self._synic.post(vp, payload):
             queue.append(bytes(payload))

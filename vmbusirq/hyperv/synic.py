@@ -1,4 +1,7 @@
-"""A CPU's synthetic interrupt controller as the hypervisor's callers see it: event flags and message slots (TLFS chapter 11)."""
+"""A CPU's synthetic interrupt controller as the hypervisor's callers see it: event flags and message slots.
+
+See TLFS chapter 11.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ class Synic:
         Returns:
             True if the flag was newly set, so that the SINT's vector was requested; False if it was set already.
         Raises:
-            IrqError: EINVAL for a CPU, SINT or flag that does not exist; ENXIO when the SynIC is off or the SINT masked:
-                the flag is untouched.
+            IrqError: EINVAL for a CPU, SINT or flag that does not exist; ENXIO when the SynIC is off or the SINT
+                masked: the flag is untouched.
         """
         what = f"synic: cannot set flag {flag} of sint {sint} on cpu {cpu}"
         if not (0 <= flag < SINT_FLAGS and 0 <= sint < SINTS):

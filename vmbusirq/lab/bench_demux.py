@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from statistics import median
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -42,6 +43,9 @@ WARM_PASSES: Final = 16
 """Passes over everything a contender touches before a sample, to displace what the contender before it left."""
 
 ATTEMPTS: Final = 2
+
+LOCKED_SAMPLES: Final = 50
+LOCKED_COUNT: Final = 4096
 
 COLD_BYTES: Final = 96 << 20
 COLD_ROUNDS: Final = 40
@@ -272,6 +276,15 @@ def _findings(workload: Workload, table: Mapping[str, Timing]) -> list[Finding]:
     ]
 
 
+def _locked_instruction() -> Finding:
+    """Return what one locked instruction costs here: ours needs one per word with flags, v6.10 two per interrupt."""
+    ns, samples = ffi.new("uint64_t *"), []
+    for _ in range(LOCKED_SAMPLES):
+        check(lib.vi_demux_bench_locked(LOCKED_COUNT, ns), "one locked instruction: cannot be timed")
+        samples.append(ns[0] / LOCKED_COUNT)
+    return Finding("one locked instruction", "this CPU", median(samples), "ns")
+
+
 def bench_demux(
     *,
     rounds: int = ROUNDS,
@@ -311,6 +324,7 @@ def bench_demux(
     findings: list[Finding] = []
     timings: list[DemuxTiming] = []
     with pinned() as cpu:
+        findings.append(_locked_instruction())
         for done, workload in enumerate(workloads):
             if progress:
                 progress(done, len(workloads), workload.name)

@@ -1,4 +1,7 @@
-"""Which CPU a channel interrupts: at offer time (init_vp_index), and when its IRQ's affinity is set (RFC patches 10 and 12)."""
+"""Which CPU a channel interrupts: at offer time (init_vp_index), and when its IRQ's affinity is set.
+
+See RFC patches 10 and 12.
+"""
 
 from __future__ import annotations
 

@@ -13,12 +13,15 @@ ROOM: Final = "vmbus"
 
 
 def _py_channel_callback(cpu: Any, irq: int, context: Any) -> int:
-    """Run a channel's Python callback; an error is kept and the arrival is handled all the same, as in vmbus_chan_handler."""
+    """Run a channel's Python callback.
+
+    An error is kept and the arrival is handled all the same, as in vmbus_chan_handler.
+    """
     channel, callback = ffi.from_handle(context)
     try:
         with running(lib.vi_cpu_id(cpu)):
             callback(channel)
-    except BaseException as error:  # noqa: BLE001 - nothing may cross C
+    except BaseException as error:
         owner_of(cpu).keep(error)
     return int(lib.VI_IRQ_HANDLED)
 
@@ -30,7 +33,7 @@ def _py_message(cpu: Any, message: Any) -> None:
         payload = bytes(ffi.buffer(message.payload, min(message.payload_size, lib.VI_MSG_PAYLOAD)))
         with running(lib.vi_cpu_id(cpu)):
             owner.rooms[ROOM].on_message(message.type, message.payload_size, payload)
-    except BaseException as error:  # noqa: BLE001 - nothing may cross C
+    except BaseException as error:
         owner.keep(error)
 
 

@@ -90,7 +90,9 @@ class Channel:
         self._callback_handle: Any = None
         out = ffi.new("struct vi_channel **")
         mode = device_class.mode
-        check(lib.vi_channel_create(core.handle, relid, mode, out), f"channel {relid}: cannot be made: it exists already")
+        check(
+            lib.vi_channel_create(core.handle, relid, mode, out), f"channel {relid}: cannot be made: it exists already"
+        )
         self.c: Any = out[0]
 
     def __repr__(self) -> str:
@@ -107,7 +109,14 @@ class Channel:
         out = ffi.new("struct vi_channel_stats *")
         lib.vi_channel_get_stats(self.c, out)
         return ChannelStats(
-            out.interrupts, out.no_callback, out.calls, out.packets, out.bytes, out.checksum, out.sig_events, out.intr_in_full
+            out.interrupts,
+            out.no_callback,
+            out.calls,
+            out.packets,
+            out.bytes,
+            out.checksum,
+            out.sig_events,
+            out.intr_in_full,
         )
 
     def set_cpu(self, cpu: int) -> None:
@@ -132,7 +141,10 @@ class Channel:
         """Take the guest's ends of two rings, or give them up."""
         pair = (rings.ring_in, rings.ring_out) if rings else (ffi.NULL, ffi.NULL)
         size = self.device_class.max_packet
-        check(lib.vi_channel_set_rings(self.c, *pair, size), f"channel {self.relid}: cannot take its rings while it is open")
+        check(
+            lib.vi_channel_set_rings(self.c, *pair, size),
+            f"channel {self.relid}: cannot take its rings while it is open",
+        )
         self.rings = rings
 
     def set_callback(self, callback: Callable[[Channel], object] | None) -> None:
@@ -147,7 +159,9 @@ class Channel:
         """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""
         self._set_callback(lib.VI_CALLBACK_NONE, ffi.NULL, None)
 
-    def _set_callback(self, kind: int, function: Any, context: tuple[Channel, Callable[[Channel], object]] | None) -> None:
+    def _set_callback(
+        self, kind: int, function: Any, context: tuple[Channel, Callable[[Channel], object]] | None
+    ) -> None:
         handle = ffi.new_handle(context) if context else ffi.NULL
         result = lib.vi_channel_set_callback(self.c, kind, function, handle)
         check(result, f"channel {self.relid}: the callback cannot be changed from inside an interrupt")

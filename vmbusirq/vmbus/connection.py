@@ -1,6 +1,9 @@
-"""The guest's VMBus driver: the relid domain, the top level, channels from offer to removal (drivers/hv, v6.10 with RFC patches 07-12).
+"""The guest's VMBus driver: the relid domain, the top level, channels from offer to removal.
 
-Operations that the host or another CPU can overtake are step generators; the ordinary calls run the same code to its end.
+See drivers/hv, v6.10 with RFC patches 07-12.
+
+Operations that the host or another CPU can overtake are step generators; the ordinary calls run the same code to its
+end.
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ class HostLink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One OFFERCHANNEL as far as the guest acts on it: which device of which class, which of its channels, which relid."""
+    """One OFFERCHANNEL as far as the guest acts on it.
+
+    Which device of which class, which of its channels, which relid.
+    """
 
     device: str
     device_class: str
@@ -91,9 +97,7 @@ class VmbusConnection:
         self._channels: dict[int, Channel] = {}
         self._assignment = VpAssignment(nodes, irq.possible & ~isolated)
         self._picker = CpuPicker()
-        self._chip = IrqChip(
-            "VMBus", irq_set_affinity=self._chip_set_affinity, irq_mask=nop, irq_unmask=nop
-        )
+        self._chip = IrqChip("VMBus", irq_set_affinity=self._chip_set_affinity, irq_mask=nop, irq_unmask=nop)
         self.domain: Final[IrqDomain] = irq.irq_domain_create_linear(
             Fwnode.named("hv-vmbus"), RELIDS, IrqDomainOps(map=self._map), self, demux=True
         )
@@ -133,7 +137,10 @@ class VmbusConnection:
             self.synic_online |= 1 << cpu
 
     def on_message(self, message_type: int, size: int, payload: bytes) -> None:
-        """Take one control message (vmbus_on_msg_dpc). What Linux refuses is logged and dropped; the slot is freed either way."""
+        """Take one control message (vmbus_on_msg_dpc).
+
+        What Linux refuses is logged and dropped; the slot is freed either way.
+        """
         if size > MSG_PAYLOAD or len(payload) < 8:
             self._irq.log.warn(f"hv_vmbus: payload size is too {'large' if size > MSG_PAYLOAD else 'small'} ({size})")
             return
@@ -149,7 +156,8 @@ class VmbusConnection:
         """Take up an offered channel: choose its CPU, map its relid to an IRQ (vmbus_process_offer, RFC patch 08).
 
         Raises:
-            IrqError: EINVAL a relid outside 1..2047 or an unknown device class, EEXIST a relid in use, ENOMEM no IRQ left.
+            IrqError: EINVAL a relid outside 1..2047 or an unknown device class, EEXIST a relid in use, ENOMEM no IRQ
+                left.
         """
         return run(self.offer_steps(offer))
 
@@ -174,7 +182,9 @@ class VmbusConnection:
         channel.map(irq)
         self._channels[offer.relid] = channel
         channel.state = ChannelState.OPEN
-        self._irq.log.info(f"hv_vmbus: offer of relid {offer.relid}: {name}, cpu {cpu}" + (f", irq {irq}" if irq else ""))
+        self._irq.log.info(
+            f"hv_vmbus: offer of relid {offer.relid}: {name}, cpu {cpu}" + (f", irq {irq}" if irq else "")
+        )
         return channel
 
     def _check_offer(self, offer: Offer) -> None:
@@ -184,7 +194,9 @@ class VmbusConnection:
             raise IrqError(errno.EINVAL, f"channel {relid}: cannot be offered: {borders} (EINVAL)")
         if offer.device_class not in CATALOGUE:
             known = ", ".join(sorted(CATALOGUE))
-            raise IrqError(errno.EINVAL, f"channel {relid}: no device class {offer.device_class!r} (EINVAL); known: {known}")
+            raise IrqError(
+                errno.EINVAL, f"channel {relid}: no device class {offer.device_class!r} (EINVAL); known: {known}"
+            )
         if relid in self._channels:
             owner = self._channels[relid].irq_name
             raise IrqError(errno.EEXIST, f"channel {relid}: is in use by {owner}; remove it first (EEXIST)")
@@ -221,9 +233,12 @@ class VmbusConnection:
         """Share rings with the host, request the IRQ, open the channel (__vmbus_open, RFC patch 09).
 
         Args:
-            callback: called with the channel where its mode says; None for the driver's own reader, which counts what it reads.
+            channel: as :meth:`offer` returned it.
+            callback: called with the channel where its mode says; None for the driver's own reader, which counts what
+                it reads.
         Raises:
-            IrqError: EINVAL unless it is offered and closed; EDEADLK inside a handler; ENOMEM; whatever request_irq or the host refuses with.
+            IrqError: EINVAL unless it is offered and closed; EDEADLK inside a handler; ENOMEM; whatever request_irq or
+                the host refuses with.
         """
         run(self.open_steps(channel, callback))
 
@@ -232,7 +247,8 @@ class VmbusConnection:
         _may_wait(f"channel {channel.relid}: open")
         if channel.state is not ChannelState.OPEN:
             raise IrqError(
-                errno.EINVAL, f"channel {channel.relid}: cannot open: its state is {channel.state.name}, not OPEN (EINVAL)"
+                errno.EINVAL,
+                f"channel {channel.relid}: cannot open: its state is {channel.state.name}, not OPEN (EINVAL)",
             )
         channel.state = ChannelState.OPENING
         rings = RingPair(channel.device_class.ring_bytes)
@@ -274,7 +290,8 @@ class VmbusConnection:
         """
         if channel.state is not ChannelState.OPENED:
             raise IrqError(
-                errno.EINVAL, f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)"
+                errno.EINVAL,
+                f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)",
             )
         _may_wait(f"channel {channel.relid}: close")
         channel.clear_callback()
@@ -298,13 +315,14 @@ class VmbusConnection:
         if not allowed:
             raise IrqError(
                 errno.EINVAL,
-                f"irq {desc.irq}: cannot move channel {channel.relid} to cpu {format_pbl(mask)}: isolated, or its SynIC "
-                f"is off (EINVAL); usable: {format_pbl(self.synic_online & ~self.isolated) or 'none'}",
+                f"irq {desc.irq}: cannot move channel {channel.relid} to cpu {format_pbl(mask)}: isolated, or its "
+                f"SynIC is off (EINVAL); usable: {format_pbl(self.synic_online & ~self.isolated) or 'none'}",
             )
         cpu = self._picker.pick(allowed)
         if channel.state is not ChannelState.OPENED:
             raise IrqError(
-                errno.EIO, f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)"
+                errno.EIO,
+                f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
             )
         yield Step(f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}")
         self._host.modify_channel(channel.relid, cpu)
@@ -317,7 +335,8 @@ class VmbusConnection:
         yield Step(f"irq {desc.irq}: control messages stay on cpu {CONNECT_CPU}")
         if not mask >> CONNECT_CPU & 1:
             raise IrqError(
-                errno.EINVAL, f"irq {desc.irq}: control messages cannot leave cpu {CONNECT_CPU} (EINVAL); include it in the mask"
+                errno.EINVAL,
+                f"irq {desc.irq}: control messages cannot leave cpu {CONNECT_CPU} (EINVAL); include it in the mask",
             )
         desc.update_effective_affinity(1 << CONNECT_CPU)
         return IRQ_SET_MASK_OK

@@ -11,7 +11,7 @@ from typing import Final
 
 from vmbusirq._ffi import lib
 
-__all__ = ["CATALOGUE", "CallbackMode", "DeviceClass", "PAGE"]
+__all__ = ["CATALOGUE", "PAGE", "CallbackMode", "DeviceClass"]
 
 PAGE: Final = 4096
 
@@ -91,8 +91,12 @@ _ALL = (
         napi=True,
     ),
     DeviceClass("vpci", "44c4f61d-4444-4400-9d52-802e27ede19f", "hv_pci", CallbackMode.BATCHED, False, 5 * PAGE),
-    DeviceClass("framebuffer", "da0a7802-e377-4aac-8e77-0558eb1073f8", "hyperv_fb", CallbackMode.BATCHED, False, 64 * PAGE),
-    DeviceClass("keyboard", "f912ad6d-2b17-48ea-bd65-f927a61c7684", "hyperv_keyboard", CallbackMode.BATCHED, False, 9 * PAGE),
+    DeviceClass(
+        "framebuffer", "da0a7802-e377-4aac-8e77-0558eb1073f8", "hyperv_fb", CallbackMode.BATCHED, False, 64 * PAGE
+    ),
+    DeviceClass(
+        "keyboard", "f912ad6d-2b17-48ea-bd65-f927a61c7684", "hyperv_keyboard", CallbackMode.BATCHED, False, 9 * PAGE
+    ),
     DeviceClass("mouse", "cfa8b69e-5b4a-4cc0-b98b-8ba1a1f3f95a", "hid_hyperv", CallbackMode.BATCHED, False, 9 * PAGE),
     _util("kvp", "a9a0f4e7-5a45-4d96-b827-8a841e8c03e6", 16384),
     _util("timesync", "9527e630-d0ae-497b-adce-e80ab0175caf"),
@@ -102,7 +106,9 @@ _ALL = (
     DeviceClass(
         "balloon", "525074dc-8985-46e2-8057-a307dc18a502", "hv_balloon", CallbackMode.BATCHED, False, 5 * PAGE, 8192
     ),
-    DeviceClass("hv_sock", "00000000-facb-11e6-bd58-64006a7986d3", "hv_sock", CallbackMode.DIRECT, False, 6 * PAGE, 16416),
+    DeviceClass(
+        "hv_sock", "00000000-facb-11e6-bd58-64006a7986d3", "hv_sock", CallbackMode.DIRECT, False, 6 * PAGE, 16416
+    ),
 )
 
 CATALOGUE: Final[dict[str, DeviceClass]] = {device.name: device for device in _ALL}

@@ -170,7 +170,7 @@ def gpadl_messages(child_relid: int, gpadl: int, ranges: Sequence[GpaRange]) -> 
         IrqError(EINVAL): more than 65535 bytes of ranges, so about 8190 pages, or a number too wide.
     """
     words = tuple(word for item in ranges for word in item.words)
-    if len(words) * 8 > 0xFFFF or len(ranges) > 0xFFFF:
+    if len(words) * 8 > 0xFFFF:
         raise IrqError(
             errno.EINVAL, f"gpadl {gpadl:#x}: {len(words) * 8} bytes of ranges (EINVAL); range_buflen ends at 65535"
         )
