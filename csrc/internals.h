@@ -59,7 +59,8 @@ static inline void vi_cpu_relax(void)
 #endif
 }
 
-void vi_lock_contended(uint32_t *lock);		/* machine.c: out of line, as the kernel's slow path, so that callers stay small */
+/* machine.c: out of line, as the kernel's slow path, so that callers stay small */
+void vi_lock_contended(uint32_t *lock);
 
 static inline void vi_lock(uint32_t *lock)
 {
@@ -77,8 +78,9 @@ static inline void vi_unlock(uint32_t *lock)
 /* ---- irq/ ----------------------------------------------------------------------------------------------------------------- */
 
 /*
- * What one hwirq of the linear domain needs in a scan, in one cache line. handler is the action's own, or a stub for everything that
- * the hot loop must not know about: unmapped, disabled, shared, in progress on a locked path.
+ * What one hwirq of the linear domain needs in a scan, in one cache line. handler is the action's own, or a
+ * stub for everything that the hot loop must not know about: unmapped, disabled, shared, in progress on a
+ * locked path.
  */
 struct vi_irq_slot {
 	vi_handler_t handler;
@@ -161,9 +163,9 @@ struct vi_cpu {
 } VI_ALIGNED;
 
 /*
- * One channel of the guest. The fields that v6.10's ISR touches lie where they lie in the kernel's 976-byte vmbus_channel (three cache
- * lines), and channels lie in 1 KiB slots as in its slab, so that the linux engine misses what the kernel misses. The fast engine
- * reads none of it for a channel in ISR mode.
+ * One channel of the guest. The fields that v6.10's ISR touches lie where they lie in the kernel's 976-byte
+ * vmbus_channel (three cache lines), and channels lie in 1 KiB slots as in its slab, so that the linux engine
+ * misses what the kernel misses. The fast engine reads none of it for a channel in ISR mode.
  */
 struct vi_channel {
 	struct vi_machine *m;

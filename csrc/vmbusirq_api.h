@@ -241,7 +241,7 @@ struct vi_irqaction {
 	uint32_t irq;
 	uint32_t flags;			/* enum vi_irqf bits */
 	uint32_t batched;		/* collect this IRQ in a scan and call vi_hooks.batch once, count afterwards */
-	uint32_t exact;			/* count before the call even in the fast engine: a handler that may look at counts */
+	uint32_t exact;			/* count before the call in the fast engine too: the handler may look */
 	uint64_t reserved[10];
 };
 
@@ -362,8 +362,8 @@ uint32_t vi_simd_best(void);
 /* Take one pending vector of @cpu with its softirqs. Return: 1 taken, 0 nothing pending or @cpu is in a handler. EINVAL. [cpu] */
 int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
 /*
- * Run every CPU until nothing is deliverable. Return: vi_vcpu_run() calls that did something; -ELOOP: the softirqs of a CPU keep each
- * other alive without any interrupt, as they do on a ring whose writer is broken.
+ * Run every CPU until nothing is deliverable. Return: vi_vcpu_run() calls that did something; -ELOOP: the
+ * softirqs of a CPU keep each other alive without any interrupt, as they do on a ring whose writer is broken.
  */
 int64_t vi_machine_settle(struct vi_machine *m);
 /* 1 while a vector or softirq of @cpu runs. [any] */
@@ -376,8 +376,8 @@ struct vi_irq_desc *vi_irq_to_desc(struct vi_machine *m, uint32_t irq);
 /* Allocate descriptor @irq with kernel defaults (depth 1, DISABLED and MASKED, bad flow). EEXIST, EINVAL. */
 VI_MUST_CHECK int vi_irq_alloc_desc(struct vi_machine *m, uint32_t irq);
 /*
- * Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left, or a channel is mapped to it; EDEADLK
- * inside an interrupt.
+ * Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left, or a
+ * channel is mapped to it; EDEADLK inside an interrupt.
  */
 VI_MUST_CHECK int vi_irq_free_desc(struct vi_machine *m, uint32_t irq);
 /*
@@ -396,7 +396,10 @@ VI_MUST_CHECK int vi_irq_modify_state(struct vi_machine *m, uint32_t irq, uint32
  * revives a line that the spurious detector killed.
  */
 VI_MUST_CHECK int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action);
-/* Take @action out of the chain, shut the IRQ down if it was the last, wait until no CPU runs it. ENOENT; EDEADLK inside an interrupt. */
+/*
+ * Take @action out of the chain, shut the IRQ down if it was the last, wait until no CPU runs it. ENOENT;
+ * EDEADLK inside an interrupt.
+ */
 VI_MUST_CHECK int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action);
 /* depth 0, enable, STARTED, replay what came before (irq_startup). */
 VI_MUST_CHECK int vi_irq_startup(struct vi_machine *m, uint32_t irq, uint32_t resend);
@@ -415,8 +418,9 @@ VI_MUST_CHECK int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint3
 VI_MUST_CHECK int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq);
 
 /*
- * Linear domain: bind @hwirq to @irq (revmap), unbind it. ERANGE: hwirq past the domain; EBUSY: bound already, or a channel is mapped
- * to it; EINVAL: no such descriptor, or irq 0; ENOENT: not bound; EDEADLK: unbinding inside an interrupt.
+ * Linear domain: bind @hwirq to @irq (revmap), unbind it. ERANGE: hwirq past the domain; EBUSY: bound
+ * already, or a channel is mapped to it; EINVAL: no such descriptor, or irq 0; ENOENT: not bound; EDEADLK:
+ * unbinding inside an interrupt.
  */
 VI_MUST_CHECK int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t irq);
 VI_MUST_CHECK int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq);
@@ -440,7 +444,8 @@ VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t s
  * Put a message into the slot of @sint on @cpu. EAGAIN: the slot is busy, its pending bit is now set, try again after EOM;
  * EMSGSIZE: more than VI_MSG_PAYLOAD bytes; EINVAL, ENXIO as above. [any]
  */
-VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type, const void *payload, uint32_t size);
+VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
+				const void *payload, uint32_t size);
 /* EOM writes of @cpu so far: a host that has messages waiting looks at it. [any] */
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
 /* The event flags of one SINT: VI_SINT_WORDS 64-bit words; and the message slot. NULL for a bad CPU or SINT. */
@@ -692,15 +697,16 @@ struct vi_channel_stats {
 };
 
 /*
- * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST. The channel is closed: no rings,
- * no callback.
+ * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST. The
+ * channel is closed: no rings, no callback.
  */
 VI_MUST_CHECK int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struct vi_channel **result);
 /*
- * Take the guest's ends of two rings, which must outlive the channel or the next call (NULL: give them up). @max_packet: bytes of the
- * private copy of a packet. EBUSY: a callback is set; ENOMEM.
+ * Take the guest's ends of two rings, which must outlive the channel or the next call (NULL: give them up).
+ * @max_packet: bytes of the private copy of a packet. EBUSY: a callback is set; ENOMEM.
  */
-VI_MUST_CHECK int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in, const struct vi_ring_mem *out, uint32_t max_packet);
+VI_MUST_CHECK int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in,
+				       const struct vi_ring_mem *out, uint32_t max_packet);
 /* The relid must be unmapped and the channel closed. */
 void vi_channel_destroy(struct vi_channel *ch);
 /* The relid's IRQ (0 in design legacy): binds the relid in the domain or to a counter column of its own. */
@@ -709,8 +715,9 @@ VI_MUST_CHECK int vi_channel_unmap(struct vi_channel *ch);
 /* Fill an action for request_irq so that it runs this channel. */
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
 /*
- * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or one that this mode does not have, or
- * nothing to read: DRAIN, NAPI and mode BATCHED need rings; EDEADLK from inside an interrupt.
+ * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or one that
+ * this mode does not have, or nothing to read: DRAIN, NAPI and mode BATCHED need rings; EDEADLK from inside
+ * an interrupt.
  */
 VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
@@ -750,8 +757,8 @@ void vi_vsp_destroy(struct vi_vsp *vsp);
 /* Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL. EINVAL: no such CPU. */
 VI_MUST_CHECK int vi_vsp_set_target(struct vi_vsp *vsp, uint32_t cpu);
 /*
- * Write @packets in-band packets of @payload patterned bytes, publish once, signal by the ring's rule. Return: packets written, short when
- * the ring is full; EMSGSIZE. [any thread, one at a time per VSP]
+ * Write @packets in-band packets of @payload patterned bytes, publish once, signal by the ring's rule.
+ * Return: packets written, short when the ring is full; EMSGSIZE. [any thread, one at a time per VSP]
  */
 VI_MUST_CHECK int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload);
 void vi_vsp_get_stats(const struct vi_vsp *vsp, struct vi_vsp_stats *out);
@@ -760,8 +767,9 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp);
 /* HvSignalEvent for this channel as the guest sees it. Return: as vi_synic_signal(). */
 VI_MUST_CHECK int vi_vsp_signal(struct vi_vsp *vsp);
 /*
- * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64 from @seed), send one burst, run the
- * target CPU until it is idle. Return: vectors taken, or the first error (-EAGAIN: a ring stayed full; -ENXIO: target is off).
+ * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64 from @seed),
+ * send one burst, run the target CPU until it is idle. Return: vectors taken, or the first error (-EAGAIN: a
+ * ring stayed full; -ENXIO: target is off).
  */
 VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n, uint64_t seed);
 

@@ -9,7 +9,7 @@ import pytest
 
 from vmbusirq import DESIGNS, GENERATIONS, IrqError, Machine, ScenarioError, parse_interrupts
 from vmbusirq._ffi import lib
-from vmbusirq.scenario.schema import load_scenario, parse_scenario
+from vmbusirq.scenario.schema import builtin_names, load_scenario, parse_scenario
 
 # IRQ -> (hwirq, name, {cpu: count}) of the RFC's cover letter; it leaves CPUs 2 to 5 out
 RFC_TABLE = {
@@ -104,6 +104,45 @@ def test_every_packet_the_host_sent_was_read_unaltered() -> None:
         assert (sent.packets, sent.bytes, sent.checksum) == (read.packets, read.bytes, read.checksum)
         assert sent.edges == read.interrupts
         assert int(machine.irq.counts[channel.irq].sum()) == read.interrupts
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_builtin_scenario_delivers_what_it_says(name: str) -> None:
+    """Each channel's interrupts, all on its target CPU; nothing lost or altered on the way."""
+    machine = Machine.load(name)
+    machine.run()
+
+    for spec in machine.scenario.channels:
+        channel, sent = machine.vmbus.channels[spec.relid], machine.host.channels[spec.relid].stats
+        counts = machine.irq.counts[channel.irq]
+        assert spec.interrupts == int(counts[channel.target_cpu]) == int(counts.sum()) == sent.edges
+        assert (sent.packets, sent.bytes, sent.checksum) == (
+            channel.stats.packets,
+            channel.stats.bytes,
+            channel.stats.checksum,
+        )
+    assert machine.scenario.messages == sum(machine.vmbus.messages_received.values())
+    assert _table(machine).exact
+
+
+def test_stress_scenario_uses_every_relid_and_widens_the_number_column() -> None:
+    """2047 channels on x86 reach IRQ 2070 (genirq.md trap 3): nr_irqs grows past 1000 while the machine runs."""
+    machine = Machine.load("stress-2047")
+    machine.run()
+
+    assert list(range(1, 2048)) == sorted(machine.vmbus.channels)
+    assert 2070 == max(channel.irq for channel in machine.vmbus.channels.values())
+    assert 4 == _table(machine).prec
+
+
+def test_presets_of_ipi_rows_are_part_of_the_total() -> None:
+    """arm64 IPIs are hidden IRQs: /proc/stat counts them (genirq.md 1.7)."""
+    machine = Machine.load("arm64-8vcpu")
+    machine.run()
+    ipis = sum(sum(counts) for counts in machine.scenario.presets.values())
+    channels = sum(spec.interrupts for spec in machine.scenario.channels)
+
+    assert ipis + channels + machine.scenario.messages == _total(machine)
 
 
 def test_engines_and_simd_levels_give_the_same_files() -> None:

@@ -17,7 +17,8 @@ struct vi_vsp {
 	uint64_t payload[VI_RING_PAYLOAD_MAX / 8 + 1];
 };
 
-int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in, const struct vi_ring_mem *out, struct vi_vsp **result)
+int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in, const struct vi_ring_mem *out,
+		  struct vi_vsp **result)
 {
 	struct vi_vsp *vsp;
 	int error;

@@ -2,8 +2,9 @@
 /*
  * synic.c - what the hypervisor gives each virtual CPU: the event flag page and the message page (TLFS chapter 11).
  *
- * Both pages are written by the host side (any thread) and the CPU itself, with atomic operations only. "No event lost" rests on one
- * order: the signaller sets the flag, then the doorbell; the CPU clears the doorbell with an exchange before it looks at the flags.
+ * Both pages are written by the host side (any thread) and the CPU itself, with atomic operations only. "No
+ * event lost" rests on one order: the signaller sets the flag, then the doorbell; the CPU clears the doorbell
+ * with an exchange before it looks at the flags.
  */
 #include "internals.h"
 

@@ -18,7 +18,10 @@ static bool chip_has(const struct vi_irq_desc *desc, uint32_t op)
 	return desc->chip && (desc->chip->ops & op);
 }
 
-/* MASKED follows the callback, not the wish: a chip without irq_mask stays unmasked, one without irq_unmask stays MASKED for ever. */
+/*
+ * MASKED follows the callback, not the wish: a chip without irq_mask stays unmasked, one without irq_unmask
+ * stays MASKED for ever.
+ */
 static void mask_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	if ((desc->state & VI_IRQD_MASKED) || !chip_has(desc, VI_CHIP_MASK))
@@ -341,7 +344,10 @@ static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 	chip_call(cpu, desc, VI_CHIP_EOI);
 }
 
-/* Review of RFC patch 06: a visible row counts in cnt alone, so that /proc/stat's total has each event once; a hidden one nowhere. */
+/*
+ * Review of RFC patch 06: a visible row counts in cnt alone, so that /proc/stat's total has each event once;
+ * a hidden one nowhere.
+ */
 static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	chip_call(cpu, desc, VI_CHIP_ACK);

@@ -3,8 +3,8 @@
  * handle.c - from an arrival to the actions' irqreturn: the event itself, spurious accounting, software resend
  * (kernel/irq/{handle,spurious,resend}.c, v6.10).
  *
- * Spurious fields change on the CPU that runs the actions, as in the kernel, so they need no lock of their own. Others look at them,
- * and a per-CPU flow has several such CPUs, so they are atomic, each by itself.
+ * Spurious fields change on the CPU that runs the actions, as in the kernel, so they need no lock of their
+ * own. Others look at them, and a per-CPU flow has several such CPUs, so they are atomic, each by itself.
  */
 #include "internals.h"
 

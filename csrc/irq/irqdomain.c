@@ -4,8 +4,9 @@
  *
  * A slot is what the fast engine's scan reads: one cache line per hwirq, and no lock. The rules that make this safe:
  *
- *  1. Only the slot's owner CPU calls slot->handler. Every other CPU takes vi_slot_dispatch_slow(), under the descriptor lock. A scan
- *     loads handler first and owner second, so that an old owner never calls what was put there for the new one.
+ *  1. Only the slot's owner CPU calls slot->handler. Every other CPU takes vi_slot_dispatch_slow(), under the
+ *     descriptor lock. A scan loads handler first and owner second, so that an old owner never calls what was
+ *     put there for the new one.
  *  2. Whoever wants to change a slot first replaces handler by a stub with a full exchange, and then reads the owner's scan_seq
  *     (vi_slot_fence). The owner made scan_seq odd before it claimed the word, also with a full exchange, and loads handler after
  *     that. So either the owner sees the stub, or the fence sees an odd scan_seq: the old handler may still run (a hazard).
@@ -17,8 +18,9 @@
 #include "internals.h"
 
 /*
- * The stub: the scan found its own slot, but the interrupt has to go the locked way, or nowhere. dev_id is no help here: a scan that
- * has already loaded the real handler may still be about to load it, so the fence must leave it alone.
+ * The stub: the scan found its own slot, but the interrupt has to go the locked way, or nowhere. dev_id is no
+ * help here: a scan that has already loaded the real handler may still be about to load it, so the fence must
+ * leave it alone.
  */
 static uint32_t stub_locked(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
@@ -68,12 +70,16 @@ bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const 
 	return __atomic_load_n(&vi_cpu_of(m, slot->hazard_cpu)->scan_seq, __ATOMIC_SEQ_CST) == slot->hazard_seq;
 }
 
-/* May the owner call this descriptor's one handler without a lock? Not that of hwirq 0, which is no flag that could be raised again. */
+/*
+ * May the owner call this descriptor's one handler without a lock? Not that of hwirq 0, which is no flag that
+ * could be raised again.
+ */
 static bool can_run_unlocked(struct vi_machine *m, const struct vi_irq_desc *desc)
 {
 	const struct vi_irqaction *action = desc->action;
 
-	return m->engine == VI_ENGINE_FAST && desc->flow == VI_FLOW_SIMPLE && desc->slot->hwirq && action && !action->next && !action->exact &&
+	return m->engine == VI_ENGINE_FAST && desc->flow == VI_FLOW_SIMPLE && desc->slot->hwirq &&
+	       action && !action->next && !action->exact &&
 	       !(desc->state & (VI_IRQD_DISABLED | VI_IRQD_INPROGRESS)) &&
 	       !(desc->istate & (VI_IRQS_PENDING | VI_IRQS_REPLAY | VI_IRQS_WAITING)) &&
 	       !desc->slow_users && !vi_load_relaxed(&desc->irqs_unhandled) && !desc->slot->drop &&

@@ -3,8 +3,9 @@
  * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and who reads the ring
  * (drivers/hv/{vmbus_drv,connection}.c, v6.10).
  *
- * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the same decisions are taken once, when
- * something changes (apply()), and put into the action's handler; the arrival itself decides nothing.
+ * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the same
+ * decisions are taken once, when something changes (apply()), and put into the action's handler; the arrival
+ * itself decides nothing.
  */
 #include "internals.h"
 
@@ -284,8 +285,8 @@ static struct vi_irq_desc *hidden_desc(struct vi_channel *ch)
 }
 
 /*
- * What the fast engine, which counts an arrival once and on its IRQ, has to add to ch->interrupts while the channel is mapped; those
- * that found nobody to call are taken off.
+ * What the fast engine, which counts an arrival once and on its IRQ, has to add to ch->interrupts while the
+ * channel is mapped; those that found nobody to call are taken off.
  */
 static uint64_t uncollected_interrupts(const struct vi_channel *ch)
 {

@@ -2,12 +2,13 @@
 /*
  * test_stress.c - the data plane with real threads: one per vCPU, a host, a control plane that never rests.
  *
- * The host raises flags and writes packets while the control thread retargets, disables and enables, frees and requests, and takes whole
- * IRQs away. Then: no flag lost (what was raised last was seen), no packet lost or altered (the checksums of both ends agree), no
- * handler on two CPUs at once, nothing runs after it was freed. The linux engine drops an arrival while the IRQ runs elsewhere, as v6.10
- * does; there the account must close instead: counted + dropped = raised.
+ * The host raises flags and writes packets while the control thread retargets, disables and enables, frees and
+ * requests, and takes whole IRQs away. Then: no flag lost (what was raised last was seen), no packet lost or altered
+ * (the checksums of both ends agree), no handler on two CPUs at once, nothing runs after it was freed. The linux
+ * engine drops an arrival while the IRQ runs elsewhere, as v6.10 does; there the account must close instead:
+ * counted + dropped = raised.
  *
- * Usage: test_stress [flags and packets, default 100000]
+ * Usage: test_stress [flags and packets, default 1000000]
  */
 #include "internals.h"
 
@@ -89,6 +90,9 @@ static uint32_t observe(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 	CHECK(!__atomic_exchange_n(&p->running, 1, __ATOMIC_RELAXED));
 	p->calls++;			/* plain: the interrupt is serialised, or the sanitizer speaks up */
 	p->seen = vi_load(&p->raised);
+	if (p->calls % 128 == 0)
+		sched_yield();		/* let the others come upon a handler that runs */
+	CHECK(vi_load(&p->armed));
 	__atomic_store_n(&p->running, 0, __ATOMIC_RELAXED);
 	return p->kind == MOVED && p->calls % 64 == 0 ? VI_IRQ_NONE : VI_IRQ_HANDLED;
 }
@@ -365,13 +369,15 @@ static void check_probes(struct rig *rig)
 		struct probe *p = &rig->probe[i];
 		uint64_t n = counted(rig, p->irq);
 
-		if (p->kind != DISPOSED)
-			CHECK(n == p->calls);
 		if (p->kind == STILL)
 			CHECK(n == p->edges);
 		CHECK(p->calls <= p->edges);
-		if (rig->engine == VI_ENGINE_FAST && p->kind != DISPOSED)
-			CHECK(p->seen == p->raised);
+		if (p->kind == DISPOSED)
+			continue;
+		/* free_irq() may take the action away between the count and the call */
+		CHECK(n == p->calls || (p->kind == REQUESTED && n > p->calls));
+		if (rig->engine == VI_ENGINE_FAST)
+			CHECK(p->seen == p->raised || n > p->calls);
 		if (p->kind == MOVED || p->kind == BATCHED) {
 			moved_counts += n;
 			moved_edges += p->edges;
@@ -435,13 +441,14 @@ static void stress(uint32_t engine, const char *name, uint64_t total)
 		vi_vsp_get_stats(rig.ring[i].vsp, &sent);
 		packets += sent.packets;
 	}
-	printf("test_stress: %s engine: %llu flags, %llu packets\n", name, (unsigned long long)flags, (unsigned long long)packets);
+	printf("test_stress: %s engine: %llu flags, %llu packets\n", name, (unsigned long long)flags,
+	       (unsigned long long)packets);
 	take_apart(&rig);
 }
 
 int main(int argc, char **argv)
 {
-	uint64_t total = argc > 1 ? strtoull(argv[1], NULL, 10) : 100000;
+	uint64_t total = argc > 1 ? strtoull(argv[1], NULL, 10) : 1000000;
 
 	stress(VI_ENGINE_FAST, "fast", total);
 	stress(VI_ENGINE_LINUX, "linux", total);

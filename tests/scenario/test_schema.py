@@ -49,6 +49,15 @@ def test_every_builtin_scenario_is_valid_and_bears_its_file_name(name: str) -> N
             DEVICE + '[[channel]]\ndevice = "n"\nrelid = 1\n[[channel]]\ndevice = "n"\nrelid = 2',
             "has a channel 0 already",
         ),
+        (
+            DEVICE + '[[channel]]\ndevice = "n"\nrelid = 2000\ncount = 49',
+            "channel[0].relid: 2000 is out of range; 1 to 1999",
+        ),
+        (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 1\ncount = 0', "channel[0].count: 0 is out of range"),
+        (
+            DEVICE + '[[channel]]\ndevice = "n"\nrelid = 1\ncount = 3\n[[channel]]\ndevice = "n"\nrelid = 3',
+            "used twice",
+        ),
         (DEVICE + '[[device]]\nname = "n"\nclass = "scsi"', "same name"),
         ("[cpus\npossible = 4", "line 1"),
         (
@@ -63,6 +72,14 @@ def test_what_is_wrong_is_named_with_its_place(text: str, says: str) -> None:
         parse_scenario(text, "x", "x.toml")
     assert str(error.value).startswith("x.toml: ")
     assert says in str(error.value)
+
+
+def test_count_makes_channels_with_relids_and_indices_that_go_up() -> None:
+    """One entry for a primary and its sub-channels, up to the last relid."""
+    scenario = parse_scenario(DEVICE + '[[channel]]\ndevice = "n"\nrelid = 2045\ncount = 3\ninterrupts = 5', "x")
+    assert [(2045, 0, 5), (2046, 1, 5), (2047, 2, 5)] == [
+        (channel.relid, channel.sub, channel.interrupts) for channel in scenario.channels
+    ]
 
 
 def test_missing_file_lists_what_is_built_in(tmp_path) -> None:  # type: ignore[no-untyped-def]

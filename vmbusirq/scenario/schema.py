@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -341,22 +341,33 @@ def _read_channels(top: _Table, devices: tuple[DeviceSpec, ...]) -> tuple[Channe
     names = tuple(device.name for device in devices)
     if len(set(names)) < len(names):
         raise top.fail("device", "two devices have the same name")
+    relids: set[int] = set()
+    places: set[tuple[str, int]] = set()
     channels: list[ChannelSpec] = []
     for table in top.tables("channel"):
-        channel = ChannelSpec(
-            device=table.one_of("device", names),
-            relid=table.number("relid", RELID_MIN, RELID_MAX),
-            sub=table.number("sub", 0, RELID_MAX, 0),
-            interrupts=table.number("interrupts", 0, _COUNT_MAX, 0),
-            packets=table.number("packets", 1, 4096, 1),
-            payload=table.number("payload", 0, 16384, 64),
-        )
-        table.done()
-        if any(other.relid == channel.relid for other in channels):
-            raise table.fail("relid", f"{channel.relid} is used twice")
-        if any((other.device, other.sub) == (channel.device, channel.sub) for other in channels):
-            raise table.fail("sub", f"{channel.device} has a channel {channel.sub} already")
-        if channel.sub and not any(other.device == channel.device and not other.sub for other in channels):
-            raise table.fail("sub", f"{channel.device} needs its primary channel first")
-        channels.append(channel)
+        for channel in _read_channel(table, names):
+            if channel.relid in relids:
+                raise table.fail("relid", f"{channel.relid} is used twice")
+            if (channel.device, channel.sub) in places:
+                raise table.fail("sub", f"{channel.device} has a channel {channel.sub} already")
+            if channel.sub and (channel.device, 0) not in places:
+                raise table.fail("sub", f"{channel.device} needs its primary channel first")
+            relids.add(channel.relid)
+            places.add((channel.device, channel.sub))
+            channels.append(channel)
     return tuple(channels)
+
+
+def _read_channel(table: _Table, devices: tuple[str, ...]) -> list[ChannelSpec]:
+    """Read one [[channel]]: ``count`` of them, with relids and sub-channel indices that go up by one."""
+    count = table.number("count", 1, RELID_MAX, 1)
+    first = ChannelSpec(
+        device=table.one_of("device", devices),
+        relid=table.number("relid", RELID_MIN, RELID_MAX + 1 - count),
+        sub=table.number("sub", 0, RELID_MAX, 0),
+        interrupts=table.number("interrupts", 0, _COUNT_MAX, 0),
+        packets=table.number("packets", 1, 4096, 1),
+        payload=table.number("payload", 0, 16384, 64),
+    )
+    table.done()
+    return [replace(first, relid=first.relid + i, sub=first.sub + i) for i in range(count)]
