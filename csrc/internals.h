@@ -3,11 +3,12 @@
  * internals.h - shared by the .c files of the core, and by nobody else.
  *
  * Access rules, for all of csrc/:
- *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its doorbell line (pending, scan_seq,
- *    synic_on) and its SynIC pages, always with atomic operations.
+ *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its doorbell line
+ *    (pending, scan_seq, irq_seq, synic_on), its post_lock and its SynIC pages, always with atomic operations.
  *  - A descriptor's fields change under desc->lock; the fast engine reads none of them.
- *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock of the descriptor behind it and
- *    goes through slot_fence() first (irqdomain.c tells why that is enough).
+ *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock
+ *    of the descriptor behind it and goes through slot_fence() first (irqdomain.c tells why that is
+ *    enough).
  */
 #ifndef VMBUSIRQ_INTERNALS_H
 #define VMBUSIRQ_INTERNALS_H
@@ -42,7 +43,7 @@ static inline uint64_t vi_random(uint64_t *state)
 	return z ^ (z >> 31);
 }
 
-/* ---- atomics and locks ---------------------------------------------------------------------------------------------------- */
+/* ---- atomics and locks ----------------------------------------------------------------------- */
 
 #define vi_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define vi_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
@@ -66,7 +67,8 @@ static inline void vi_lock(uint32_t *lock)
 {
 	uint32_t zero = 0;
 
-	if (unlikely(!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)))
+	if (unlikely(!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE,
+						  __ATOMIC_RELAXED)))
 		vi_lock_contended(lock);
 }
 
@@ -75,23 +77,25 @@ static inline void vi_unlock(uint32_t *lock)
 	__atomic_store_n(lock, 0, __ATOMIC_RELEASE);
 }
 
-/* ---- irq/ ----------------------------------------------------------------------------------------------------------------- */
+/* ---- irq/ ------------------------------------------------------------------------------------ */
 
 /*
- * What one hwirq of the linear domain needs in a scan, in one cache line. handler is the action's own, or a
- * stub for everything that the hot loop must not know about: unmapped, disabled, shared, in progress on a
- * locked path.
+ * What one hwirq of the linear domain needs in a scan, in one cache line. handler is the action's
+ * own, or a stub for everything that the hot loop must not know about: unmapped, disabled, shared,
+ * in progress on a locked path.
  */
 struct vi_irq_slot {
 	vi_handler_t handler;
 	void *dev_id;
 	struct vi_irq_desc *desc;	/* NULL: unmapped */
-	uint64_t *drop;			/* arrivals are consumed and only counted here (channel being rescinded) */
+	/* arrivals are consumed and only counted here (channel being rescinded) */
+	uint64_t *drop;
 	uint32_t owner;			/* the CPU that may call handler without a lock */
 	uint32_t irq;			/* also the column in the counters */
 	uint32_t hwirq;
 	uint32_t hazard_cpu;		/* this CPU may still run the old handler ... */
-	uint32_t hazard_seq;		/* ... while its scan_seq is this (odd; even: nobody does) */
+	/* ... while its scan_seq is this (odd; even: nobody does) */
+	uint32_t hazard_seq;
 	uint32_t reserved;
 } VI_ALIGNED;
 _Static_assert(sizeof(struct vi_irq_slot) == VI_LINE, "a slot is one cache line");
@@ -163,9 +167,10 @@ struct vi_cpu {
 } VI_ALIGNED;
 
 /*
- * One channel of the guest. The fields that v6.10's ISR touches lie where they lie in the kernel's 976-byte
- * vmbus_channel (three cache lines), and channels lie in 1 KiB slots as in its slab, so that the linux engine
- * misses what the kernel misses. The fast engine reads none of it for a channel in ISR mode.
+ * One channel of the guest. The fields that v6.10's ISR touches lie where they lie in the kernel's
+ * 976-byte vmbus_channel (three cache lines), and channels lie in 1 KiB slots as in its slab, so
+ * that the linux engine misses what the kernel misses. The fast engine reads none of it for a
+ * channel in ISR mode.
  */
 struct vi_channel {
 	struct vi_machine *m;
@@ -192,7 +197,8 @@ struct vi_channel {
 	struct vi_ring_tally tally;
 	uint64_t calls;
 	uint64_t no_callback;
-	uint32_t signalled;		/* the guest has rung the host since vi_channel_take_event() */
+	/* the guest has rung the host since vi_channel_take_event() */
+	uint32_t signalled;
 };
 #define VI_CHANNEL_SLOT 1024
 _Static_assert(offsetof(struct vi_channel, rescind) == 226, "as in the kernel");
@@ -225,9 +231,11 @@ struct vi_machine {
 	struct vi_irq_domain domain;
 	struct vi_irq_desc **desc;	/* [irq], NULL: not allocated */
 	struct vi_irq_desc *desc_pool;
-	uint32_t *desc_place;		/* irq -> place in the pool: shuffled for the linux engine, as slabs are */
+	/* irq -> place in the pool: shuffled for the linux engine, as slabs are */
+	uint32_t *desc_place;
 	struct vi_channel **channel;	/* [relid] */
-	uint8_t *channel_pool;		/* VI_RELIDS slots of VI_CHANNEL_SLOT bytes, zeroed: a slot whose m is NULL is free */
+	/* VI_RELIDS slots of VI_CHANNEL_SLOT bytes, zeroed: a slot whose m is NULL is free */
+	uint8_t *channel_pool;
 	void *channel_memory;		/* what holds the pool */
 	uint32_t *channel_place;	/* relid -> slot, shuffled for the linux engine */
 	uint64_t rescinded;		/* arrivals for channels that are being taken away */
@@ -253,12 +261,16 @@ static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
 static inline bool vi_inside_interrupt(struct vi_machine *m)
 {
 	for (uint32_t c = 0; c < m->nr_cpus; c++)
-		if ((vi_load(&m->cpus[c].irq_seq) & 1) && vi_load_relaxed(&m->cpus[c].thread) == (uintptr_t)pthread_self())
+		if ((vi_load(&m->cpus[c].irq_seq) & 1) &&
+		    vi_load_relaxed(&m->cpus[c].thread) == (uintptr_t)pthread_self())
 			return true;
 	return false;
 }
 
-/* This thread takes an interrupt on @cpu. Return: false inside another one, whose vi_irq_exit() ends both. */
+/*
+ * This thread takes an interrupt on @cpu. Return: false inside another one, whose vi_irq_exit()
+ * ends both.
+ */
 static inline bool vi_irq_enter(struct vi_cpu *cpu)
 {
 	if (cpu->irq_seq & 1)

@@ -2,7 +2,8 @@
 /*
  * machine.c - makes and joins the rooms: CPUs, descriptors, SynICs, channels; runs virtual CPUs.
  *
- * A machine is one allocation tree; nothing else keeps state. vi_vcpu_run() may be called on one thread per CPU at once.
+ * A machine is one allocation tree; nothing else keeps state. vi_vcpu_run() may be called on one
+ * thread per CPU at once.
  */
 #include "internals.h"
 
@@ -18,12 +19,14 @@ void vi_lock_contended(uint32_t *lock)
 			sched_yield();
 		vi_cpu_relax();
 		zero = 0;
-	} while (!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
+	} while (!__atomic_compare_exchange_n(lock, &zero, 1, false, __ATOMIC_ACQUIRE,
+					      __ATOMIC_RELAXED));
 }
 
 static int check_config(const struct vi_config *c)
 {
-	if (c->nr_cpus < 1 || c->nr_cpus > VI_CPUS_MAX || c->nr_irqs_max < 1 || c->nr_irqs_max > VI_IRQS_MAX)
+	if (c->nr_cpus < 1 || c->nr_cpus > VI_CPUS_MAX || c->nr_irqs_max < 1 ||
+	    c->nr_irqs_max > VI_IRQS_MAX)
 		return -EINVAL;
 	if (c->engine > VI_ENGINE_LINUX || c->arch > VI_ARCH_ARM64 || c->hyp_count > VI_HYP_NEVER)
 		return -EINVAL;
@@ -185,7 +188,9 @@ uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu)
 	return cpu < m->nr_cpus ? vi_load(&vi_cpu_of(m, cpu)->irq_seq) & 1 : 0;
 }
 
-/* The resend tasklet is scheduled by whoever enables an IRQ, but its list belongs to the boot CPU. */
+/*
+ * The resend tasklet is scheduled by whoever enables an IRQ, but its list belongs to the boot CPU.
+ */
 static void take_resend(struct vi_cpu *cpu)
 {
 	if (cpu->id == 0 && unlikely(vi_load(&cpu->m->resend_pending))) {
@@ -215,7 +220,10 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	return 1;
 }
 
-/* Run one CPU until it is idle. Return: runs, or -ELOOP when its softirqs keep each other alive without any interrupt. */
+/*
+ * Run one CPU until it is idle. Return: runs, or -ELOOP when its softirqs keep each other alive
+ * without any interrupt.
+ */
 static int64_t settle_cpu(struct vi_machine *m, uint32_t cpu)
 {
 	uint32_t quiet = 0;

@@ -2,17 +2,18 @@
 /*
  * vmbusirq_api.h - the one interface between the C data plane and Python.
  *
- * Read by the C compiler (through internals.h) and by cffi (through build_core.py), so that nothing is declared twice. Plain C:
- * no #include, no #if, no inline; integer #defines only. VI_MUST_CHECK is the one attribute, and build_core.py removes it.
+ * Read by the C compiler (through internals.h) and by cffi (through build_core.py), so that nothing
+ * is declared twice. Plain C: no #include, no #if, no inline; integer #defines only. VI_MUST_CHECK
+ * is the one attribute, and build_core.py removes it.
  *
- * Every function that can fail returns 0 or a count, or -Exxx. Outputs come last. Nothing prints, nothing keeps state outside
- * the objects that the caller made.
+ * Every function that can fail returns 0 or a count, or -Exxx. Outputs come last. Nothing prints,
+ * nothing keeps state outside the objects that the caller made.
  *
- * Threads: functions marked [cpu] may run on one thread per virtual CPU at once, functions marked [any] on any thread; all others
- * belong to the thread that owns the machine.
+ * Threads: functions marked [cpu] may run on one thread per virtual CPU at once, functions marked
+ * [any] on any thread; all others belong to the thread that owns the machine.
  */
 
-/* ---- limits (the only place that names them) ------------------------------------------------------------------------------ */
+/* ---- limits (the only place that names them) ------------------------------------------------- */
 
 #define VI_CPUS_MAX 2048	/* virtual CPUs of one machine */
 #define VI_RELID_MIN 1
@@ -29,12 +30,14 @@
 #define VI_ACTIONS_MAX 64	/* actions on one IRQ */
 #define VI_RING_PAYLOAD_MAX 524264	/* VI_PKT_LEN_MAX - VI_PKT_DESC: what len8 can say */
 
-/* ---- enums ---------------------------------------------------------------------------------------------------------------- */
+/* ---- enums ----------------------------------------------------------------------------------- */
 
 /* How a scan finds, claims and runs flags. */
 enum vi_engine {
-	VI_ENGINE_FAST = 0,	/* one exchange per 64 flags, 64-byte slots, no lock per interrupt */
-	VI_ENGINE_LINUX = 1	/* v6.10's own steps: bit by bit, desc lock, IN_PROGRESS, entropy sample */
+	/* one exchange per 64 flags, 64-byte slots, no lock per interrupt */
+	VI_ENGINE_FAST = 0,
+	/* v6.10's own steps: bit by bit, desc lock, IN_PROGRESS, entropy sample */
+	VI_ENGINE_LINUX = 1
 };
 
 /* Widest vectors the scanner and the renderer may use. */
@@ -61,7 +64,8 @@ enum vi_irqreturn {
 	VI_IRQ_NONE = 0,
 	VI_IRQ_HANDLED = 1,
 	VI_IRQ_WAKE_THREAD = 2,
-	VI_IRQ_DEFERRED = 256	/* internal: a stub has accounted, or will account, for this arrival */
+	/* internal: a stub has accounted, or will account, for this arrival */
+	VI_IRQ_DEFERRED = 256
 };
 
 /* Flow handlers (kernel/irq/chip.c v6.10; DEMUX is RFC patch 06, NOSTAT the review of it). */
@@ -79,7 +83,9 @@ enum vi_flow {
 	VI_FLOWS = 10
 };
 
-/* Callbacks a chip may have, as bits of vi_irq_chip.ops and as the op passed to vi_irq_chip.call. */
+/*
+ * Callbacks a chip may have, as bits of vi_irq_chip.ops and as the op passed to vi_irq_chip.call.
+ */
 enum vi_chip_op {
 	VI_CHIP_ACK = 1,
 	VI_CHIP_EOI = 2,
@@ -94,7 +100,8 @@ enum vi_chip_op {
 };
 
 enum vi_chip_flag {
-	VI_CHIP_EOI_IF_HANDLED = 2,	/* IRQCHIP_EOI_IF_HANDLED: no eoi for an arrival that was not run */
+	/* IRQCHIP_EOI_IF_HANDLED: no eoi for an arrival that was not run */
+	VI_CHIP_EOI_IF_HANDLED = 2,
 	VI_CHIP_ONESHOT_SAFE = 32	/* IRQCHIP_ONESHOT_SAFE */
 };
 
@@ -171,19 +178,49 @@ enum vi_irqf {
 	VI_IRQF_COND_ONESHOT = 0x200000
 };
 
-/* Per-CPU architecture counters: the x86 rows of /proc/interrupts, in their order (arch/x86/kernel/irq.c v6.10). */
+/*
+ * Per-CPU architecture counters: the x86 rows of /proc/interrupts, in their order
+ * (arch/x86/kernel/irq.c v6.10).
+ */
 enum vi_arch_row {
-	VI_ROW_NMI, VI_ROW_LOC, VI_ROW_SPU, VI_ROW_PMI, VI_ROW_IWI, VI_ROW_RTR, VI_ROW_PLT, VI_ROW_RES, VI_ROW_CAL, VI_ROW_TLB,
-	VI_ROW_TRM, VI_ROW_THR, VI_ROW_DFR, VI_ROW_MCE, VI_ROW_MCP, VI_ROW_HYP, VI_ROW_HRE, VI_ROW_HVS, VI_ROW_PIN, VI_ROW_NPI,
-	VI_ROW_PIW, VI_ROW_PMN,
+	VI_ROW_NMI,
+	VI_ROW_LOC,
+	VI_ROW_SPU,
+	VI_ROW_PMI,
+	VI_ROW_IWI,
+	VI_ROW_RTR,
+	VI_ROW_PLT,
+	VI_ROW_RES,
+	VI_ROW_CAL,
+	VI_ROW_TLB,
+	VI_ROW_TRM,
+	VI_ROW_THR,
+	VI_ROW_DFR,
+	VI_ROW_MCE,
+	VI_ROW_MCP,
+	VI_ROW_HYP,
+	VI_ROW_HRE,
+	VI_ROW_HVS,
+	VI_ROW_PIN,
+	VI_ROW_NPI,
+	VI_ROW_PIW,
+	VI_ROW_PMN,
 	VI_ARCH_ROWS
 };
 #define VI_ARCH_STRIDE 32	/* uint32_t per CPU in vi_counters.arch */
 
 /* Softirq vectors, in the order of /proc/softirqs (include/linux/interrupt.h v6.10). */
 enum vi_softirq {
-	VI_SOFTIRQ_HI, VI_SOFTIRQ_TIMER, VI_SOFTIRQ_NET_TX, VI_SOFTIRQ_NET_RX, VI_SOFTIRQ_BLOCK, VI_SOFTIRQ_IRQ_POLL,
-	VI_SOFTIRQ_TASKLET, VI_SOFTIRQ_SCHED, VI_SOFTIRQ_HRTIMER, VI_SOFTIRQ_RCU,
+	VI_SOFTIRQ_HI,
+	VI_SOFTIRQ_TIMER,
+	VI_SOFTIRQ_NET_TX,
+	VI_SOFTIRQ_NET_RX,
+	VI_SOFTIRQ_BLOCK,
+	VI_SOFTIRQ_IRQ_POLL,
+	VI_SOFTIRQ_TASKLET,
+	VI_SOFTIRQ_SCHED,
+	VI_SOFTIRQ_HRTIMER,
+	VI_SOFTIRQ_RCU,
 	VI_SOFTIRQS
 };
 #define VI_SOFTIRQ_STRIDE 16	/* uint32_t per CPU in vi_counters.softirq */
@@ -201,7 +238,7 @@ enum vi_callback_mode {
 #define VI_MSG_VMBUS 1
 #define VI_MSG_TIMER_EXPIRED 0x80000010
 
-/* ---- opaque and shared objects -------------------------------------------------------------------------------------------- */
+/* ---- opaque and shared objects --------------------------------------------------------------- */
 
 struct vi_machine;	/* everything hangs from one of these */
 struct vi_cpu;		/* one virtual CPU of a machine */
@@ -215,7 +252,10 @@ struct vi_cpu;		/* one virtual CPU of a machine */
  */
 typedef uint32_t (*vi_handler_t)(struct vi_cpu *cpu, uint32_t irq, void *dev_id);
 
-/* A message slot of the SynIC message page (TLFS 11.7; size at 4 and flags at 5, as every implementation has it). */
+/*
+ * A message slot of the SynIC message page (TLFS 11.7; size at 4 and flags at 5, as every
+ * implementation has it).
+ */
 struct vi_message {
 	uint32_t type;
 	uint8_t payload_size;
@@ -225,7 +265,10 @@ struct vi_message {
 	uint8_t payload[240];
 };
 
-/* What an interrupt controller can do (struct irq_chip). call may be NULL: then the callbacks in ops exist and do nothing. */
+/*
+ * What an interrupt controller can do (struct irq_chip). call may be NULL: then the callbacks in
+ * ops exist and do nothing.
+ */
 struct vi_irq_chip {
 	uint32_t ops;			/* enum vi_chip_op bits: which callbacks exist */
 	uint32_t flags;			/* enum vi_chip_flag bits */
@@ -236,18 +279,22 @@ struct vi_irq_chip {
 struct vi_irqaction {
 	vi_handler_t handler;
 	void *dev_id;
-	void **percpu_dev_id;		/* one cookie per CPU instead of dev_id: percpu_devid, demux and nostat flows only */
+	/* one cookie per CPU instead of dev_id: percpu_devid, demux and nostat flows only */
+	void **percpu_dev_id;
 	struct vi_irqaction *next;
 	uint32_t irq;
 	uint32_t flags;			/* enum vi_irqf bits */
-	uint32_t batched;		/* collect this IRQ in a scan and call vi_hooks.batch once, count afterwards */
-	uint32_t exact;			/* count before the call in the fast engine too: the handler may look */
+	/* collect this IRQ in a scan and call vi_hooks.batch once, count afterwards */
+	uint32_t batched;
+	/* count before the call in the fast engine too: the handler may look */
+	uint32_t exact;
 	uint64_t reserved[10];
 };
 
 /*
- * One Linux IRQ. Size and the cache lines touched per interrupt are those of the kernel's irq_desc on x86-64 (448 bytes: lines 0, 1
- * and 2), so that the linux engine costs what the kernel costs. The fast engine does not touch it in its hot loop.
+ * One Linux IRQ. Size and the cache lines touched per interrupt are those of the kernel's irq_desc
+ * on x86-64 (448 bytes: lines 0, 1 and 2), so that the linux engine costs what the kernel costs.
+ * The fast engine does not touch it in its hot loop.
  */
 struct vi_irq_desc {
 	/* line 0: irq_common_data and irq_data */
@@ -274,9 +321,12 @@ struct vi_irq_desc {
 	uint32_t irqs_unhandled;
 	uint64_t last_unhandled_ms;	/* machine time in milliseconds, 0 = never */
 	uint32_t running_cpu;		/* who set IN_PROGRESS */
-	uint32_t slow_users;		/* CPUs on the locked path: the fast slot stays a stub meanwhile */
-	uint32_t replay;		/* 1: an arrival while running elsewhere is replayed, 0: dropped as in v6.10 */
-	uint32_t visible;		/* 0: backs a channel without an IRQ (design legacy), no sum counts it */
+	/* CPUs on the locked path: the fast slot stays a stub meanwhile */
+	uint32_t slow_users;
+	/* 1: an arrival while running elsewhere is replayed, 0: dropped as in v6.10 */
+	uint32_t replay;
+	/* 0: backs a channel without an IRQ (design legacy), no sum counts it */
+	uint32_t visible;
 	uint32_t nr_actions;
 	uint32_t threads_handled;
 	uint32_t threads_handled_last;	/* top bit: a wake-up is waiting to be judged */
@@ -302,10 +352,11 @@ struct vi_lost {
 	uint64_t flag_zero;		/* flag 0: consumed, ignored */
 	uint64_t rescinded;		/* channel is being taken away */
 	uint64_t no_callback;		/* counted on its IRQ, but nobody to call */
-	uint64_t in_progress;		/* dropped by the simple flow while running elsewhere (linux engine) */
+	/* dropped by the simple flow while running elsewhere (linux engine) */
+	uint64_t in_progress;
 };
 
-/* ---- machine -------------------------------------------------------------------------------------------------------------- */
+/* ---- machine --------------------------------------------------------------------------------- */
 
 struct vi_config {
 	uint32_t nr_cpus;		/* possible CPUs, 1..VI_CPUS_MAX */
@@ -315,11 +366,15 @@ struct vi_config {
 	uint32_t arch;			/* enum vi_arch */
 	uint32_t hyp_count;		/* enum vi_hyp_count */
 	uint32_t channel_irqs;		/* 0: channels have no Linux IRQ (design legacy) */
-	uint32_t shutdown_adds_depth;	/* 1: the last free_irq adds to depth instead of setting it to 1 (since 6.18) */
+	/* 1: the last free_irq adds to depth instead of setting it to 1 (since 6.18) */
+	uint32_t shutdown_adds_depth;
 	uint64_t seed;
 };
 
-/* What the data plane tells or asks its owner. Any may be NULL. Called on the thread that runs the CPU. */
+/*
+ * What the data plane tells or asks its owner. Any may be NULL. Called on the thread that runs the
+ * CPU.
+ */
 enum vi_report {
 	VI_REPORT_NOBODY_CARED = 1,	/* value: irqs_unhandled. The IRQ is disabled now */
 	VI_REPORT_BOGUS_RETURN = 2,	/* value: what the handler returned */
@@ -335,92 +390,127 @@ struct vi_hooks {
 	void (*report)(struct vi_cpu *cpu, uint32_t what, uint32_t irq, uint32_t value);
 };
 
-/* Make a machine. EINVAL: a count or enum out of range; EOPNOTSUPP: vectors this CPU does not have; ENOMEM. */
+/*
+ * Make a machine. EINVAL: a count or enum out of range; EOPNOTSUPP: vectors this CPU does not have;
+ * ENOMEM.
+ */
 VI_MUST_CHECK int vi_machine_create(const struct vi_config *config, struct vi_machine **out);
 void vi_machine_destroy(struct vi_machine *m);
 void vi_machine_counters(struct vi_machine *m, struct vi_counters *out);
 void vi_machine_lost(struct vi_machine *m, struct vi_lost *out);
 void vi_machine_set_time(struct vi_machine *m, uint64_t time_ms);
 void vi_machine_set_hooks(struct vi_machine *m, const struct vi_hooks *hooks);
-/* The IRQ of control messages (designs mgmt-irq*), 0: they belong to the top level. ENOENT: no such descriptor. */
+/*
+ * The IRQ of control messages (designs mgmt-irq*), 0: they belong to the top level. ENOENT: no such
+ * descriptor.
+ */
 VI_MUST_CHECK int vi_machine_set_message_irq(struct vi_machine *m, uint32_t irq);
 /* arm64: the Linux IRQ of the VMBus PPI, which serves the top level. ENOENT: no such descriptor. */
 VI_MUST_CHECK int vi_machine_set_toplevel_irq(struct vi_machine *m, uint32_t irq);
 /* Handlers to request with: the PPI's (vmbus_percpu_isr) and the message IRQ's. */
 vi_handler_t vi_handler_percpu_isr(void);
 vi_handler_t vi_handler_message(void);
-/* Columns of vi_counters.irq: nr_irqs_max, then VI_RELIDS columns of channels that have no IRQ (design legacy). */
+/*
+ * Columns of vi_counters.irq: nr_irqs_max, then VI_RELIDS columns of channels that have no IRQ
+ * (design legacy).
+ */
 uint32_t vi_machine_nr_irqs_max(const struct vi_machine *m);
 struct vi_cpu *vi_machine_cpu(struct vi_machine *m, uint32_t cpu);	/* NULL past the last */
 uint32_t vi_cpu_id(const struct vi_cpu *cpu);
-void *vi_cpu_owner(const struct vi_cpu *cpu);	/* what vi_machine_set_owner() stored: a Python handle */
+/* what vi_machine_set_owner() stored: a Python handle */
+void *vi_cpu_owner(const struct vi_cpu *cpu);
 void vi_machine_set_owner(struct vi_machine *m, void *owner);
 
 /* Widest vectors of this CPU (enum vi_simd). [any] */
 uint32_t vi_simd_best(void);
 
-/* Take one pending vector of @cpu with its softirqs. Return: 1 taken, 0 nothing pending or @cpu is in a handler. EINVAL. [cpu] */
+/*
+ * Take one pending vector of @cpu with its softirqs. Return: 1 taken, 0 nothing pending or @cpu is
+ * in a handler. EINVAL. [cpu]
+ */
 int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
 /*
- * Run every CPU until nothing is deliverable. Return: vi_vcpu_run() calls that did something; -ELOOP: the
- * softirqs of a CPU keep each other alive without any interrupt, as they do on a ring whose writer is broken.
+ * Run every CPU until nothing is deliverable. Return: vi_vcpu_run() calls that did something;
+ * -ELOOP: the softirqs of a CPU keep each other alive without any interrupt, as they do on a ring
+ * whose writer is broken.
  */
 int64_t vi_machine_settle(struct vi_machine *m);
 /* 1 while a vector or softirq of @cpu runs. [any] */
 uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu);
 
-/* ---- irq/: descriptors, domain, flow handlers ----------------------------------------------------------------------------- */
+/* ---- irq/: descriptors, domain, flow handlers ------------------------------------------------ */
 
 /* The descriptor of @irq, NULL past the table or when it is not allocated. */
 struct vi_irq_desc *vi_irq_to_desc(struct vi_machine *m, uint32_t irq);
-/* Allocate descriptor @irq with kernel defaults (depth 1, DISABLED and MASKED, bad flow). EEXIST, EINVAL. */
+/*
+ * Allocate descriptor @irq with kernel defaults (depth 1, DISABLED and MASKED, bad flow). EEXIST,
+ * EINVAL.
+ */
 VI_MUST_CHECK int vi_irq_alloc_desc(struct vi_machine *m, uint32_t irq);
 /*
- * Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left, or a
- * channel is mapped to it; EDEADLK inside an interrupt.
+ * Free it: counters of the row return to 0, irqs_sum keeps what it had. EBUSY: an action is left,
+ * or a channel is mapped to it; EDEADLK inside an interrupt.
  */
 VI_MUST_CHECK int vi_irq_free_desc(struct vi_machine *m, uint32_t irq);
 /*
- * What /proc/stat says of @n IRQs from @first on: all their interrupts modulo 2^32; 0 without a descriptor, and for
- * a flow that counts per CPU only while the IRQ is not marked per-CPU. EINVAL: past the table. [any]
+ * What /proc/stat says of @n IRQs from @first on: all their interrupts modulo 2^32; 0 without a
+ * descriptor, and for a flow that counts per CPU only while the IRQ is not marked per-CPU. EINVAL:
+ * past the table. [any]
  */
 VI_MUST_CHECK int vi_irq_stat(struct vi_machine *m, uint32_t first, uint32_t n, uint32_t *numbers);
-/* Set chip and flow handler (irq_set_chip_and_handler). @chip must outlive the descriptor; NULL: no_irq_chip. */
-VI_MUST_CHECK int vi_irq_set_chip_and_flow(struct vi_machine *m, uint32_t irq, const struct vi_irq_chip *chip, uint32_t flow);
+/*
+ * Set chip and flow handler (irq_set_chip_and_handler). @chip must outlive the descriptor; NULL:
+ * no_irq_chip.
+ */
+VI_MUST_CHECK int vi_irq_set_chip_and_flow(struct vi_machine *m, uint32_t irq,
+					   const struct vi_irq_chip *chip, uint32_t flow);
 /* Change settings and the state bits that follow them (irq_modify_status). */
-VI_MUST_CHECK int vi_irq_modify_settings(struct vi_machine *m, uint32_t irq, uint32_t clear, uint32_t set);
+VI_MUST_CHECK int vi_irq_modify_settings(struct vi_machine *m, uint32_t irq, uint32_t clear,
+					 uint32_t set);
 /* Set and clear IRQD state bits under the descriptor lock. */
-VI_MUST_CHECK int vi_irq_modify_state(struct vi_machine *m, uint32_t irq, uint32_t clear, uint32_t set);
+VI_MUST_CHECK int vi_irq_modify_state(struct vi_machine *m, uint32_t irq, uint32_t clear,
+				      uint32_t set);
 /*
- * Append @action to the chain; it must live until it was removed. First action: core state is reset as in __setup_irq. A later one
- * revives a line that the spurious detector killed.
+ * Append @action to the chain; it must live until it was removed. First action: core state is reset
+ * as in __setup_irq. A later one revives a line that the spurious detector killed.
  */
-VI_MUST_CHECK int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action);
+VI_MUST_CHECK int vi_irq_add_action(struct vi_machine *m, uint32_t irq,
+				    struct vi_irqaction *action);
 /*
- * Take @action out of the chain, shut the IRQ down if it was the last, wait until no CPU runs it. ENOENT;
- * EDEADLK inside an interrupt.
+ * Take @action out of the chain, shut the IRQ down if it was the last, wait until no CPU runs it.
+ * ENOENT; EDEADLK inside an interrupt.
  */
-VI_MUST_CHECK int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action);
+VI_MUST_CHECK int vi_irq_remove_action(struct vi_machine *m, uint32_t irq,
+				       struct vi_irqaction *action);
 /* depth 0, enable, STARTED, replay what came before (irq_startup). */
 VI_MUST_CHECK int vi_irq_startup(struct vi_machine *m, uint32_t irq, uint32_t resend);
-/* Replay a remembered arrival once, by the resend tasklet (check_irq_resend). EINVAL: level; EBUSY: one is on its way. */
+/*
+ * Replay a remembered arrival once, by the resend tasklet (check_irq_resend). EINVAL: level; EBUSY:
+ * one is on its way.
+ */
 VI_MUST_CHECK int vi_irq_check_resend(struct vi_machine *m, uint32_t irq);
 VI_MUST_CHECK int vi_irq_shutdown(struct vi_machine *m, uint32_t irq);
 /* disable_irq_nosync. Return: the new depth. */
 VI_MUST_CHECK int vi_irq_disable(struct vi_machine *m, uint32_t irq);
-/* enable_irq. Return: the new depth, or -EPERM for an unbalanced enable (nothing changes; the caller warns). */
+/*
+ * enable_irq. Return: the new depth, or -EPERM for an unbalanced enable (nothing changes; the
+ * caller warns).
+ */
 VI_MUST_CHECK int vi_irq_enable(struct vi_machine *m, uint32_t irq);
 /* Wait until no CPU runs a handler of @irq (synchronize_irq). EDEADLK from inside an interrupt. */
 VI_MUST_CHECK int vi_irq_synchronize(struct vi_machine *m, uint32_t irq);
 /* enable_percpu_irq, disable_percpu_irq for @cpu. */
-VI_MUST_CHECK int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint32_t cpu, uint32_t on);
-/* Let the flow handler of @irq run on @cpu (generic_handle_irq). EINVAL without descriptor. [cpu] */
+VI_MUST_CHECK int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint32_t cpu,
+				       uint32_t on);
+/*
+ * Let the flow handler of @irq run on @cpu (generic_handle_irq). EINVAL without descriptor. [cpu]
+ */
 VI_MUST_CHECK int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq);
 
 /*
- * Linear domain: bind @hwirq to @irq (revmap), unbind it. ERANGE: hwirq past the domain; EBUSY: bound
- * already, or a channel is mapped to it; EINVAL: no such descriptor, or irq 0; ENOENT: not bound; EDEADLK:
- * unbinding inside an interrupt.
+ * Linear domain: bind @hwirq to @irq (revmap), unbind it. ERANGE: hwirq past the domain; EBUSY:
+ * bound already, or a channel is mapped to it; EINVAL: no such descriptor, or irq 0; ENOENT: not
+ * bound; EDEADLK: unbinding inside an interrupt.
  */
 VI_MUST_CHECK int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t irq);
 VI_MUST_CHECK int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq);
@@ -428,36 +518,52 @@ VI_MUST_CHECK int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq);
 uint32_t vi_domain_find(struct vi_machine *m, uint32_t hwirq);
 /* The CPU whose scans run this IRQ without a lock. Any other CPU takes the locked path. */
 VI_MUST_CHECK int vi_irq_set_owner_cpu(struct vi_machine *m, uint32_t irq, uint32_t cpu);
-/* Let the flow handler behind @hwirq run on @cpu (generic_handle_domain_irq). EINVAL when unmapped. [cpu] */
+/*
+ * Let the flow handler behind @hwirq run on @cpu (generic_handle_domain_irq). EINVAL when unmapped.
+ * [cpu]
+ */
 VI_MUST_CHECK int vi_generic_handle_domain_irq(struct vi_machine *m, uint32_t cpu, uint32_t hwirq);
 
-/* ---- hyperv/: SynIC event flags and message slots ------------------------------------------------------------------------- */
+/* ---- hyperv/: SynIC event flags and message slots -------------------------------------------- */
 
-/* Switch a CPU's SynIC on or off (what hv_synic_init and hv_synic_cleanup do to SCONTROL, SIMP, SIEFP and SINT2). */
+/*
+ * Switch a CPU's SynIC on or off (what hv_synic_init and hv_synic_cleanup do to SCONTROL, SIMP,
+ * SIEFP and SINT2).
+ */
 VI_MUST_CHECK int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /*
- * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested), 0 it was set already.
- * EINVAL: CPU, SINT or flag does not exist; ENXIO: that SynIC is off, the flag is untouched. [any]
+ * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested), 0
+ * it was set already. EINVAL: CPU, SINT or flag does not exist; ENXIO: that SynIC is off, the flag
+ * is untouched. [any]
  */
 VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t flag);
 /*
- * Put a message into the slot of @sint on @cpu. EAGAIN: the slot is busy, its pending bit is now set, try again after EOM;
- * EMSGSIZE: more than VI_MSG_PAYLOAD bytes; EINVAL, ENXIO as above. [any]
+ * Put a message into the slot of @sint on @cpu. EAGAIN: the slot is busy, its pending bit is now
+ * set, try again after EOM; EMSGSIZE: more than VI_MSG_PAYLOAD bytes; EINVAL, ENXIO as above. [any]
  */
 VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
 				const void *payload, uint32_t size);
 /* EOM writes of @cpu so far: a host that has messages waiting looks at it. [any] */
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
-/* The event flags of one SINT: VI_SINT_WORDS 64-bit words; and the message slot. NULL for a bad CPU or SINT. */
+/*
+ * The event flags of one SINT: VI_SINT_WORDS 64-bit words; and the message slot. NULL for a bad CPU
+ * or SINT.
+ */
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
-/* Sub-steps of a scan, for who explores orders: claim what one word holds; run one claimed relid. [cpu] */
+/*
+ * Sub-steps of a scan, for who explores orders: claim what one word holds; run one claimed relid.
+ * [cpu]
+ */
 uint64_t vi_scan_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t word);
 VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid);
-/* A whole scan of SINT2 without entry or message check. Return: flags claimed. EBUSY from a handler of that scan. [cpu] */
+/*
+ * A whole scan of SINT2 without entry or message check. Return: flags claimed. EBUSY from a handler
+ * of that scan. [cpu]
+ */
 int vi_scan(struct vi_machine *m, uint32_t cpu);
 
-/* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------------------------------------ */
+/* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------ */
 
 #define VI_RING_HDR 4096		/* bytes of the control page */
 #define VI_RING_BYTES_MIN 8192		/* control page and one page of data */
@@ -488,8 +594,10 @@ enum vi_ring_error {
 	VI_RING_OK = 0,
 	VI_RING_BAD_INDEX = 1,	/* the peer's index is outside the data or not a multiple of 8 */
 	VI_RING_BAD_AVAIL = 2,	/* not empty, yet less than a descriptor */
-	VI_RING_BAD_LENGTH = 3,	/* len8 is less than offset8, or packet and trailer pass the published data */
-	VI_RING_BAD_OFFSET = 4,	/* offset8 is inside the descriptor: below 2; below 3 with page ranges */
+	/* len8 is less than offset8, or packet and trailer pass the published data */
+	VI_RING_BAD_LENGTH = 3,
+	/* offset8 is inside the descriptor: below 2; below 3 with page ranges */
+	VI_RING_BAD_OFFSET = 4,
 	VI_RING_BAD_FLAGS = 5,	/* a flag other than VI_PKT_FLAG_COMPLETION */
 	VI_RING_BAD_TYPE = 6,	/* not in enum vi_packet_type */
 	VI_RING_BAD_RANGES = 7	/* GPA direct without a range */
@@ -543,15 +651,20 @@ struct vi_ring_reader {
 	uint32_t priv_read_index;	/* runs ahead of the shared one until close */
 	uint32_t read_index;		/* what the writer has been told */
 	uint32_t old_read;		/* what it had been told before the last close */
-	uint32_t avail;			/* bytes to read as last seen, less what was stepped over since */
+	/* bytes to read as last seen, less what was stepped over since */
+	uint32_t avail;
 	uint32_t pkt_len;		/* of the packet handed out, 0 = none */
 	uint32_t error;			/* enum vi_ring_error, strict rules only */
 	uint32_t pkt_buffer_size;
-	uint8_t *pkt_buffer;		/* the caller's: packets are copied here before they are looked at */
+	/* the caller's: packets are copied here before they are looked at */
+	uint8_t *pkt_buffer;
 	uint64_t intr_in_full;		/* signals because a waiting writer has room again */
 };
 
-/* A packet to write. desc_ext: what stands between descriptor and payload (page ranges), a multiple of 8 bytes. */
+/*
+ * A packet to write. desc_ext: what stands between descriptor and payload (page ranges), a multiple
+ * of 8 bytes.
+ */
 struct vi_packet_out {
 	uint16_t type;			/* enum vi_packet_type */
 	uint16_t flags;
@@ -562,7 +675,10 @@ struct vi_packet_out {
 	uint64_t desc_ext_len;
 };
 
-/* A packet read. The fields are checked copies; desc and payload point into pkt_buffer, or for a view into the ring. */
+/*
+ * A packet read. The fields are checked copies; desc and payload point into pkt_buffer, or for a
+ * view into the ring.
+ */
 struct vi_packet {
 	uint16_t type;
 	uint16_t offset8;
@@ -581,48 +697,71 @@ struct vi_ring_tally {
 	uint64_t checksum;		/* sum of transaction ids and payload words, modulo 2^64 */
 };
 
-/* Map a ring of @bytes in all and reset it. EINVAL: not whole pages, too small, too large; ENOMEM. */
+/*
+ * Map a ring of @bytes in all and reset it. EINVAL: not whole pages, too small, too large; ENOMEM.
+ */
 VI_MUST_CHECK int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out);
 /* Unmap it; a second call does nothing. */
 void vi_ring_mem_destroy(struct vi_ring_mem *mem);
-/* Zero the control page and set feature_bits to 1, as a guest does at open. Neither end may be at work. */
+/*
+ * Zero the control page and set feature_bits to 1, as a guest does at open. Neither end may be at
+ * work.
+ */
 void vi_ring_reset(struct vi_ring_mem *mem);
-/* Bytes that wait to be read, bytes free (an empty ring: all of them), from the shared indices. [any] */
+/*
+ * Bytes that wait to be read, bytes free (an empty ring: all of them), from the shared indices.
+ * [any]
+ */
 uint32_t vi_ring_bytes_to_read(const struct vi_ring_buffer *hdr, uint32_t data_size);
 uint32_t vi_ring_bytes_to_write(const struct vi_ring_buffer *hdr, uint32_t data_size);
 
-/* Take an end of @mem where the shared indices stand. EINVAL: unknown rules; EIO: an index is outside the data or unaligned. */
-VI_MUST_CHECK int vi_ring_writer_init(struct vi_ring_writer *w, const struct vi_ring_mem *mem, uint32_t rules);
-/* @pkt_buffer: @size bytes (16 or more) that outlive the reader; NULL and 0 for one that only uses views and vi_ring_read(). */
-VI_MUST_CHECK int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem, uint32_t rules, void *pkt_buffer,
-				      uint32_t size);
+/*
+ * Take an end of @mem where the shared indices stand. EINVAL: unknown rules; EIO: an index is
+ * outside the data or unaligned.
+ */
+VI_MUST_CHECK int vi_ring_writer_init(struct vi_ring_writer *w, const struct vi_ring_mem *mem,
+				      uint32_t rules);
+/*
+ * @pkt_buffer: @size bytes (16 or more) that outlive the reader; NULL and 0 for one that only uses
+ * views and vi_ring_read().
+ */
+VI_MUST_CHECK int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem,
+				      uint32_t rules, void *pkt_buffer, uint32_t size);
 
 /*
- * Write one packet and publish it. Return: 1 the reader must be signalled, 0 not. EAGAIN: no room; EINVAL: unknown
- * type or flag, page ranges missing or not a multiple of 8 bytes; EMSGSIZE: more than the format (strict: or the
- * ring) can ever hold; EIO: strict, the peer's index is impossible. One thread per ring.
+ * Write one packet and publish it. Return: 1 the reader must be signalled, 0 not. EAGAIN: no room;
+ * EINVAL: unknown type or flag, page ranges missing or not a multiple of 8 bytes; EMSGSIZE: more
+ * than the format (strict: or the ring) can ever hold; EIO: strict, the peer's index is impossible.
+ * One thread per ring.
  */
-VI_MUST_CHECK int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const void *payload,
-				uint32_t len);
-VI_MUST_CHECK int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *packet);
-/* Write packets until one is refused, publish once, decide once. Errors as above, only if the first one is refused. */
-VI_MUST_CHECK int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets, uint32_t n,
-				      uint32_t *accepted);
-/* Ask for a signal when more than @size bytes are free; 0: no longer. EINVAL: strict, more than the ring can hold. */
+VI_MUST_CHECK int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags,
+				uint64_t trans_id, const void *payload, uint32_t len);
+VI_MUST_CHECK int vi_ring_write_packet(struct vi_ring_writer *w,
+				       const struct vi_packet_out *packet);
+/*
+ * Write packets until one is refused, publish once, decide once. Errors as above, only if the first
+ * one is refused.
+ */
+VI_MUST_CHECK int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets,
+				      uint32_t n, uint32_t *accepted);
+/*
+ * Ask for a signal when more than @size bytes are free; 0: no longer. EINVAL: strict, more than the
+ * ring can hold.
+ */
 VI_MUST_CHECK int vi_ring_set_pending_send_size(struct vi_ring_writer *w, uint32_t size);
 /*
- * The steps that vi_ring_write_packet() is made of: copy, publish (Return: 1 if there was anything), signal check
- * (Return: 0, 1).
+ * The steps that vi_ring_write_packet() is made of: copy, publish (Return: 1 if there was
+ * anything), signal check (Return: 0, 1).
  */
 VI_MUST_CHECK int vi_ring_put(struct vi_ring_writer *w, const struct vi_packet_out *packet);
 int vi_ring_publish(struct vi_ring_writer *w);
 int vi_ring_must_signal(struct vi_ring_writer *w);
 
 /*
- * The first unread packet, and the one after it. Return: 1 and *out, 0 when empty. EIO: strict, reader->error says
- * why, the channel is failed and nothing of the packet is consumed; ENOBUFS: strict, it is larger than pkt_buffer.
- * *out is good until the next call. The _view forms leave the packet where it is: only *out was checked, the peer may
- * change the bytes behind desc and payload.
+ * The first unread packet, and the one after it. Return: 1 and *out, 0 when empty. EIO: strict,
+ * reader->error says why, the channel is failed and nothing of the packet is consumed; ENOBUFS:
+ * strict, it is larger than pkt_buffer. *out is good until the next call. The _view forms leave the
+ * packet where it is: only *out was checked, the peer may change the bytes behind desc and payload.
  */
 VI_MUST_CHECK int vi_ring_first(struct vi_ring_reader *r, struct vi_packet *out);
 VI_MUST_CHECK int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out);
@@ -636,24 +775,29 @@ int vi_ring_close(struct vi_ring_reader *r);
 int vi_ring_publish_read(struct vi_ring_reader *r);
 int vi_ring_must_signal_writer(struct vi_ring_reader *r);
 /*
- * Read one packet into @buf: with its descriptor (@raw) or its payload alone (vmbus_recvpacket). Return: as
- * vi_ring_close(); 0 and *actual 0 when empty. EINVAL: no buffer; ENOBUFS: *actual bytes are needed, nothing is
- * consumed; EIO as above. @trans_id may be NULL.
+ * Read one packet into @buf: with its descriptor (@raw) or its payload alone (vmbus_recvpacket).
+ * Return: as vi_ring_close(); 0 and *actual 0 when empty. EINVAL: no buffer; ENOBUFS: *actual bytes
+ * are needed, nothing is consumed; EIO as above. @trans_id may be NULL.
  */
-VI_MUST_CHECK int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw, uint32_t *actual,
-			       uint64_t *trans_id);
+VI_MUST_CHECK int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw,
+			       uint32_t *actual, uint64_t *trans_id);
 /*
- * Read and check up to @budget packets, VI_RING_BATCH per close, and add to *tally. Return: 1 if a close wants a
- * signal; EIO, ENOBUFS.
+ * Read and check up to @budget packets, VI_RING_BATCH per close, and add to *tally. Return: 1 if a
+ * close wants a signal; EIO, ENOBUFS.
  */
-VI_MUST_CHECK int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally);
-/* Mask signals; unmask them and say how many bytes raced in, not 0 = begin again (hv_begin_read, hv_end_read). */
+VI_MUST_CHECK int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget,
+				struct vi_ring_tally *tally);
+/*
+ * Mask signals; unmask them and say how many bytes raced in, not 0 = begin again (hv_begin_read,
+ * hv_end_read).
+ */
 void vi_ring_begin_read(struct vi_ring_reader *r);
 uint32_t vi_ring_end_read(struct vi_ring_reader *r);
 
 /* Who moves packets in vi_ring_bench_run(). */
 enum vi_ring_contender {
-	VI_RING_BENCH_LINUX = 0,	/* v6.10's steps (linux_shaped/): lock and two fences per packet, copy-out */
+	/* v6.10's steps (linux_shaped/): lock and two fences per packet, copy-out */
+	VI_RING_BENCH_LINUX = 0,
 	VI_RING_BENCH_PACKET = 1,	/* ours, publish per packet, copy-out */
 	VI_RING_BENCH_BATCH = 2,	/* ours, publish per batch, copy-out */
 	VI_RING_BENCH_VIEW = 3,		/* ours, publish per batch, in place */
@@ -663,19 +807,27 @@ enum vi_ring_contender {
 
 struct vi_ring_bench;	/* a ring of 512 KiB data, its two ends, a source and a sink */
 
-/* @payload: bytes per packet, @batch: packets written, then read (1..64). EINVAL: a batch does not fit the ring; ENOMEM. */
-VI_MUST_CHECK int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench **out);
-void vi_ring_bench_destroy(struct vi_ring_bench *b);
-/* Move @packets (rounded up to batches) on this thread. EBADMSG: one was lost or altered; EINVAL: no such contender. */
-VI_MUST_CHECK int vi_ring_bench_run(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint64_t *ns);
 /*
- * The same from this thread, pinned to @cpu_writer, to one pinned to @cpu_reader. EINVAL: MEMCPY has no two ends; or
- * errno of the pin.
+ * @payload: bytes per packet, @batch: packets written, then read (1..64). EINVAL: a batch does not
+ * fit the ring; ENOMEM.
  */
-VI_MUST_CHECK int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint32_t cpu_writer,
-				     uint32_t cpu_reader, uint64_t *ns);
+VI_MUST_CHECK int vi_ring_bench_create(uint32_t payload, uint32_t batch,
+				       struct vi_ring_bench **out);
+void vi_ring_bench_destroy(struct vi_ring_bench *b);
+/*
+ * Move @packets (rounded up to batches) on this thread. EBADMSG: one was lost or altered; EINVAL:
+ * no such contender.
+ */
+VI_MUST_CHECK int vi_ring_bench_run(struct vi_ring_bench *b, uint32_t contender, uint32_t packets,
+				    uint64_t *ns);
+/*
+ * The same from this thread, pinned to @cpu_writer, to one pinned to @cpu_reader. EINVAL: MEMCPY
+ * has no two ends; or errno of the pin.
+ */
+VI_MUST_CHECK int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets,
+				     uint32_t cpu_writer, uint32_t cpu_reader, uint64_t *ns);
 
-/* ---- vmbus/: the guest's channels (hot state) ------------------------------------------------------------------------------ */
+/* ---- vmbus/: the guest's channels (hot state) ------------------------------------------------ */
 
 struct vi_channel;
 
@@ -683,7 +835,8 @@ enum vi_callback {
 	VI_CALLBACK_NONE = 0,	/* closed: arrivals are counted on the IRQ and go nowhere */
 	VI_CALLBACK_DRAIN = 1,	/* read every packet, add up what they were */
 	VI_CALLBACK_NAPI = 2,	/* ISR mode only: mask the ring, poll from NET_RX (netvsc) */
-	VI_CALLBACK_COUNT = 3,	/* add one to the uint64_t that is its context: the benchmarks' trivial callback */
+	/* add one to the uint64_t that is its context: the benchmarks' trivial callback */
+	VI_CALLBACK_COUNT = 3,
 	VI_CALLBACK_HOOK = 4	/* call the vi_handler_t given */
 };
 
@@ -697,40 +850,49 @@ struct vi_channel_stats {
 };
 
 /*
- * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST. The
- * channel is closed: no rings, no callback.
+ * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST.
+ * The channel is closed: no rings, no callback.
  */
-VI_MUST_CHECK int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struct vi_channel **result);
+VI_MUST_CHECK int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
+				    struct vi_channel **result);
 /*
- * Take the guest's ends of two rings, which must outlive the channel or the next call (NULL: give them up).
+ * Take the guest's ends of two rings, which must outlive the channel or the next call (NULL: give
+ * them up).
  * @max_packet: bytes of the private copy of a packet. EBUSY: a callback is set; ENOMEM.
  */
 VI_MUST_CHECK int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in,
 				       const struct vi_ring_mem *out, uint32_t max_packet);
 /* The relid must be unmapped and the channel closed. */
 void vi_channel_destroy(struct vi_channel *ch);
-/* The relid's IRQ (0 in design legacy): binds the relid in the domain or to a counter column of its own. */
+/*
+ * The relid's IRQ (0 in design legacy): binds the relid in the domain or to a counter column of its
+ * own.
+ */
 VI_MUST_CHECK int vi_channel_map(struct vi_channel *ch, uint32_t irq);
 VI_MUST_CHECK int vi_channel_unmap(struct vi_channel *ch);
 /* Fill an action for request_irq so that it runs this channel. */
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
 /*
- * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or one that
- * this mode does not have, or nothing to read: DRAIN, NAPI and mode BATCHED need rings; EDEADLK from inside
- * an interrupt.
+ * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or
+ * one that this mode does not have, or nothing to read: DRAIN, NAPI and mode BATCHED need rings;
+ * EDEADLK from inside an interrupt.
  */
-VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context);
+VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
+					  void *context);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);
-/* Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent): counts sig_events. [cpu] */
+/*
+ * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent): counts
+ * sig_events. [cpu]
+ */
 void vi_channel_setevent(struct vi_channel *ch);
 /* 1 if the guest did so since the last call: what the hypercall will carry to the host. */
 uint32_t vi_channel_take_event(struct vi_channel *ch);
 
-/* ---- host/: a VSP's half of a channel -------------------------------------------------------------------------------------- */
+/* ---- host/: a VSP's half of a channel -------------------------------------------------------- */
 
 struct vi_vsp;
 
@@ -750,15 +912,23 @@ struct vi_traffic {
 	uint32_t payload;
 };
 
-/* The host's ends of two rings, which must outlive it. EINVAL: relid out of 1..2047; ENOMEM; EIO: an index is impossible. */
-VI_MUST_CHECK int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in, const struct vi_ring_mem *out,
-				struct vi_vsp **result);
+/*
+ * The host's ends of two rings, which must outlive it. EINVAL: relid out of 1..2047; ENOMEM; EIO:
+ * an index is impossible.
+ */
+VI_MUST_CHECK int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in,
+				const struct vi_ring_mem *out, struct vi_vsp **result);
 void vi_vsp_destroy(struct vi_vsp *vsp);
-/* Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL. EINVAL: no such CPU. */
+/*
+ * Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL. EINVAL: no such
+ * CPU.
+ */
 VI_MUST_CHECK int vi_vsp_set_target(struct vi_vsp *vsp, uint32_t cpu);
 /*
- * Write @packets in-band packets of @payload patterned bytes, publish once, signal by the ring's rule.
- * Return: packets written, short when the ring is full; EMSGSIZE. [any thread, one at a time per VSP]
+ * Write @packets in-band packets of @payload patterned bytes, publish once, signal by the ring's
+ * rule.
+ * Return: packets written, short when the ring is full; EMSGSIZE. [any thread, one at a time per
+ * VSP]
  */
 VI_MUST_CHECK int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload);
 void vi_vsp_get_stats(const struct vi_vsp *vsp, struct vi_vsp_stats *out);
@@ -767,16 +937,18 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp);
 /* HvSignalEvent for this channel as the guest sees it. Return: as vi_synic_signal(). */
 VI_MUST_CHECK int vi_vsp_signal(struct vi_vsp *vsp);
 /*
- * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64 from @seed),
- * send one burst, run the target CPU until it is idle. Return: vectors taken, or the first error (-EAGAIN: a
- * ring stayed full; -ENXIO: target is off).
+ * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64
+ * from @seed), send one burst, run the target CPU until it is idle. Return: vectors taken, or the
+ * first error (-EAGAIN: a ring stayed full; -ENXIO: target is off).
  */
-VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n, uint64_t seed);
+VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n,
+			       uint64_t seed);
 
-/* ---- fs/: counters to text ------------------------------------------------------------------------------------------------- */
+/* ---- fs/: counters to text ------------------------------------------------------------------- */
 /*
- * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every size is
- * known before a digit is written, so that vi_seq_size() is exact and the renderer writes each byte once.
+ * A table of text is a list of rows; a row is a prefix, cells of eleven bytes and a suffix. Every
+ * size is known before a digit is written, so that vi_seq_size() is exact and the renderer writes
+ * each byte once.
  */
 enum vi_seq_style {
 	VI_SEQ_LEADING = 0,	/* each cell is " %10u" */
@@ -786,12 +958,15 @@ enum vi_seq_style {
 #define VI_SEQ_CELLS_MAX 65536	/* cells of one row: beyond VI_CPUS_MAX, for files from elsewhere */
 
 struct vi_seq_row {
-	const uint32_t *counts;	/* cell i is counts[index[i] * stride], without index counts[i * stride] */
-	uint64_t text_off;	/* where the prefix begins in vi_seq_table.text; the suffix follows it */
+	/* cell i is counts[index[i] * stride], without index counts[i * stride] */
+	const uint32_t *counts;
+	/* where the prefix begins in vi_seq_table.text; the suffix follows it */
+	uint64_t text_off;
 	uint32_t prefix_len;
 	uint32_t suffix_len;	/* a row with cells ends in text: at least its newline */
 	uint32_t cells;		/* 0: the row is text alone and counts is not read */
-	uint32_t stride;	/* elements from one index to the next; 0: every cell is counts[0] */
+	/* elements from one index to the next; 0: every cell is counts[0] */
+	uint32_t stride;
 	uint32_t style;		/* enum vi_seq_style */
 	uint32_t reserved;
 };
@@ -802,29 +977,36 @@ struct vi_seq_table {
 	const uint32_t *index;	/* CPU ids of the columns; NULL: column i is index i */
 	uint64_t text_len;
 	uint32_t nr_rows;
-	uint32_t nr_index;	/* length of index, and the most cells a row may have while there is one */
+	/* length of index, and the most cells a row may have while there is one */
+	uint32_t nr_index;
 };
 
 /*
  * Bytes of the rendered table, exactly. EINVAL: a row reaches outside text or index, has more than
- * VI_SEQ_CELLS_MAX cells, cells without counts or without a suffix, or a style that does not exist. [any]
+ * VI_SEQ_CELLS_MAX cells, cells without counts or without a suffix, or a style that does not exist.
+ * [any]
  */
 VI_MUST_CHECK int64_t vi_seq_size(const struct vi_seq_table *t);
 /*
- * Render the table into buf with vectors up to simd (enum vi_simd); counters may change meanwhile. Return:
- * bytes written. ENOSPC: size is less than vi_seq_size(), nothing is written; EOPNOTSUPP: vectors this CPU
- * does not have; EINVAL as above, or simd is no level. [any]
+ * Render the table into buf with vectors up to simd (enum vi_simd); counters may change meanwhile.
+ * Return: bytes written. ENOSPC: size is less than vi_seq_size(), nothing is written; EOPNOTSUPP:
+ * vectors this CPU does not have; EINVAL as above, or simd is no level. [any]
  */
-VI_MUST_CHECK int64_t vi_seq_render(const struct vi_seq_table *t, uint32_t simd, void *buf, uint64_t size);
+VI_MUST_CHECK int64_t vi_seq_render(const struct vi_seq_table *t, uint32_t simd, void *buf,
+				    uint64_t size);
 /*
- * Read cells of one style from the start of text into counts, until max are read or what comes next is not a
- * cell: a number that fits 32 bits, without leading zeros, right-aligned in ten, a blank before it and a
- * blank or the end of text after it. (The first cell of the trailing style has no blank before it.) Return:
- * cells read. EINVAL: the style does not exist. [any]
+ * Read cells of one style from the start of text into counts, until max are read or what comes next
+ * is not a cell: a number that fits 32 bits, without leading zeros, right-aligned in ten, a blank
+ * before it and a blank or the end of text after it. (The first cell of the trailing style has no
+ * blank before it.) Return: cells read. EINVAL: the style does not exist. [any]
  */
-VI_MUST_CHECK int vi_seq_scan(const void *text, uint64_t len, uint32_t style, uint32_t max, uint32_t *counts);
+VI_MUST_CHECK int vi_seq_scan(const void *text, uint64_t len, uint32_t style, uint32_t max,
+			      uint32_t *counts);
 
-/* Peers of vi_seq_render(): the same bytes, cell by cell as the kernel makes them (linux_shaped/seq.c). */
+/*
+ * Peers of vi_seq_render(): the same bytes, cell by cell as the kernel makes them
+ * (linux_shaped/seq.c).
+ */
 enum vi_seq_how {
 	VI_SEQ_OURS = 0,
 	VI_SEQ_PRINTF = 1,	/* up to v6.12: one seq_printf() per cell */
@@ -832,24 +1014,28 @@ enum vi_seq_how {
 	VI_SEQ_MEMSET = 3,	/* no table at all: memset() of its size, the memory's own limit */
 	VI_SEQ_HOWS = 4
 };
-/* Render with a peer; how is VI_SEQ_PRINTF or VI_SEQ_PUT_DECIMAL. Errors as vi_seq_render(). [any] */
+/*
+ * Render with a peer; how is VI_SEQ_PRINTF or VI_SEQ_PUT_DECIMAL. Errors as vi_seq_render(). [any]
+ */
 VI_MUST_CHECK int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t how, void *buf,
 					  uint64_t size);
 /*
- * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS alone). *ns
- * is the time of all of them. Return: bytes of one, or the error of the contender; EINVAL: repeat is 0. [any]
+ * Time repeat renderings in a row by contender how (enum vi_seq_how; simd counts for VI_SEQ_OURS
+ * alone). *ns is the time of all of them. Return: bytes of one, or the error of the contender;
+ * EINVAL: repeat is 0. [any]
  */
-VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat,
-				   void *buf, uint64_t size, uint64_t *ns);
+VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd,
+				   uint32_t repeat, void *buf, uint64_t size, uint64_t *ns);
 
-/* ---- bench/: the demux hot path ------------------------------------------------------------------------ */
+/* ---- bench/: the demux hot path -------------------------------------------------------------- */
 
 enum vi_demux_contender {
 	VI_DEMUX_OURS = 0,		/* fast engine, design rfc */
 	VI_DEMUX_LEGACY = 1,		/* linux engine, design legacy: v6.10 without the RFC */
 	VI_DEMUX_RFC = 2,		/* linux engine, design rfc */
 	VI_DEMUX_RFC_NO_ENTROPY = 3,	/* the same without the entropy sample */
-	VI_DEMUX_RFC_UNTRACKED = 4,	/* the same, untracked flow: no statistics, entropy, spurious check */
+	/* the same, untracked flow: no statistics, entropy, spurious check */
+	VI_DEMUX_RFC_UNTRACKED = 4,
 	VI_DEMUX_RFC_PERCPU = 5,	/* the same with the per-CPU flow: no desc lock */
 	VI_DEMUX_FLOOR = 6,		/* the calls and the counters alone, the list given */
 	VI_DEMUX_CONTENDERS = 7
@@ -862,7 +1048,8 @@ struct vi_demux_config {
 	uint32_t simd;			/* enum vi_simd, for OURS */
 	uint32_t pending;		/* flags set per scan, 0..2047 */
 	uint32_t consecutive;		/* 1: relids 1..pending; 0: at random from seed */
-	uint32_t patterns;		/* random sets of flags taken in turn, 1..VI_DEMUX_PATTERNS_MAX */
+	/* random sets of flags taken in turn, 1..VI_DEMUX_PATTERNS_MAX */
+	uint32_t patterns;
 	uint32_t scan_only;		/* 1: the demultiplexer alone, without the top level */
 	uint64_t cold_bytes;		/* other memory to touch before each scan, 0: warm */
 	uint64_t seed;
@@ -871,14 +1058,18 @@ struct vi_demux_config {
 struct vi_demux_bench;
 
 /*
- * A machine with all 2047 channels in ISR mode. EINVAL: a value is out of range; ENOMEM; EOPNOTSUPP: vectors
- * this CPU does not have.
+ * A machine with all 2047 channels in ISR mode. EINVAL: a value is out of range; ENOMEM;
+ * EOPNOTSUPP: vectors this CPU does not have.
  */
-VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out);
+VI_MUST_CHECK int vi_demux_bench_create(const struct vi_demux_config *config,
+					struct vi_demux_bench **out);
 void vi_demux_bench_destroy(struct vi_demux_bench *b);
 /* Time @scans scans. *ns: of all of them. Return: scans made. */
 VI_MUST_CHECK int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns);
-/* Time @n locked instructions in a row: claiming a word costs one, and so does each lock of the peers. EINVAL: none. */
+/*
+ * Time @n locked instructions in a row: claiming a word costs one, and so does each lock of the
+ * peers. EINVAL: none.
+ */
 VI_MUST_CHECK int vi_demux_bench_locked(uint32_t n, uint64_t *ns);
 /* Compare every channel's count with what was raised. Return: how many differ. */
 VI_MUST_CHECK int vi_demux_bench_verify(struct vi_demux_bench *b);

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILE_LINES_MAX = 560
+FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 62
-C_LINE_MAX = 132
+C_LINE_MAX = 100
 
 
 def files(*patterns: str) -> list[Path]:

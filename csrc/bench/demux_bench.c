@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * demux_bench.c - timed loops over the demux hot path: one machine per contender, the same flags, the same
- * trivial callback.
+ * demux_bench.c - timed loops over the demux hot path: one machine per contender, the same flags,
+ * the same trivial callback.
  *
- * A group of event flag areas is filled while the clock is stopped and scanned while it runs, so that neither
- * the raising nor the forwarding of its stores into the scan's loads is measured. The areas hold several
- * patterns in turn: a branch predictor learns one pattern by heart, which no real load would let it do. What
- * is timed is the whole top level, vi_take_vector(), or with scan_only the demultiplexer alone.
+ * A group of event flag areas is filled while the clock is stopped and scanned while it runs, so
+ * that neither the raising nor the forwarding of its stores into the scan's loads is measured. The
+ * areas hold several patterns in turn: a branch predictor learns one pattern by heart, which no
+ * real load would let it do. What is timed is the whole top level, vi_take_vector(), or with
+ * scan_only the demultiplexer alone.
  */
 #define _GNU_SOURCE
 #include "internals.h"
@@ -66,7 +67,8 @@ static void make_pattern(const struct vi_demux_config *config, uint64_t *random,
 			p->relids[n++] = (uint16_t)relid;
 }
 
-static const struct vi_config *machine_config(const struct vi_demux_config *c, struct vi_config *out)
+static const struct vi_config *machine_config(const struct vi_demux_config *c,
+					      struct vi_config *out)
 {
 	bool linux_engine = c->contender != VI_DEMUX_OURS && c->contender != VI_DEMUX_FLOOR;
 
@@ -106,7 +108,8 @@ static int add_channel(struct vi_demux_bench *b, uint32_t relid)
 	if (result == 0 && irq) {
 		result = vi_irq_alloc_desc(b->m, irq);
 		if (result == 0)
-			result = vi_irq_set_chip_and_flow(b->m, irq, &b->chip, flow_of(b->config.contender));
+			result = vi_irq_set_chip_and_flow(b->m, irq, &b->chip,
+							  flow_of(b->config.contender));
 		if (result == 0)
 			result = vi_domain_map(b->m, relid, irq);
 	}
@@ -252,7 +255,8 @@ int vi_demux_bench_run(struct vi_demux_bench *b, uint32_t scans, uint64_t *ns)
 		clock = now_ns();
 		start = now_ns();
 		scan_group(b, patterns, group);
-		total += (int64_t)(now_ns() - start) - (int64_t)(start - clock);	/* less the clock's cost */
+		/* less the clock's cost */
+		total += (int64_t)(now_ns() - start) - (int64_t)(start - clock);
 	}
 	*ns = total > 0 ? (uint64_t)total : 0;
 	return (int)scans;

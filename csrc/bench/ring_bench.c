@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ring_bench.c - timed loops over a ring: this core against its Linux-shaped twin and against bare copies.
+ * ring_bench.c - timed loops over a ring: this core against its Linux-shaped twin and against bare
+ * copies.
  *
- * Owns one ring of 512 KiB data that all contenders share (each starts at index 0, so none profits from a warmer
- * ring), a source and a sink. Readers touch the first 8 bytes of each payload. Every run checks what arrived: the sum
- * of the transaction ids and first words, and the last packet byte by byte.
+ * Owns one ring of 512 KiB data that all contenders share (each starts at index 0, so none profits
+ * from a warmer ring), a source and a sink. Readers touch the first 8 bytes of each payload. Every
+ * run checks what arrived: the sum of the transaction ids and first words, and the last packet byte
+ * by byte.
  *
- * Access rules: one run at a time per object; a pair run has its reading half on a thread of its own that ends with the run.
+ * Access rules: one run at a time per object; a pair run has its reading half on a thread of its
+ * own that ends with the run.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -50,7 +53,10 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* The word of a payload that readers touch; every buffer has 8 bytes, zeroes behind a shorter payload. */
+/*
+ * The word of a payload that readers touch; every buffer has 8 bytes, zeroes behind a shorter
+ * payload.
+ */
 static inline uint64_t first_word(const uint8_t *payload)
 {
 	uint64_t word;
@@ -59,7 +65,7 @@ static inline uint64_t first_word(const uint8_t *payload)
 	return word;
 }
 
-/* ---- writing halves: @n packets; Return: how many went in ------------------------------------------------------------------- */
+/* ---- writing halves: @n packets; Return: how many went in ------------------------------------ */
 
 static uint32_t write_linux(struct vi_ring_bench *b, uint32_t n)
 {
@@ -77,7 +83,8 @@ static uint32_t write_single(struct vi_ring_bench *b, uint32_t n)
 	uint32_t i;
 
 	for (i = 0; i < n; i++)
-		if (vi_ring_write(&b->out.ring, VI_PKT_DATA_INBAND, 0, b->out.next_id + i, b->source, b->payload) < 0)
+		if (vi_ring_write(&b->out.ring, VI_PKT_DATA_INBAND, 0, b->out.next_id + i,
+				  b->source, b->payload) < 0)
 			break;
 	b->out.next_id += i;
 	return i;
@@ -95,7 +102,7 @@ static uint32_t write_batch(struct vi_ring_bench *b, uint32_t n)
 	return accepted;
 }
 
-/* ---- reading halves: up to a batch; Return: packets that came out ----------------------------------------------------------- */
+/* ---- reading halves: up to a batch; Return: packets that came out ---------------------------- */
 
 static inline void seen(struct vi_ring_bench *b, uint32_t n, uint64_t sum, const uint8_t *last)
 {
@@ -111,7 +118,8 @@ static uint32_t read_linux(struct vi_ring_bench *b)
 	uint64_t sum = 0;
 	uint32_t n = 0;
 
-	for (desc = vi_lx_pkt_iter_first(&b->in.lx); desc; desc = vi_lx_pkt_iter_next(&b->in.lx, desc)) {
+	for (desc = vi_lx_pkt_iter_first(&b->in.lx); desc;
+	     desc = vi_lx_pkt_iter_next(&b->in.lx, desc)) {
 		payload = (const uint8_t *)desc + desc->offset8 * 8u;
 		sum += desc->trans_id + first_word(payload);
 		if (++n == b->batch) {
@@ -154,7 +162,8 @@ static uint32_t read_view(struct vi_ring_bench *b)
 	uint32_t n = 0;
 	int ret;
 
-	for (ret = vi_ring_first_view(&b->in.ring, &p); ret > 0; ret = vi_ring_next_view(&b->in.ring, &p)) {
+	for (ret = vi_ring_first_view(&b->in.ring, &p); ret > 0;
+	     ret = vi_ring_next_view(&b->in.ring, &p)) {
 		sum += p.trans_id + first_word(p.payload);
 		if (++n == b->batch) {
 			vi_ring_skip(&b->in.ring);
@@ -168,7 +177,7 @@ static uint32_t read_view(struct vi_ring_bench *b)
 	return n;
 }
 
-/* ---- one thread ------------------------------------------------------------------------------------------------------------ */
+/* ---- one thread ------------------------------------------------------------------------------ */
 
 /* The limit: the payload copied in, then out, where a ring would have put it. */
 static void copy_batch(struct vi_ring_bench *b)
@@ -255,7 +264,8 @@ static int verify(const struct vi_ring_bench *b, uint64_t packets)
  * @batch: packets written, then read
  * @out: the workload
  *
- * Return: 0; -EINVAL when payload or batch is empty, a batch is above VI_RING_BATCH or does not fit the ring; -ENOMEM.
+ * Return: 0; -EINVAL when payload or batch is empty, a batch is above VI_RING_BATCH or does not fit
+ * the ring; -ENOMEM.
  */
 int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench **out)
 {
@@ -277,7 +287,8 @@ int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench 
 	b->sink_size = (((payload + 7) & ~7u) + VI_PKT_DESC + 63) & ~63u;
 	b->source = aligned_alloc(VI_LINE, b->sink_size);
 	b->sink = aligned_alloc(VI_LINE, b->sink_size);
-	ret = b->source && b->sink ? vi_ring_mem_create(VI_BENCH_DATA + VI_RING_HDR, &b->mem) : -ENOMEM;
+	ret = b->source && b->sink ? vi_ring_mem_create(VI_BENCH_DATA + VI_RING_HDR, &b->mem) :
+				     -ENOMEM;
 	if (ret) {
 		vi_ring_bench_destroy(b);
 		return ret;
@@ -286,7 +297,9 @@ int vi_ring_bench_create(uint32_t payload, uint32_t batch, struct vi_ring_bench 
 	for (i = 0; i < payload; i++)
 		b->source[i] = (uint8_t)(i * 31 + 7);
 	for (i = 0; i < batch; i++)
-		b->out.packets[i] = (struct vi_packet_out){ .type = VI_PKT_DATA_INBAND, .len = payload, .payload = b->source };
+		b->out.packets[i] = (struct vi_packet_out){ .type = VI_PKT_DATA_INBAND,
+							    .len = payload,
+							    .payload = b->source };
 	*out = b;
 	return 0;
 }
@@ -330,7 +343,7 @@ int vi_ring_bench_run(struct vi_ring_bench *b, uint32_t contender, uint32_t pack
 	return batches ? verify(b, (uint64_t)batches * b->batch) : 0;
 }
 
-/* ---- two threads ----------------------------------------------------------------------------------------------------------- */
+/* ---- two threads ----------------------------------------------------------------------------- */
 
 struct vi_bench_half {
 	struct vi_ring_bench *b;
@@ -391,7 +404,9 @@ static void writing_half(struct vi_ring_bench *b, uint32_t contender, uint64_t p
 	uint32_t n, spins = 0;
 
 	while (b->out.next_id <= packets) {
-		n = packets - b->out.next_id + 1 < b->batch ? (uint32_t)(packets - b->out.next_id + 1) : b->batch;
+		n = packets - b->out.next_id + 1 < b->batch ?
+			    (uint32_t)(packets - b->out.next_id + 1) :
+			    b->batch;
 		if (contender == VI_RING_BENCH_LINUX)
 			n = write_linux(b, n);
 		else if (contender == VI_RING_BENCH_PACKET)
@@ -433,13 +448,14 @@ static int run_pair(struct vi_ring_bench *b, struct vi_bench_half *half, uint64_
  * @cpu_reader: where the other one runs
  * @ns: from the first write to the last read
  *
- * Times of two threads say something about the placement of the two CPUs first: compare them inside one round only.
+ * Times of two threads say something about the placement of the two CPUs first: compare them inside
+ * one round only.
  *
- * Return: 0; -EINVAL for a contender without two ends or a CPU that this process may not use; -EBADMSG as
- * vi_ring_bench_run(); errno of pthread_create().
+ * Return: 0; -EINVAL for a contender without two ends or a CPU that this process may not use;
+ * -EBADMSG as vi_ring_bench_run(); errno of pthread_create().
  */
-int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets, uint32_t cpu_writer, uint32_t cpu_reader,
-		       uint64_t *ns)
+int vi_ring_bench_pair(struct vi_ring_bench *b, uint32_t contender, uint32_t packets,
+		       uint32_t cpu_writer, uint32_t cpu_reader, uint64_t *ns)
 {
 	struct vi_bench_half half = { .b = b, .contender = contender, .cpu = cpu_reader };
 	cpu_set_t before;

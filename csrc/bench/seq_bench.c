@@ -52,8 +52,8 @@ static int64_t render_once(const struct vi_seq_table *t, uint32_t how, uint32_t 
  * Context: any thread.
  * Return: bytes of one rendering; -EINVAL when @repeat is 0, else the contender's own error.
  */
-int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat, void *buf,
-		     uint64_t size, uint64_t *ns)
+int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd, uint32_t repeat,
+		     void *buf, uint64_t size, uint64_t *ns)
 {
 	int64_t bytes = -EINVAL;
 	uint64_t start = now_ns();

@@ -2,7 +2,8 @@
 /*
  * scan.c - text back to counters: the cells of a /proc/interrupts that somebody saved.
  *
- * Owns nothing. The text is not trusted: every byte of a cell is looked at, no byte past the end is read.
+ * Owns nothing. The text is not trusted: every byte of a cell is looked at, no byte past the end is
+ * read.
  */
 #include "internals.h"
 
@@ -20,7 +21,9 @@ static uint64_t load_le64(const uint8_t *in)
 	return v;
 }
 
-/* Eight digits, most significant in the lowest byte, to their value: double the width three times. */
+/*
+ * Eight digits, most significant in the lowest byte, to their value: double the width three times.
+ */
 static uint32_t value8(uint64_t chars)
 {
 	uint64_t z = chars - ONES * '0';
@@ -32,10 +35,14 @@ static uint32_t value8(uint64_t chars)
 
 static bool all_digits(uint64_t chars)
 {
-	return (chars & 0xf0 * ONES) == '0' * ONES && ((chars + 6 * ONES) & 0xf0 * ONES) == '0' * ONES;
+	return (chars & 0xf0 * ONES) == '0' * ONES &&
+	       ((chars + 6 * ONES) & 0xf0 * ONES) == '0' * ONES;
 }
 
-/* Ten characters to a number. Return: false unless they are blanks and then digits without leading zeros. */
+/*
+ * Ten characters to a number. Return: false unless they are blanks and then digits without leading
+ * zeros.
+ */
 static bool scan_number(const uint8_t *in, uint32_t *value)
 {
 	uint64_t low = load_le64(in + 2), top;
@@ -50,7 +57,8 @@ static bool scan_number(const uint8_t *in, uint32_t *value)
 		*value = value8(low);
 		return all_digits(low);
 	}
-	if (!all_digits(low) || in[1] < '0' || in[1] > '9' || (in[0] != ' ' && (in[0] < '1' || in[0] > '9')))
+	if (!all_digits(low) || in[1] < '0' || in[1] > '9' ||
+	    (in[0] != ' ' && (in[0] < '1' || in[0] > '9')))
 		return false;
 	if (in[0] == ' ' && in[1] == '0')
 		return false;
@@ -69,7 +77,8 @@ static bool scan_number(const uint8_t *in, uint32_t *value)
  * @counts: where the numbers go
  *
  * Context: any thread.
- * Return: cells read; what follows is not a cell, or @max is reached. -EINVAL when @style does not exist.
+ * Return: cells read; what follows is not a cell, or @max is reached. -EINVAL when @style does not
+ * exist.
  */
 int vi_seq_scan(const void *text, uint64_t len, uint32_t style, uint32_t max, uint32_t *counts)
 {

@@ -2,12 +2,13 @@
 /*
  * seq.c - counters to text: the rows of /proc/interrupts and /proc/softirqs.
  *
- * Owns nothing: rows, text, index and buffer belong to the caller, and one table may be rendered on many
- * threads at once.
+ * Owns nothing: rows, text, index and buffer belong to the caller, and one table may be rendered on
+ * many threads at once.
  *
- * Access rules: counters may be written by their CPUs while they are read. A cell is made from one load of
- * an aligned uint32_t, which the scalar code does as a relaxed atomic load (seq_x86.c says what vectors do).
- * As in the kernel, a table is not a snapshot: each cell is as old as its own load.
+ * Access rules: counters may be written by their CPUs while they are read. A cell is made from one
+ * load of an aligned uint32_t, which the scalar code does as a relaxed atomic load (seq_x86.c says
+ * what vectors do). As in the kernel, a table is not a snapshot: each cell is as old as its own
+ * load.
  */
 #include "seq_inline.h"
 
@@ -52,8 +53,8 @@ static void put_cells_scalar(uint8_t *out, const uint32_t *v, uint32_t n)
  * Context: any thread.
  * Return: one bit per row that is not all zero.
  */
-uint32_t vi_seq_fetch(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr, uint32_t col,
-		      uint32_t nc, struct vi_seq_tile *tile)
+uint32_t vi_seq_fetch(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
+		      uint32_t col, uint32_t nc, struct vi_seq_tile *tile)
 {
 	uint32_t busy = 0;
 
@@ -76,8 +77,8 @@ static void put_zeros_scalar(uint8_t *out)
 	memcpy(out, vi_seq_zeros, VI_SEQ_TILE * VI_SEQ_CELL);
 }
 
-static void put_block_scalar(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
-			     uint8_t *out)
+static void put_block_scalar(const struct vi_seq_table *t, const struct vi_seq_row *row,
+			     uint32_t nr, uint8_t *out)
 {
 	vi_seq_put_block(t, row, nr, out, put_cells_scalar, put_zeros_scalar, vi_seq_fetch);
 }
@@ -116,16 +117,18 @@ int64_t vi_seq_size(const struct vi_seq_table *t)
 
 		if (err)
 			return err;
-		size += (uint64_t)row->prefix_len + row->suffix_len + (uint64_t)row->cells * VI_SEQ_CELL;
+		size += (uint64_t)row->prefix_len + row->suffix_len +
+			(uint64_t)row->cells * VI_SEQ_CELL;
 	}
 	return (int64_t)size;
 }
 
 /*
- * Rows from row on, up to VI_SEQ_TILE, that one fetch can serve: neighbouring counters, as many cells. Blocks
- * end where cache lines end, so that no line is fetched for two of them.
+ * Rows from row on, up to VI_SEQ_TILE, that one fetch can serve: neighbouring counters, as many
+ * cells. Blocks end where cache lines end, so that no line is fetched for two of them.
  */
-static uint32_t block_rows(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t left)
+static uint32_t block_rows(const struct vi_seq_table *t, const struct vi_seq_row *row,
+			   uint32_t left)
 {
 	uintptr_t first = (uintptr_t)row->counts / sizeof(*row->counts);
 	uint32_t n = 1, most = VI_SEQ_TILE - (uint32_t)(first % VI_SEQ_TILE);
@@ -165,10 +168,10 @@ static vi_seq_block_t block_renderer(uint32_t simd)
  * @buf: where the text goes
  * @size: bytes at @buf
  *
- * Context: any thread, several at once on one table; the counters may change meanwhile, rows, text and index
- * may not.
- * Return: bytes written, exactly vi_seq_size(); -ENOSPC when @size is less, -EOPNOTSUPP when this CPU lacks
- * @simd, -EINVAL.
+ * Context: any thread, several at once on one table; the counters may change meanwhile, rows, text
+ * and index may not.
+ * Return: bytes written, exactly vi_seq_size(); -ENOSPC when @size is less, -EOPNOTSUPP when this
+ * CPU lacks @simd, -EINVAL.
  */
 int64_t vi_seq_render(const struct vi_seq_table *t, uint32_t simd, void *buf, uint64_t size)
 {

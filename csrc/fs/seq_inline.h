@@ -2,9 +2,9 @@
 /*
  * seq_inline.h - one block of rows, for every vector width; shared by seq.c and seq_x86.c.
  *
- * A cell is always eleven bytes, so every byte of the output has a known place before the first digit is
- * made, rows of neighbouring counters are rendered together, and every store is exact: nothing is written
- * past a row that a later row, or somebody else's memory, would have to repair.
+ * A cell is always eleven bytes, so every byte of the output has a known place before the first
+ * digit is made, rows of neighbouring counters are rendered together, and every store is exact:
+ * nothing is written past a row that a later row, or somebody else's memory, would have to repair.
  */
 #ifndef VMBUSIRQ_SEQ_INLINE_H
 #define VMBUSIRQ_SEQ_INLINE_H
@@ -14,7 +14,8 @@
 #define VI_ALWAYS_INLINE inline __attribute__((always_inline))
 
 #define VI_SEQ_TILE 16			/* rows and columns that are fetched together */
-#define VI_SEQ_EIGHT_DIGITS 100000000u	/* vectors make eight digits; larger cells are made one by one */
+/* vectors make eight digits; larger cells are made one by one */
+#define VI_SEQ_EIGHT_DIGITS 100000000u
 
 /* Cells of one block of rows, row by row. */
 struct vi_seq_tile {
@@ -25,17 +26,21 @@ struct vi_seq_tile {
 typedef void (*vi_seq_cells_t)(uint8_t *out, const uint32_t *v, uint32_t n);
 /* Write VI_SEQ_TILE cells of zero. */
 typedef void (*vi_seq_zeros_t)(uint8_t *out);
-/* Fetch columns [col, col + nc) of nr rows of neighbouring counters. Return: a bit per row not all 0. */
-typedef uint32_t (*vi_seq_fetch_t)(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
-				   uint32_t col, uint32_t nc, struct vi_seq_tile *tile);
+/*
+ * Fetch columns [col, col + nc) of nr rows of neighbouring counters. Return: a bit per row not all
+ * 0.
+ */
+typedef uint32_t (*vi_seq_fetch_t)(const struct vi_seq_table *t, const struct vi_seq_row *row,
+				   uint32_t nr, uint32_t col, uint32_t nc,
+				   struct vi_seq_tile *tile);
 /* Render nr rows that lie in one block. */
-typedef void (*vi_seq_block_t)(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
-			       uint8_t *out);
+typedef void (*vi_seq_block_t)(const struct vi_seq_table *t, const struct vi_seq_row *row,
+			       uint32_t nr, uint8_t *out);
 
 /* seq.c */
 extern const char vi_seq_zeros[VI_SEQ_TILE * VI_SEQ_CELL + 1];	/* VI_SEQ_TILE cells of zero */
-uint32_t vi_seq_fetch(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr, uint32_t col,
-		      uint32_t nc, struct vi_seq_tile *tile);
+uint32_t vi_seq_fetch(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
+		      uint32_t col, uint32_t nc, struct vi_seq_tile *tile);
 
 /* seq_x86.c; NULL: this CPU lacks the vectors */
 vi_seq_block_t vi_seq_block_x86(uint32_t simd);
@@ -60,7 +65,10 @@ static VI_ALWAYS_INLINE uint64_t vi_seq_digits(uint32_t v)
 	return t | (y - t * 10) << 8;
 }
 
-/* Digits to characters. Bytes below the first non-zero digit become blanks; the last byte stays a digit. */
+/*
+ * Digits to characters. Bytes below the first non-zero digit become blanks; the last byte stays a
+ * digit.
+ */
 static VI_ALWAYS_INLINE uint64_t vi_seq_chars(uint64_t z)
 {
 	uint64_t t = z | 1ull << 56;
@@ -81,20 +89,21 @@ static VI_ALWAYS_INLINE void vi_seq_put_cell(uint8_t *out, uint32_t v)
 		if (top >= 10)
 			out[0] = (uint8_t)('0' + top / 10);
 		out[1] = (uint8_t)('0' + top % 10);
-		vi_seq_store_le64(out + 2, vi_seq_digits(v % VI_SEQ_EIGHT_DIGITS) | 0x3030303030303030ull);
+		vi_seq_store_le64(out + 2,
+				  vi_seq_digits(v % VI_SEQ_EIGHT_DIGITS) | 0x3030303030303030ull);
 	}
 	out[10] = ' ';
 }
 
-static VI_ALWAYS_INLINE const uint32_t *vi_seq_at(const struct vi_seq_table *t, const struct vi_seq_row *row,
-						  uint32_t col)
+static VI_ALWAYS_INLINE const uint32_t *vi_seq_at(const struct vi_seq_table *t,
+						  const struct vi_seq_row *row, uint32_t col)
 {
 	return row->counts + (uint64_t)(t->index ? t->index[col] : col) * row->stride;
 }
 
 /*
- * The next block wants the next line of every CPU: more lines, at a wider pitch, than the hardware follows.
- * There may be no such line; then nothing happens.
+ * The next block wants the next line of every CPU: more lines, at a wider pitch, than the hardware
+ * follows. There may be no such line; then nothing happens.
  */
 static VI_ALWAYS_INLINE void vi_seq_prefetch_next(const uint32_t *at)
 {
@@ -102,7 +111,8 @@ static VI_ALWAYS_INLINE void vi_seq_prefetch_next(const uint32_t *at)
 }
 
 /* Counters that lie one after the other need no fetching. */
-static VI_ALWAYS_INLINE bool vi_seq_contiguous(const struct vi_seq_table *t, const struct vi_seq_row *row)
+static VI_ALWAYS_INLINE bool vi_seq_contiguous(const struct vi_seq_table *t,
+					       const struct vi_seq_row *row)
 {
 	return row->stride == 1 && !t->index;
 }
@@ -119,8 +129,8 @@ static VI_ALWAYS_INLINE void vi_seq_copy_ends(uint8_t *out, const uint8_t *in, s
 }
 
 /* Labels and names are short: a call to memcpy() would cost more than the copy. */
-static VI_ALWAYS_INLINE void vi_seq_put_text(uint8_t *out, const struct vi_seq_table *t, uint64_t off,
-					     uint32_t len)
+static VI_ALWAYS_INLINE void vi_seq_put_text(uint8_t *out, const struct vi_seq_table *t,
+					     uint64_t off, uint32_t len)
 {
 	const uint8_t *in = (const uint8_t *)t->text + off;
 
@@ -137,11 +147,14 @@ static VI_ALWAYS_INLINE void vi_seq_put_text(uint8_t *out, const struct vi_seq_t
 			*out++ = *in++;
 }
 
-/* The cells of a block whose counters are fetched tile by tile. at[r]: where row r goes on, moved along. */
-static VI_ALWAYS_INLINE void vi_seq_put_tiles(const struct vi_seq_table *t, const struct vi_seq_row *row,
-					      uint32_t nr, uint8_t *at[VI_SEQ_TILE],
-					      vi_seq_cells_t put_cells, vi_seq_zeros_t put_zeros,
-					      vi_seq_fetch_t fetch)
+/*
+ * The cells of a block whose counters are fetched tile by tile. at[r]: where row r goes on, moved
+ * along.
+ */
+static VI_ALWAYS_INLINE void vi_seq_put_tiles(const struct vi_seq_table *t,
+					      const struct vi_seq_row *row, uint32_t nr,
+					      uint8_t *at[VI_SEQ_TILE], vi_seq_cells_t put_cells,
+					      vi_seq_zeros_t put_zeros, vi_seq_fetch_t fetch)
 {
 	struct vi_seq_tile tile;
 
@@ -162,11 +175,13 @@ static VI_ALWAYS_INLINE void vi_seq_put_tiles(const struct vi_seq_table *t, cons
 }
 
 /*
- * Render one row of any kind, or up to VI_SEQ_TILE rows with as many cells whose counters lie side by side.
- * The suffixes come last: the leading style writes the blank after its last cell where the suffix begins.
+ * Render one row of any kind, or up to VI_SEQ_TILE rows with as many cells whose counters lie side
+ * by side. The suffixes come last: the leading style writes the blank after its last cell where the
+ * suffix begins.
  */
-static VI_ALWAYS_INLINE void vi_seq_put_block(const struct vi_seq_table *t, const struct vi_seq_row *row,
-					      uint32_t nr, uint8_t *out, vi_seq_cells_t put_cells,
+static VI_ALWAYS_INLINE void vi_seq_put_block(const struct vi_seq_table *t,
+					      const struct vi_seq_row *row, uint32_t nr,
+					      uint8_t *out, vi_seq_cells_t put_cells,
 					      vi_seq_zeros_t put_zeros, vi_seq_fetch_t fetch)
 {
 	uint8_t *at[VI_SEQ_TILE], *end[VI_SEQ_TILE];

@@ -5,8 +5,9 @@
  * Owns nothing; only seq.c calls it. Stores end exactly where the cells end.
  *
  * Access rules: counters may be written while they are read here. A vector load takes up to sixteen
- * neighbours at once; x86 moves each aligned 32-bit lane whole, which C cannot say and the thread sanitizer
- * cannot see, hence RACY_LOADS. A lane past the rows of a block is masked out and never read.
+ * neighbours at once; x86 moves each aligned 32-bit lane whole, which C cannot say and the thread
+ * sanitizer cannot see, hence RACY_LOADS. A lane past the rows of a block is masked out and never
+ * read.
  */
 #include "seq_inline.h"
 
@@ -17,7 +18,7 @@
 #define AVX2 __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
 
-/* ---- AVX2: four cells at a time ------------------------------------------------------------------------ */
+/* ---- AVX2: four cells at a time -------------------------------------------------------------- */
 
 /* The digits of each lane < 10^8, as vi_seq_digits() makes them. */
 static AVX2 VI_ALWAYS_INLINE __m256i digits_avx2(__m256i n)
@@ -45,8 +46,9 @@ static AVX2 VI_ALWAYS_INLINE __m256i chars_avx2(__m256i z, __m256i full)
 }
 
 /*
- * Two cells are 22 bytes, stored as bytes 0-15 and 6-21 of them: where those come from in two lanes of eight
- * characters, and in two lanes that begin with the two digits above. What comes from nowhere becomes a blank.
+ * Two cells are 22 bytes, stored as bytes 0-15 and 6-21 of them: where those come from in two lanes
+ * of eight characters, and in two lanes that begin with the two digits above. What comes from
+ * nowhere becomes a blank.
  */
 #define TWICE_AVX2(...) _mm256_setr_epi8(__VA_ARGS__, __VA_ARGS__)
 #define HEAD TWICE_AVX2(-1, -1, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, 8, 9, 10)
@@ -64,12 +66,16 @@ static AVX2 VI_ALWAYS_INLINE void store_four_avx2(uint8_t *out, __m256i head, __
 	_mm_storeu_si128((__m128i *)(void *)(out + 28), _mm256_extracti128_si256(tail, 1));
 }
 
-/* Four cells of which one has nine or ten digits: split off the two upper ones, 2^57 / 10^8 rounded up. */
+/*
+ * Four cells of which one has nine or ten digits: split off the two upper ones, 2^57 / 10^8 rounded
+ * up.
+ */
 static AVX2 void put_four_large_avx2(uint8_t *out, __m256i n)
 {
 	const __m256i none = _mm256_setzero_si256();
 	__m256i top = _mm256_srli_epi64(_mm256_mul_epu32(n, _mm256_set1_epi64x(1441151881)), 57);
-	__m256i low = _mm256_sub_epi64(n, _mm256_mul_epu32(top, _mm256_set1_epi64x(VI_SEQ_EIGHT_DIGITS)));
+	__m256i low =
+		_mm256_sub_epi64(n, _mm256_mul_epu32(top, _mm256_set1_epi64x(VI_SEQ_EIGHT_DIGITS)));
 	__m256i full = _mm256_cmpgt_epi64(top, none);
 	__m256i tens = _mm256_srli_epi64(_mm256_mul_epu32(top, _mm256_set1_epi64x(205)), 11);
 	__m256i units = _mm256_sub_epi64(top, _mm256_mul_epu32(tens, _mm256_set1_epi64x(10)));
@@ -78,8 +84,10 @@ static AVX2 void put_four_large_avx2(uint8_t *out, __m256i n)
 	__m256i unit = _mm256_and_si256(full, _mm256_slli_epi64(digit, 8));
 	__m256i two = _mm256_or_si256(_mm256_or_si256(tens, ten), unit);
 	__m256i chars = chars_avx2(digits_avx2(low), full);
-	__m256i head = _mm256_or_si256(_mm256_shuffle_epi8(chars, HEAD), _mm256_shuffle_epi8(two, TOP_HEAD));
-	__m256i tail = _mm256_or_si256(_mm256_shuffle_epi8(chars, TAIL), _mm256_shuffle_epi8(two, TOP_TAIL));
+	__m256i head = _mm256_or_si256(_mm256_shuffle_epi8(chars, HEAD),
+				       _mm256_shuffle_epi8(two, TOP_HEAD));
+	__m256i tail = _mm256_or_si256(_mm256_shuffle_epi8(chars, TAIL),
+				       _mm256_shuffle_epi8(two, TOP_TAIL));
 
 	store_four_avx2(out, head, tail);
 }
@@ -166,23 +174,27 @@ static AVX2 VI_ALWAYS_INLINE void transpose_avx2(const __m256i r[8], uint32_t (*
 	}
 }
 
-static AVX2 RACY_LOADS uint32_t fetch_avx2(const struct vi_seq_table *t, const struct vi_seq_row *row,
-					   uint32_t nr, uint32_t col, uint32_t nc, struct vi_seq_tile *tile)
+static AVX2 RACY_LOADS uint32_t fetch_avx2(const struct vi_seq_table *t,
+					   const struct vi_seq_row *row, uint32_t nr, uint32_t col,
+					   uint32_t nc, struct vi_seq_tile *tile)
 {
-	const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), none = _mm256_setzero_si256();
+	const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+		      none = _mm256_setzero_si256();
 	uint32_t busy = 0;
 
 	if (nr < 3)
 		return vi_seq_fetch(t, row, nr, col, nc, tile);
 	for (uint32_t r = 0; r < nr; r += 8) {
-		__m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(nr - r)), lane), any = none;
+		__m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(nr - r)), lane),
+			any = none;
 
 		for (uint32_t c = 0; c < nc; c += 8) {
 			__m256i v[8];
 
 #pragma GCC unroll 8
 			for (uint32_t i = 0; i < 8; i++) {
-				const uint32_t *at = vi_seq_at(t, row, c + i < nc ? col + c + i : col) + r;
+				const uint32_t *at =
+					vi_seq_at(t, row, c + i < nc ? col + c + i : col) + r;
 
 				vi_seq_prefetch_next(at);
 				v[i] = _mm256_maskload_epi32((const int *)at, mask);
@@ -196,13 +208,13 @@ static AVX2 RACY_LOADS uint32_t fetch_avx2(const struct vi_seq_table *t, const s
 	return busy;
 }
 
-static AVX2 void put_block_avx2(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
-				uint8_t *out)
+static AVX2 void put_block_avx2(const struct vi_seq_table *t, const struct vi_seq_row *row,
+				uint32_t nr, uint8_t *out)
 {
 	vi_seq_put_block(t, row, nr, out, put_cells_avx2, put_zeros_avx2, fetch_avx2);
 }
 
-/* ---- AVX-512 with VBMI: eight cells at a time ---------------------------------------------------------- */
+/* ---- AVX-512 with VBMI: eight cells at a time ------------------------------------------------ */
 
 /* The digits of each lane < 10^8, as vi_seq_digits() makes them. */
 static AVX512 VI_ALWAYS_INLINE __m512i digits_avx512(__m512i n)
@@ -230,21 +242,26 @@ static AVX512 VI_ALWAYS_INLINE __m512i chars_avx512(__m512i z, __m512i full)
 }
 
 /*
- * Where the 88 bytes of eight cells come from: bytes 2-9 of a cell from its eight characters, its other three
- * from a second vector (indices from 64 on) whose lanes hold the two digits above them and a blank.
+ * Where the 88 bytes of eight cells come from: bytes 2-9 of a cell from its eight characters, its
+ * other three from a second vector (indices from 64 on) whose lanes hold the two digits above them
+ * and a blank.
  */
-#define CELL(c) 64 + 8 * (c), 65 + 8 * (c), 8 * (c), 8 * (c) + 1, 8 * (c) + 2, 8 * (c) + 3, 8 * (c) + 4, \
-	8 * (c) + 5, 8 * (c) + 6, 8 * (c) + 7, 66 + 8 * (c)
+#define CELL(c)                                                                                  \
+	64 + 8 * (c), 65 + 8 * (c), 8 * (c), 8 * (c) + 1, 8 * (c) + 2, 8 * (c) + 3, 8 * (c) + 4, \
+		8 * (c) + 5, 8 * (c) + 6, 8 * (c) + 7, 66 + 8 * (c)
 static const uint8_t spread[128] VI_ALIGNED = {
 	CELL(0), CELL(1), CELL(2), CELL(3), CELL(4), CELL(5), CELL(6), CELL(7)
 };
 
-/* What stands beside the eight characters: the blank after them, and top, the digits before them. */
+/*
+ * What stands beside the eight characters: the blank after them, and top, the digits before them.
+ */
 static AVX512 VI_ALWAYS_INLINE __m512i beside_avx512(__m512i top)
 {
 	__m512i tens = _mm512_srli_epi64(_mm512_mul_epu32(top, _mm512_set1_epi64(205)), 11);
 	__m512i units = _mm512_sub_epi64(top, _mm512_mul_epu32(tens, _mm512_set1_epi64(10)));
-	__m512i out = _mm512_set1_epi64(0x202020), ten = _mm512_or_si512(tens, _mm512_set1_epi64(0x10));
+	__m512i out = _mm512_set1_epi64(0x202020),
+		ten = _mm512_or_si512(tens, _mm512_set1_epi64(0x10));
 	__m512i unit = _mm512_slli_epi64(_mm512_or_si512(units, _mm512_set1_epi64(0x10)), 8);
 
 	out = _mm512_mask_or_epi64(out, _mm512_test_epi64_mask(tens, tens), out, ten);
@@ -271,11 +288,14 @@ static AVX512 VI_ALWAYS_INLINE void store_cells_avx512(uint8_t *out, __m512i cha
 		_mm512_mask_storeu_epi8(out + 64, (1ull << (bytes - 64)) - 1, high);
 }
 
-/* Cells of which one has nine or ten digits: split off the two upper ones, 2^57 / 10^8 rounded up. */
+/*
+ * Cells of which one has nine or ten digits: split off the two upper ones, 2^57 / 10^8 rounded up.
+ */
 static AVX512 void put_large_avx512(uint8_t *out, __m512i v, uint32_t n)
 {
 	__m512i top = _mm512_srli_epi64(_mm512_mul_epu32(v, _mm512_set1_epi64(1441151881)), 57);
-	__m512i low = _mm512_sub_epi64(v, _mm512_mul_epu32(top, _mm512_set1_epi64(VI_SEQ_EIGHT_DIGITS)));
+	__m512i low =
+		_mm512_sub_epi64(v, _mm512_mul_epu32(top, _mm512_set1_epi64(VI_SEQ_EIGHT_DIGITS)));
 	__m512i full = _mm512_maskz_set1_epi64(_mm512_test_epi64_mask(top, top), -1);
 
 	store_cells_avx512(out, chars_avx512(digits_avx512(low), full), beside_avx512(top), n);
@@ -288,10 +308,11 @@ static AVX512 VI_ALWAYS_INLINE void put_eight_zeros_avx512(uint8_t *out)
 			    _mm256_loadu_si256((const __m256i *)(const void *)(vi_seq_zeros + 56)));
 }
 
-static AVX512 RACY_LOADS VI_ALWAYS_INLINE void put_up_to_eight_avx512(uint8_t *out, const uint32_t *from,
-								      uint32_t n)
+static AVX512 RACY_LOADS VI_ALWAYS_INLINE void
+put_up_to_eight_avx512(uint8_t *out, const uint32_t *from, uint32_t n)
 {
-	__m512i v = _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32((__mmask8)((1u << n) - 1), from));
+	__m512i v =
+		_mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32((__mmask8)((1u << n) - 1), from));
 
 	if (n == 8 && !_mm512_test_epi64_mask(v, v))
 		put_eight_zeros_avx512(out);
@@ -330,7 +351,10 @@ static AVX512 RACY_LOADS void put_cells_avx512(uint8_t *out, const uint32_t *v, 
 	}
 }
 
-/* Transpose sixteen columns by sixteen rows: 32-bit pairs, 64-bit pairs, then the four 128-bit lanes. */
+/*
+ * Transpose sixteen columns by sixteen rows: 32-bit pairs, 64-bit pairs, then the four 128-bit
+ * lanes.
+ */
 static AVX512 VI_ALWAYS_INLINE void transpose_avx512(const __m512i r[16], struct vi_seq_tile *tile)
 {
 	__m512i a[16], b[16];
@@ -361,9 +385,9 @@ static AVX512 VI_ALWAYS_INLINE void transpose_avx512(const __m512i r[16], struct
 	}
 }
 
-static AVX512 RACY_LOADS uint32_t fetch_avx512(const struct vi_seq_table *t, const struct vi_seq_row *row,
-					       uint32_t nr, uint32_t col, uint32_t nc,
-					       struct vi_seq_tile *tile)
+static AVX512 RACY_LOADS uint32_t fetch_avx512(const struct vi_seq_table *t,
+					       const struct vi_seq_row *row, uint32_t nr,
+					       uint32_t col, uint32_t nc, struct vi_seq_tile *tile)
 {
 	__mmask16 rows = (__mmask16)((1u << nr) - 1);
 	__m512i v[16], any = _mm512_setzero_si512();
@@ -385,8 +409,8 @@ static AVX512 RACY_LOADS uint32_t fetch_avx512(const struct vi_seq_table *t, con
 	return busy;
 }
 
-static AVX512 void put_block_avx512(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t nr,
-				    uint8_t *out)
+static AVX512 void put_block_avx512(const struct vi_seq_table *t, const struct vi_seq_row *row,
+				    uint32_t nr, uint8_t *out)
 {
 	vi_seq_put_block(t, row, nr, out, put_cells_avx512, put_zeros_avx512, fetch_avx512);
 }

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vsp.c - the host's half of a channel: it writes into the in ring and signals the VP that the guest has named.
+ * vsp.c - the host's half of a channel: it writes into the in ring and signals the VP that the
+ * guest has named.
  *
- * One thread at a time per VSP; the guest may run at once on any other. It meets the guest in the ring and in HvSignalEvent only.
+ * One thread at a time per VSP; the guest may run at once on any other. It meets the guest in the
+ * ring and in HvSignalEvent only.
  */
 #include "internals.h"
 
@@ -17,8 +19,8 @@ struct vi_vsp {
 	uint64_t payload[VI_RING_PAYLOAD_MAX / 8 + 1];
 };
 
-int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in, const struct vi_ring_mem *out,
-		  struct vi_vsp **result)
+int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in,
+		  const struct vi_ring_mem *out, struct vi_vsp **result)
 {
 	struct vi_vsp *vsp;
 	int error;
@@ -66,7 +68,10 @@ int vi_vsp_signal(struct vi_vsp *vsp)
 	return edge;
 }
 
-/* Fill the payload with words that tell packets apart. Return: what a reader's tally will add for it. */
+/*
+ * Fill the payload with words that tell packets apart. Return: what a reader's tally will add for
+ * it.
+ */
 static uint64_t make_payload(struct vi_vsp *vsp, uint32_t len)
 {
 	uint32_t words = len / 8, rest = len % 8;
@@ -93,7 +98,10 @@ int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
 	for (sent = 0; sent < packets; sent++) {
 		uint64_t sum = make_payload(vsp, payload);
 		struct vi_packet_out packet = {
-			.type = VI_PKT_DATA_INBAND, .len = payload, .trans_id = vsp->sequence, .payload = vsp->payload,
+			.type = VI_PKT_DATA_INBAND,
+			.len = payload,
+			.trans_id = vsp->sequence,
+			.payload = vsp->payload,
 		};
 
 		error = vi_ring_put(&vsp->in, &packet);
@@ -108,8 +116,10 @@ int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
 		vsp->stats.full++;
 	else if (error < 0 && sent == 0)
 		return error;
-	if (vi_ring_publish(&vsp->in) && vi_ring_must_signal(&vsp->in) && vi_vsp_signal(vsp) == -EINVAL)
-		return -EINVAL;		/* a SynIC that is off loses the signal instead, and the stats say so */
+	if (vi_ring_publish(&vsp->in) && vi_ring_must_signal(&vsp->in) &&
+	    vi_vsp_signal(vsp) == -EINVAL)
+		/* a SynIC that is off loses the signal instead, and the stats say so */
+		return -EINVAL;
 	return (int64_t)sent;
 }
 
@@ -128,7 +138,7 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp)
 	return &vsp->out;
 }
 
-/* ---- bulk traffic --------------------------------------------------------------------------------------------------------- */
+/* ---- bulk traffic ---------------------------------------------------------------------------- */
 
 /* Send one burst and run its target until idle. Return: vectors taken. */
 static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * synic.c - what the hypervisor gives each virtual CPU: the event flag page and the message page (TLFS chapter 11).
+ * synic.c - what the hypervisor gives each virtual CPU: the event flag page and the message page
+ * (TLFS chapter 11).
  *
- * Both pages are written by the host side (any thread) and the CPU itself, with atomic operations only. "No
- * event lost" rests on one order: the signaller sets the flag, then the doorbell; the CPU clears the doorbell
- * with an exchange before it looks at the flags.
+ * Both pages are written by the host side (any thread) and the CPU itself, with atomic operations
+ * only. "No event lost" rests on one order: the signaller sets the flag, then the doorbell; the CPU
+ * clears the doorbell with an exchange before it looks at the flags.
  */
 #include "internals.h"
 
@@ -50,7 +51,10 @@ int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on)
 	return 0;
 }
 
-/* Only the VMBus SINT is unmasked by the guest; a masked SINT takes neither flags nor messages here (TLFS: invalid SynIC state). */
+/*
+ * Only the VMBus SINT is unmasked by the guest; a masked SINT takes neither flags nor messages here
+ * (TLFS: invalid SynIC state).
+ */
 static int check_target(struct vi_machine *m, uint32_t cpu, uint32_t sint)
 {
 	if (cpu >= m->nr_cpus || sint >= VI_SINTS)
@@ -75,7 +79,8 @@ int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t 
 	result = check_target(m, cpu, sint);
 	if (result < 0)
 		return result;
-	old = __atomic_fetch_or(&vi_cpu_of(m, cpu)->flag_page[sint * VI_SINT_WORDS + flag / 64], bit, __ATOMIC_SEQ_CST);
+	old = __atomic_fetch_or(&vi_cpu_of(m, cpu)->flag_page[sint * VI_SINT_WORDS + flag / 64],
+				bit, __ATOMIC_SEQ_CST);
 	if (old & bit)
 		return 0;
 	request_vector(vi_cpu_of(m, cpu));
@@ -94,7 +99,10 @@ static int deposit(struct vi_message *slot, uint32_t type, const void *payload, 
 {
 	if (__atomic_load_n(&slot->type, __ATOMIC_SEQ_CST) != VI_MSG_NONE) {
 		__atomic_fetch_or(&slot->flags, 1, __ATOMIC_SEQ_CST);
-		/* the guest may have freed the slot before it could see the pending bit: it will not write EOM then */
+		/*
+		 * the guest may have freed the slot before it could see the pending bit: it will
+		 * not write EOM then
+		 */
 		if (__atomic_load_n(&slot->type, __ATOMIC_SEQ_CST) != VI_MSG_NONE)
 			return -EAGAIN;
 	}
@@ -107,7 +115,8 @@ static int deposit(struct vi_message *slot, uint32_t type, const void *payload, 
 	return 0;
 }
 
-int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type, const void *payload, uint32_t size)
+int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
+		  const void *payload, uint32_t size)
 {
 	struct vi_cpu *target;
 	int result;
@@ -129,14 +138,16 @@ int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t ty
 }
 
 /**
- * vi_synic_signal_eom() - free the slot, and tell the hypervisor if another message waits (vmbus_signal_eom)
+ * vi_synic_signal_eom() - free the slot, and tell the hypervisor if another message waits
+ * (vmbus_signal_eom)
  *
- * The type is compared and swapped, so that a slot somebody else has emptied meanwhile is left alone; the pending bit is read
- * after that, or a wake-up could be lost.
+ * The type is compared and swapped, so that a slot somebody else has emptied meanwhile is left
+ * alone; the pending bit is read after that, or a wake-up could be lost.
  */
 void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t seen_type)
 {
-	if (!__atomic_compare_exchange_n(&slot->type, &seen_type, VI_MSG_NONE, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	if (!__atomic_compare_exchange_n(&slot->type, &seen_type, VI_MSG_NONE, false,
+					 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return;
 	if (__atomic_load_n(&slot->flags, __ATOMIC_SEQ_CST) & 1)
 		__atomic_fetch_add(&cpu->eom_count, 1, __ATOMIC_SEQ_CST);
@@ -144,12 +155,15 @@ void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t s
 
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu)
 {
-	return cpu < m->nr_cpus ? __atomic_load_n(&vi_cpu_of(m, cpu)->eom_count, __ATOMIC_SEQ_CST) : 0;
+	return cpu < m->nr_cpus ? __atomic_load_n(&vi_cpu_of(m, cpu)->eom_count, __ATOMIC_SEQ_CST) :
+				  0;
 }
 
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint)
 {
-	return cpu < m->nr_cpus && sint < VI_SINTS ? vi_cpu_of(m, cpu)->flag_page + sint * VI_SINT_WORDS : NULL;
+	return cpu < m->nr_cpus && sint < VI_SINTS ?
+		       vi_cpu_of(m, cpu)->flag_page + sint * VI_SINT_WORDS :
+		       NULL;
 }
 
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint)

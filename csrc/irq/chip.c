@@ -2,8 +2,9 @@
 /*
  * chip.c - flow handlers: who counts, who acks, when the actions run (kernel/irq/chip.c, v6.10).
  *
- * Every handler but the per-CPU ones takes desc->lock and drops it around the actions, with IN_PROGRESS set. Callers hold no lock.
- * What an arrival adds to, as the kernel has it: count3 = cnt, irqs_sum and tot_count; count2 = cnt and irqs_sum.
+ * Every handler but the per-CPU ones takes desc->lock and drops it around the actions, with
+ * IN_PROGRESS set. Callers hold no lock. What an arrival adds to, as the kernel has it: count3 =
+ * cnt, irqs_sum and tot_count; count2 = cnt and irqs_sum.
  */
 #include "internals.h"
 
@@ -19,8 +20,8 @@ static bool chip_has(const struct vi_irq_desc *desc, uint32_t op)
 }
 
 /*
- * MASKED follows the callback, not the wish: a chip without irq_mask stays unmasked, one without irq_unmask
- * stays MASKED for ever.
+ * MASKED follows the callback, not the wish: a chip without irq_mask stays unmasked, one without
+ * irq_unmask stays MASKED for ever.
  */
 static void mask_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
@@ -116,7 +117,8 @@ void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc)
 {
 	if (!(desc->state & VI_IRQD_STARTED))
 		return;
-	__atomic_fetch_and(&m->resend[desc->irq / 64], ~(1ull << (desc->irq % 64)), __ATOMIC_RELAXED);
+	__atomic_fetch_and(&m->resend[desc->irq / 64], ~(1ull << (desc->irq % 64)),
+			   __ATOMIC_RELAXED);
 	desc->depth = m->shutdown_adds_depth ? desc->depth + 1 : 1;
 	if (chip_has(desc, VI_CHIP_SHUTDOWN)) {
 		chip_call(boot_cpu(m), desc, VI_CHIP_SHUTDOWN);
@@ -146,8 +148,8 @@ static bool may_run(const struct vi_irq_desc *desc)
 }
 
 /*
- * An arrival while the IRQ runs already: v6.10's simple flow drops it; a descriptor marked replay (the fast engine, and what later
- * kernels call resend-when-in-progress) remembers it.
+ * An arrival while the IRQ runs already: v6.10's simple flow drops it; a descriptor marked replay
+ * (the fast engine, and what later kernels call resend-when-in-progress) remembers it.
  */
 static void arrived_while_running(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
@@ -195,7 +197,10 @@ out:
 	vi_unlock(&desc->lock);
 }
 
-/* As simple, but leaves no trace in any statistics (kernel: for demultiplexers that keep their own). */
+/*
+ * As simple, but leaves no trace in any statistics (kernel: for demultiplexers that keep their
+ * own).
+ */
 static void handle_untracked_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	vi_lock(&desc->lock);
@@ -312,13 +317,16 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 	count2(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_ACK);
 	if (likely(action)) {
-		action->handler(cpu, desc->irq, action->percpu_dev_id ? action->percpu_dev_id[cpu->id] : action->dev_id);
+		action->handler(cpu, desc->irq,
+				action->percpu_dev_id ? action->percpu_dev_id[cpu->id] :
+							action->dev_id);
 	} else {
 		uint64_t bit = 1ull << (cpu->id % 64);
 		uint64_t *word = desc->percpu_enabled ? &desc->percpu_enabled[cpu->id / 64] : NULL;
 
 		if (word && (__atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED) & bit))
-			chip_call(cpu, desc, chip_has(desc, VI_CHIP_DISABLE) ? VI_CHIP_DISABLE : VI_CHIP_MASK);
+			chip_call(cpu, desc,
+				  chip_has(desc, VI_CHIP_DISABLE) ? VI_CHIP_DISABLE : VI_CHIP_MASK);
 		if (cpu->m->hooks.report)
 			cpu->m->hooks.report(cpu, VI_REPORT_SPURIOUS_PERCPU, desc->irq, cpu->id);
 	}
@@ -330,12 +338,18 @@ static uint32_t run_percpu_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	uint32_t result = VI_IRQ_NONE;
 
-	for (struct vi_irqaction *action = vi_load(&desc->action); action; action = vi_load(&action->next))
-		result |= action->handler(cpu, desc->irq, action->percpu_dev_id ? action->percpu_dev_id[cpu->id] : action->dev_id);
+	for (struct vi_irqaction *action = vi_load(&desc->action); action;
+	     action = vi_load(&action->next))
+		result |= action->handler(cpu, desc->irq,
+					  action->percpu_dev_id ? action->percpu_dev_id[cpu->id] :
+								  action->dev_id);
 	return result;
 }
 
-/* RFC patch 06: the parent of a demultiplexer counts, after the fact, only what the actions say they handled themselves. */
+/*
+ * RFC patch 06: the parent of a demultiplexer counts, after the fact, only what the actions say
+ * they handled themselves.
+ */
 static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	chip_call(cpu, desc, VI_CHIP_ACK);
@@ -345,8 +359,8 @@ static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 }
 
 /*
- * Review of RFC patch 06: a visible row counts in cnt alone, so that /proc/stat's total has each event once;
- * a hidden one nowhere.
+ * Review of RFC patch 06: a visible row counts in cnt alone, so that /proc/stat's total has each
+ * event once; a hidden one nowhere.
  */
 static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
@@ -359,7 +373,8 @@ static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *des
 
 struct flow {
 	vi_flow_t handle;
-	bool bumps_total;	/* tot_count too: /proc/stat has a number even if the IRQ is not marked per-CPU */
+	/* tot_count too: /proc/stat has a number even if the IRQ is not marked per-CPU */
+	bool bumps_total;
 };
 
 /* The one table to extend when a flow handler is added (enum vi_flow). */
@@ -389,7 +404,8 @@ bool vi_flow_bumps_total(uint32_t flow)
 }
 
 /**
- * vi_desc_handle_irq() - let the flow handler run, whoever else may run the descriptor from its slot (generic_handle_irq_desc)
+ * vi_desc_handle_irq() - let the flow handler run, whoever else may run the descriptor from its
+ * slot (generic_handle_irq_desc)
  * Context: @cpu's own thread, desc->lock not held.
  */
 void vi_desc_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * handle.c - from an arrival to the actions' irqreturn: the event itself, spurious accounting, software resend
- * (kernel/irq/{handle,spurious,resend}.c, v6.10).
+ * handle.c - from an arrival to the actions' irqreturn: the event itself, spurious accounting,
+ * software resend (kernel/irq/{handle,spurious,resend}.c, v6.10).
  *
- * Spurious fields change on the CPU that runs the actions, as in the kernel, so they need no lock of their
- * own. Others look at them, and a per-CPU flow has several such CPUs, so they are atomic, each by itself.
+ * Spurious fields change on the CPU that runs the actions, as in the kernel, so they need no lock
+ * of their own. Others look at them, and a per-CPU flow has several such CPUs, so they are atomic,
+ * each by itself.
  */
 #include "internals.h"
 
@@ -28,7 +29,8 @@ uint32_t vi_run_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	uint32_t result = VI_IRQ_NONE;
 
-	for (struct vi_irqaction *action = vi_load(&desc->action); action; action = vi_load(&action->next)) {
+	for (struct vi_irqaction *action = vi_load(&desc->action); action;
+	     action = vi_load(&action->next)) {
 		uint32_t one = action->handler(cpu, desc->irq, action->dev_id);
 
 		if (unlikely(one == VI_IRQ_WAKE_THREAD))
@@ -38,8 +40,12 @@ uint32_t vi_run_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	return result;
 }
 
-/* Nobody wanted almost every one of the last 100 000 arrivals: the line is stuck, switch it off (4.8 of kernel/irq/spurious.c). */
-static __attribute__((noinline, cold)) void nobody_cared(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+/*
+ * Nobody wanted almost every one of the last 100 000 arrivals: the line is stuck, switch it off
+ * (4.8 of kernel/irq/spurious.c).
+ */
+static __attribute__((noinline, cold)) void nobody_cared(struct vi_cpu *cpu,
+							 struct vi_irq_desc *desc)
 {
 	report(cpu, VI_REPORT_NOBODY_CARED, desc->irq, desc->irqs_unhandled);
 	vi_lock(&desc->lock);
@@ -50,14 +56,18 @@ static __attribute__((noinline, cold)) void nobody_cared(struct vi_cpu *cpu, str
 }
 
 /*
- * A chain that says nothing but WAKE_THREAD is judged at the next such arrival, by whether a thread has handled something since.
+ * A chain that says nothing but WAKE_THREAD is judged at the next such arrival, by whether a thread
+ * has handled something since.
  * Return: the result to account, or -1 to account nothing yet.
  */
-static __attribute__((noinline, cold)) int judge_wake_thread(struct vi_irq_desc *desc, uint32_t result)
+static __attribute__((noinline, cold)) int judge_wake_thread(struct vi_irq_desc *desc,
+							     uint32_t result)
 {
-	uint32_t handled = vi_load_relaxed(&desc->threads_handled) | THREADS_DEFERRED, last = desc->threads_handled_last;
+	uint32_t handled = vi_load_relaxed(&desc->threads_handled) | THREADS_DEFERRED,
+		 last = desc->threads_handled_last;
 
-	if (result != VI_IRQ_WAKE_THREAD) {	/* one of the handlers took it: the threads need not answer for this line */
+	/* one of the handlers took it: the threads need not answer for this line */
+	if (result != VI_IRQ_WAKE_THREAD) {
 		desc->threads_handled_last = last & ~THREADS_DEFERRED;
 		return (int)result;
 	}
@@ -84,13 +94,16 @@ void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t re
 		report(cpu, VI_REPORT_BOGUS_RETURN, desc->irq, result);
 		return;
 	}
-	judged = unlikely(result & VI_IRQ_WAKE_THREAD) ? judge_wake_thread(desc, result) : (int)result;
+	judged = unlikely(result & VI_IRQ_WAKE_THREAD) ? judge_wake_thread(desc, result) :
+							 (int)result;
 	if (judged < 0)
 		return;
 	if (unlikely(judged == VI_IRQ_NONE)) {
 		uint64_t now = vi_load_relaxed(&cpu->m->time_ms);
 
-		unhandled = now > vi_load_relaxed(&desc->last_unhandled_ms) + SPURIOUS_WINDOW_MS ? 1 : unhandled + 1;
+		unhandled = now > vi_load_relaxed(&desc->last_unhandled_ms) + SPURIOUS_WINDOW_MS ?
+				    1 :
+				    unhandled + 1;
 		vi_store_relaxed(&desc->irqs_unhandled, unhandled);
 		vi_store_relaxed(&desc->last_unhandled_ms, now);
 	}
@@ -106,7 +119,8 @@ void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t re
 }
 
 /**
- * vi_handle_irq_event_percpu() - one run of the actions with what belongs to it: the entropy sample, the spurious check
+ * vi_handle_irq_event_percpu() - one run of the actions with what belongs to it: the entropy
+ * sample, the spurious check
  * Context: IN_PROGRESS, or a per-CPU flow; desc->lock not held.
  */
 void vi_handle_irq_event_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc)
@@ -141,7 +155,8 @@ void vi_handle_irq_event(struct vi_cpu *cpu, struct vi_irq_desc *desc)
  *
  * By the chip if it can, else by the resend tasklet, which belongs to the boot CPU here.
  * Context: desc->lock.
- * Return: 0 (also when nothing was remembered), -EINVAL for a level IRQ, -EBUSY while one is on its way.
+ * Return: 0 (also when nothing was remembered), -EINVAL for a level IRQ, -EBUSY while one is on its
+ * way.
  */
 int vi_desc_check_resend(struct vi_machine *m, struct vi_irq_desc *desc)
 {
@@ -174,7 +189,8 @@ void vi_resend_run(struct vi_cpu *cpu, void *data)
 		uint64_t bits = __atomic_exchange_n(&m->resend[word], 0, __ATOMIC_ACQ_REL);
 
 		for (; bits; bits &= bits - 1) {
-			struct vi_irq_desc *desc = vi_load(&m->desc[word * 64 + (uint32_t)__builtin_ctzll(bits)]);
+			struct vi_irq_desc *desc =
+				vi_load(&m->desc[word * 64 + (uint32_t)__builtin_ctzll(bits)]);
 
 			if (desc)
 				vi_desc_handle_irq(cpu, desc);

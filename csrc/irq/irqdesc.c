@@ -2,9 +2,10 @@
 /*
  * irqdesc.c - the descriptor table and the per-CPU counters of every IRQ.
  *
- * Owns m->desc and m->irq_counts. A counter has one writer, its CPU; anybody may read it. Counters of a row restart at 0 when the
- * descriptor is freed, irqs_sum does not (kernel/irq/irqdesc.c, v6.10). In the kernel sparse_irq_lock guards allocation; here the
- * table belongs to the machine's owner thread.
+ * Owns m->desc and m->irq_counts. A counter has one writer, its CPU; anybody may read it. Counters
+ * of a row restart at 0 when the descriptor is freed, irqs_sum does not (kernel/irq/irqdesc.c,
+ * v6.10). In the kernel sparse_irq_lock guards allocation; here the table belongs to the machine's
+ * owner thread.
  */
 #include "internals.h"
 
@@ -23,7 +24,10 @@ void vi_shuffle_places(uint64_t seed, uint32_t n, uint32_t *place)
 	}
 }
 
-/* Counters of one CPU to the next: whole cache lines, an odd number of them, so that no two CPUs' rows alias in a cache set. */
+/*
+ * Counters of one CPU to the next: whole cache lines, an odd number of them, so that no two CPUs'
+ * rows alias in a cache set.
+ */
 static uint32_t counter_stride(uint32_t columns)
 {
 	uint32_t lines = (columns + 15) / 16;
@@ -52,8 +56,8 @@ int vi_irq_core_init(struct vi_machine *m)
 	m->slot = aligned_alloc(VI_LINE, VI_DOMAIN_SIZE * sizeof(*m->slot));
 	m->domain.slot = m->slot;
 	m->domain.revmap = calloc(VI_DOMAIN_SIZE, sizeof(*m->domain.revmap));
-	if (!m->desc || !m->desc_pool || !m->desc_place || !m->irq_counts || !m->arch_counts || !m->softirq_counts ||
-	    !m->irqs_sums || !m->resend || !m->slot || !m->domain.revmap)
+	if (!m->desc || !m->desc_pool || !m->desc_place || !m->irq_counts || !m->arch_counts ||
+	    !m->softirq_counts || !m->irqs_sums || !m->resend || !m->slot || !m->domain.revmap)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < m->irq_columns; i++)
 		m->desc_place[i] = i;
@@ -151,16 +155,20 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 	return 0;
 }
 
-/* Has a number in /proc/stat: the flow bumps tot_count, or the IRQ is marked per-CPU and its counts are added up. */
+/*
+ * Has a number in /proc/stat: the flow bumps tot_count, or the IRQ is marked per-CPU and its counts
+ * are added up.
+ */
 static bool has_stat(const struct vi_irq_desc *desc)
 {
-	return vi_flow_bumps_total(desc->flow) || (desc->settings & (VI_IRQ_PER_CPU | VI_IRQ_PER_CPU_DEVID));
+	return vi_flow_bumps_total(desc->flow) ||
+	       (desc->settings & (VI_IRQ_PER_CPU | VI_IRQ_PER_CPU_DEVID));
 }
 
 /*
- * The kernel prints tot_count for an ordinary IRQ and the sum of cnt for a per-CPU one. The fast engine does not
- * keep tot_count; but whoever bumps it bumps cnt once, too, so that the sum of cnt is the same number modulo 2^32
- * and serves both.
+ * The kernel prints tot_count for an ordinary IRQ and the sum of cnt for a per-CPU one. The fast
+ * engine does not keep tot_count; but whoever bumps it bumps cnt once, too, so that the sum of cnt
+ * is the same number modulo 2^32 and serves both.
  */
 int vi_irq_stat(struct vi_machine *m, uint32_t first, uint32_t n, uint32_t *numbers)
 {
@@ -184,7 +192,8 @@ int vi_irq_stat(struct vi_machine *m, uint32_t first, uint32_t n, uint32_t *numb
 	return 0;
 }
 
-int vi_irq_set_chip_and_flow(struct vi_machine *m, uint32_t irq, const struct vi_irq_chip *chip, uint32_t flow)
+int vi_irq_set_chip_and_flow(struct vi_machine *m, uint32_t irq, const struct vi_irq_chip *chip,
+			     uint32_t flow)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
 
@@ -211,7 +220,8 @@ static uint32_t state_of_settings(uint32_t settings)
 int vi_irq_modify_settings(struct vi_machine *m, uint32_t irq, uint32_t clear, uint32_t set)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
-	const uint32_t follow = VI_IRQD_LEVEL | VI_IRQD_PER_CPU | VI_IRQD_NO_BALANCING | VI_IRQD_MOVE_PCNTXT;
+	const uint32_t follow =
+		VI_IRQD_LEVEL | VI_IRQD_PER_CPU | VI_IRQD_NO_BALANCING | VI_IRQD_MOVE_PCNTXT;
 
 	if (!desc)
 		return -EINVAL;

@@ -1,26 +1,32 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * irqdomain.c - the linear domain: hwirq -> slot (fast engine) and hwirq -> descriptor (linux engine).
+ * irqdomain.c - the linear domain: hwirq -> slot (fast engine) and hwirq -> descriptor (linux
+ * engine).
  *
- * A slot is what the fast engine's scan reads: one cache line per hwirq, and no lock. The rules that make this safe:
+ * A slot is what the fast engine's scan reads: one cache line per hwirq, and no lock. The rules
+ * that make this safe:
  *
- *  1. Only the slot's owner CPU calls slot->handler. Every other CPU takes vi_slot_dispatch_slow(), under the
- *     descriptor lock. A scan loads handler first and owner second, so that an old owner never calls what was
- *     put there for the new one.
- *  2. Whoever wants to change a slot first replaces handler by a stub with a full exchange, and then reads the owner's scan_seq
- *     (vi_slot_fence). The owner made scan_seq odd before it claimed the word, also with a full exchange, and loads handler after
- *     that. So either the owner sees the stub, or the fence sees an odd scan_seq: the old handler may still run (a hazard).
- *  3. While a hazard lasts nobody else runs the interrupt. An arrival elsewhere is raised once more on the CPU it came to, so it
- *     is neither lost nor run twice at once. This is where the fast engine is stricter than v6.10's simple flow, which drops it.
- *  4. Every reason why the handler must not be called outright (disabled, shared, in progress on a locked path, ...) is encoded as
- *     the stub, so the hot loop tests none of them. vi_slot_refresh() decides, under the descriptor lock.
+ *  1. Only the slot's owner CPU calls slot->handler. Every other CPU takes vi_slot_dispatch_slow(),
+ *     under the descriptor lock. A scan loads handler first and owner second, so that an old owner
+ *     never calls what was put there for the new one.
+ *  2. Whoever wants to change a slot first replaces handler by a stub with a full exchange, and
+ *     then reads the owner's scan_seq (vi_slot_fence). The owner made scan_seq odd before it
+ *     claimed the word, also with a full exchange, and loads handler after that. So either the
+ *     owner sees the stub, or the fence sees an odd scan_seq: the old handler may still run (a
+ *     hazard).
+ *  3. While a hazard lasts nobody else runs the interrupt. An arrival elsewhere is raised once more
+ *     on the CPU it came to, so it is neither lost nor run twice at once. This is where the fast
+ *     engine is stricter than v6.10's simple flow, which drops it.
+ *  4. Every reason why the handler must not be called outright (disabled, shared, in progress on a
+ *     locked path, ...) is encoded as the stub, so the hot loop tests none of them.
+ *     vi_slot_refresh() decides, under the descriptor lock.
  */
 #include "internals.h"
 
 /*
- * The stub: the scan found its own slot, but the interrupt has to go the locked way, or nowhere. dev_id is no
- * help here: a scan that has already loaded the real handler may still be about to load it, so the fence must
- * leave it alone.
+ * The stub: the scan found its own slot, but the interrupt has to go the locked way, or nowhere.
+ * dev_id is no help here: a scan that has already loaded the real handler may still be about to
+ * load it, so the fence must leave it alone.
  */
 static uint32_t stub_locked(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
@@ -67,12 +73,13 @@ bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const 
 {
 	if (!(slot->hazard_seq & 1) || (me && slot->hazard_cpu == me->id))
 		return false;
-	return __atomic_load_n(&vi_cpu_of(m, slot->hazard_cpu)->scan_seq, __ATOMIC_SEQ_CST) == slot->hazard_seq;
+	return __atomic_load_n(&vi_cpu_of(m, slot->hazard_cpu)->scan_seq, __ATOMIC_SEQ_CST) ==
+	       slot->hazard_seq;
 }
 
 /*
- * May the owner call this descriptor's one handler without a lock? Not that of hwirq 0, which is no flag that
- * could be raised again.
+ * May the owner call this descriptor's one handler without a lock? Not that of hwirq 0, which is no
+ * flag that could be raised again.
  */
 static bool can_run_unlocked(struct vi_machine *m, const struct vi_irq_desc *desc)
 {
@@ -137,7 +144,8 @@ void vi_slot_bind(struct vi_machine *m, uint32_t hwirq, struct vi_irq_desc *desc
 }
 
 /**
- * vi_slot_unbind() - unmap @hwirq, which is bound; afterwards no CPU knows the slot's descriptor from it
+ * vi_slot_unbind() - unmap @hwirq, which is bound; afterwards no CPU knows the slot's descriptor
+ * from it
  * Context: no lock, not inside an interrupt.
  */
 void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq)
@@ -158,7 +166,8 @@ void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq)
 }
 
 /**
- * vi_slot_handle_irq() - run the flow handler of @desc with its lock, once nobody runs its handler from @slot
+ * vi_slot_handle_irq() - run the flow handler of @desc with its lock, once nobody runs its handler
+ * from @slot
  *
  * slow_users keeps the slot a stub until the last CPU on this path has left.
  * Context: @cpu's own thread, desc->lock not held.
@@ -186,7 +195,8 @@ void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_
 }
 
 /**
- * vi_slot_dispatch_slow() - a claimed flag that may not be run from the slot: unmapped, being taken away, not owned, or stubbed
+ * vi_slot_dispatch_slow() - a claimed flag that may not be run from the slot: unmapped, being taken
+ * away, not owned, or stubbed
  * Context: a scan on @cpu.
  * Return: VI_IRQ_DEFERRED, always: it was accounted here.
  */
@@ -207,7 +217,9 @@ uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot)
 	return VI_IRQ_DEFERRED;
 }
 
-/* Count one arrival that an unlocked handler has run, when its result asks for more than a count. */
+/*
+ * Count one arrival that an unlocked handler has run, when its result asks for more than a count.
+ */
 void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t result)
 {
 	struct vi_irq_desc *desc = vi_load(&slot->desc);
@@ -220,7 +232,8 @@ void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uin
 		return;
 	vi_note_interrupt(cpu, desc, result);
 	vi_lock(&desc->lock);
-	vi_slot_refresh(cpu->m, desc);	/* unhandled now: the next ones go the locked way, which keeps irq_count */
+	/* unhandled now: the next ones go the locked way, which keeps irq_count */
+	vi_slot_refresh(cpu->m, desc);
 	vi_unlock(&desc->lock);
 }
 

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * manage.c - actions, enabling and disabling, waiting for a handler to end (kernel/irq/manage.c, v6.10).
+ * manage.c - actions, enabling and disabling, waiting for a handler to end (kernel/irq/manage.c,
+ * v6.10).
  *
- * Which request is allowed, and what it is called, is decided in Python; here is only what a running flow handler can see.
+ * Which request is allowed, and what it is called, is decided in Python; here is only what a
+ * running flow handler can see.
  */
 #include "internals.h"
 
@@ -31,7 +33,8 @@ static int enable_irq(struct vi_machine *m, struct vi_irq_desc *desc)
 int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *action)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
-	const uint32_t reset = VI_IRQS_AUTODETECT | VI_IRQS_SPURIOUS_DISABLED | VI_IRQS_ONESHOT | VI_IRQS_WAITING;
+	const uint32_t reset =
+		VI_IRQS_AUTODETECT | VI_IRQS_SPURIOUS_DISABLED | VI_IRQS_ONESHOT | VI_IRQS_WAITING;
 	bool first;
 
 	if (!desc || !action || !action->handler)
@@ -44,10 +47,12 @@ int vi_irq_add_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction *a
 	action->irq = irq;
 	action->next = NULL;
 	if (desc->slot)
-		vi_slot_fence(m, desc->slot);	/* the owner finds a chain of one as long as it runs it without a lock */
+		/* the owner finds a chain of one as long as it runs it without a lock */
+		vi_slot_fence(m, desc->slot);
 	first = !desc->action;
 	if (first) {
-		desc->istate &= ~reset;		/* PENDING is kept: what came before the request replays */
+		/* PENDING is kept: what came before the request replays */
+		desc->istate &= ~reset;
 		desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
 		if (action->flags & VI_IRQF_ONESHOT)
 			desc->istate |= VI_IRQS_ONESHOT;
@@ -86,7 +91,8 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 	vi_store(link, action->next);
 	desc->nr_actions--;
 	if (!desc->action) {
-		vi_store_relaxed(&desc->settings, desc->settings & ~(uint32_t)VI_IRQ_DISABLE_UNLAZY);
+		vi_store_relaxed(&desc->settings,
+				 desc->settings & ~(uint32_t)VI_IRQ_DISABLE_UNLAZY);
 		vi_desc_shutdown(m, desc);
 	}
 	vi_unlock(&desc->lock);
@@ -100,7 +106,8 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 }
 
 /**
- * vi_synchronize_cpus() - wait until every CPU has left the interrupt it takes now (synchronize_rcu)
+ * vi_synchronize_cpus() - wait until every CPU has left the interrupt it takes now
+ * (synchronize_rcu)
  *
  * What was unlinked before the call is in nobody's hands after it.
  * Context: no lock, not inside an interrupt.
@@ -116,7 +123,8 @@ void vi_synchronize_cpus(struct vi_machine *m)
 }
 
 /**
- * vi_desc_synchronize() - wait until nobody runs a handler of @desc, neither on the locked path nor from the slot
+ * vi_desc_synchronize() - wait until nobody runs a handler of @desc, neither on the locked path nor
+ * from the slot
  * Context: no lock, not inside an interrupt.
  */
 void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
@@ -125,7 +133,8 @@ void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 		bool busy;
 
 		vi_lock(&desc->lock);
-		busy = (desc->state & VI_IRQD_INPROGRESS) || (desc->slot && vi_slot_hazard(m, desc->slot, NULL));
+		busy = (desc->state & VI_IRQD_INPROGRESS) ||
+		       (desc->slot && vi_slot_hazard(m, desc->slot, NULL));
 		vi_unlock(&desc->lock);
 		if (!busy)
 			return;
@@ -143,7 +152,8 @@ int vi_irq_synchronize(struct vi_machine *m, uint32_t irq)
 		return -EDEADLK;
 	vi_lock(&desc->lock);
 	if (desc->slot)
-		vi_slot_fence(m, desc->slot);	/* what runs from the slot now becomes a hazard to wait for */
+		/* what runs from the slot now becomes a hazard to wait for */
+		vi_slot_fence(m, desc->slot);
 	vi_unlock(&desc->lock);
 	vi_desc_synchronize(m, desc);
 	vi_lock(&desc->lock);
@@ -236,8 +246,9 @@ int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint32_t cpu, uint3
 	else
 		__atomic_fetch_and(&desc->percpu_enabled[cpu / 64], ~bit, __ATOMIC_RELAXED);
 	if (desc->chip && desc->chip->call) {
-		uint32_t op = on ? (desc->chip->ops & VI_CHIP_ENABLE ? VI_CHIP_ENABLE : VI_CHIP_UNMASK)
-				 : (desc->chip->ops & VI_CHIP_DISABLE ? VI_CHIP_DISABLE : VI_CHIP_MASK);
+		uint32_t op =
+			on ? (desc->chip->ops & VI_CHIP_ENABLE ? VI_CHIP_ENABLE : VI_CHIP_UNMASK) :
+			     (desc->chip->ops & VI_CHIP_DISABLE ? VI_CHIP_DISABLE : VI_CHIP_MASK);
 
 		if (desc->chip->ops & op)
 			desc->chip->call(vi_cpu_of(m, cpu), irq, op);

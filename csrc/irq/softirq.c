@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * softirq.c - what runs after the hard interrupt on the same CPU: tasklets and NAPI polls (kernel/softirq.c, v6.10).
+ * softirq.c - what runs after the hard interrupt on the same CPU: tasklets and NAPI polls
+ * (kernel/softirq.c, v6.10).
  *
  * The lists belong to their CPU. A tasklet is queued at most once and runs on one CPU at a time.
  */
 #include "internals.h"
 
-#define SOFTIRQ_RESTARTS 10	/* MAX_SOFTIRQ_RESTART; the rest is ksoftirqd's, here the next vi_vcpu_run() */
+/* MAX_SOFTIRQ_RESTART; the rest is ksoftirqd's, here the next vi_vcpu_run() */
+#define SOFTIRQ_RESTARTS 10
 
 static void list_add(struct vi_tasklet_list *list, struct vi_tasklet *t)
 {
@@ -43,7 +45,8 @@ static void run_list(struct vi_cpu *cpu, struct vi_tasklet_list *list, uint32_t 
 	while (t) {
 		struct vi_tasklet *next = t->next;
 
-		if (__atomic_exchange_n(&t->running, 1, __ATOMIC_ACQUIRE)) {	/* on another CPU: later */
+		/* on another CPU: later */
+		if (__atomic_exchange_n(&t->running, 1, __ATOMIC_ACQUIRE)) {
 			list_add(list, t);
 			cpu->softirq_pending |= 1u << vec;
 		} else {

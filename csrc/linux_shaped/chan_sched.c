@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * chan_sched.c - the linux engine's demultiplexer: the steps of vmbus_chan_sched(), v6.10, bit by bit, in its two forms.
+ * chan_sched.c - the linux engine's demultiplexer: the steps of vmbus_chan_sched(), v6.10, bit by
+ * bit, in its two forms.
  *
- * legacy: relid -> channels[] -> callback. rfc: relid -> irqdomain -> descriptor -> flow handler -> action -> callback (RFC patches
- * 08 and 09). It is the oracle for the fast engine's counters and the peer of its benchmarks: same steps, same locked instructions,
- * same cache lines as the kernel's; RCU is a compiler barrier in both.
+ * legacy: relid -> channels[] -> callback. rfc: relid -> irqdomain -> descriptor -> flow handler ->
+ * action -> callback (RFC patches 08 and 09). It is the oracle for the fast engine's counters and
+ * the peer of its benchmarks: same steps, same locked instructions, same cache lines as the
+ * kernel's; RCU is a compiler barrier in both.
  */
 #include "internals.h"
 
 #define rcu_barrier_here() __asm__ volatile("" ::: "memory")
 
 /*
- * The kernel's find_next_bit(): whole words, first one masked. Aligned, so that what is linked before it does not change what an
- * empty word costs.
+ * The kernel's find_next_bit(): whole words, first one masked. Aligned, so that what is linked
+ * before it does not change what an empty word costs.
  */
-static __attribute__((noinline, aligned(64))) uint32_t find_next_bit(const uint64_t *words, uint32_t size, uint32_t start)
+static __attribute__((noinline, aligned(64))) uint32_t find_next_bit(const uint64_t *words,
+								     uint32_t size, uint32_t start)
 {
 	uint32_t w = start / 64;
 	uint64_t word;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * entropy.c - what add_interrupt_randomness() costs: one cycle counter read and two mixing rounds into a per-CPU pool, per call
- * (drivers/char/random.c, v6.10). Nothing is ever drawn from the pool; it exists so that the linux engine pays what Linux pays.
+ * entropy.c - what add_interrupt_randomness() costs: one cycle counter read and two mixing rounds
+ * into a per-CPU pool, per call (drivers/char/random.c, v6.10). Nothing is ever drawn from the
+ * pool; it exists so that the linux engine pays what Linux pays.
  */
 #include "internals.h"
 
@@ -49,7 +50,8 @@ __attribute__((noinline)) void vi_lx_add_interrupt_randomness(struct vi_cpu *cpu
 	struct vi_lx_fast_pool *pool = &cpu->fast_pool;
 	uint64_t swapped = __builtin_bswap32(irq);
 
-	mix(pool->state, cycles(), (uint64_t)(uintptr_t)__builtin_return_address(0) ^ swapped << 32);
+	mix(pool->state, cycles(),
+	    (uint64_t)(uintptr_t)__builtin_return_address(0) ^ swapped << 32);
 	if (++pool->count < 1024 && vi_load_relaxed(&cpu->m->time_ms) < pool->last + 1000)
 		return;
 	pool->count = 0;

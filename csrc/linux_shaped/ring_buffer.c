@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ring_buffer.c - the steps of drivers/hv/ring_buffer.c, v6.10, written from their description (vmbus.md 1.8 to 1.11).
+ * ring_buffer.c - the steps of drivers/hv/ring_buffer.c, v6.10, written from their description
+ * (vmbus.md 1.8 to 1.11).
  *
- * A peer to measure against: the same steps in the same order, the same locked instructions (one lock and two full
- * fences per packet written, one fence per close), one call of memcpy per piece, every index fetched from the shared
- * page each time, every packet copied out. Its instruction count per packet is checked against performance.md 3.1.
+ * A peer to measure against: the same steps in the same order, the same locked instructions (one
+ * lock and two full fences per packet written, one fence per close), one call of memcpy per piece,
+ * every index fetched from the shared page each time, every packet copied out. Its instruction
+ * count per packet is checked against performance.md 3.1.
  *
  * Access rules: the lock serialises writers; one reader.
  */
@@ -29,7 +31,8 @@ static inline void ring_lock(struct vi_lx_ring *ring)
 {
 	uint32_t unlocked = 0;
 
-	while (!__atomic_compare_exchange_n(&ring->lock, &unlocked, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+	while (!__atomic_compare_exchange_n(&ring->lock, &unlocked, 1, false, __ATOMIC_ACQUIRE,
+					    __ATOMIC_RELAXED))
 		unlocked = 0;
 }
 
@@ -45,12 +48,14 @@ static inline uint32_t index_of(const uint32_t *index)
 
 static inline uint32_t bytes_to_write(const struct vi_lx_ring *ring)
 {
-	const uint32_t read = index_of(&ring->hdr->read_index), write = index_of(&ring->hdr->write_index);
+	const uint32_t read = index_of(&ring->hdr->read_index),
+		       write = index_of(&ring->hdr->write_index);
 
 	return write >= read ? ring->data_size - (write - read) : read - write;
 }
 
-static noinline uint32_t copy_to_ring(const struct vi_lx_ring *ring, uint32_t at, const void *src, uint32_t len)
+static noinline uint32_t copy_to_ring(const struct vi_lx_ring *ring, uint32_t at, const void *src,
+				      uint32_t len)
 {
 	memcpy(ring->data + at, src, len);
 	at += len;
@@ -70,7 +75,8 @@ static inline int signal_on_write(struct vi_lx_ring *ring, uint32_t old_write)
 	return 1;
 }
 
-static noinline int ring_write(struct vi_lx_ring *ring, const struct vi_lx_piece *pieces, uint32_t n)
+static noinline int ring_write(struct vi_lx_ring *ring, const struct vi_lx_piece *pieces,
+			       uint32_t n)
 {
 	uint32_t i, avail, at, old_write, total = VI_PKT_TRAILER;
 	uint64_t trailer;
@@ -113,11 +119,16 @@ static noinline int ring_write(struct vi_lx_ring *ring, const struct vi_lx_piece
  * @pkt_buffer: copy buffer of the reading end, NULL for the writing end
  * @size: its bytes
  */
-void vi_lx_ring_init(struct vi_lx_ring *ring, const struct vi_ring_mem *mem, void *pkt_buffer, uint32_t size)
+void vi_lx_ring_init(struct vi_lx_ring *ring, const struct vi_ring_mem *mem, void *pkt_buffer,
+		     uint32_t size)
 {
 	*ring = (struct vi_lx_ring){
-		.hdr = mem->hdr, .data = mem->data, .data_size = mem->data_size,
-		.priv_read_index = mem->hdr->read_index, .pkt_buffer = pkt_buffer, .pkt_buffer_size = size,
+		.hdr = mem->hdr,
+		.data = mem->data,
+		.data_size = mem->data_size,
+		.priv_read_index = mem->hdr->read_index,
+		.pkt_buffer = pkt_buffer,
+		.pkt_buffer_size = size,
 	};
 }
 
@@ -131,11 +142,15 @@ void vi_lx_ring_init(struct vi_lx_ring *ring, const struct vi_ring_mem *mem, voi
  *
  * Return: 1 the reader must be signalled, 0 not; -EAGAIN without room; -ENODEV after a rescind.
  */
-int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len, uint64_t trans_id, uint16_t flags)
+int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len, uint64_t trans_id,
+		     uint16_t flags)
 {
 	const uint32_t packet_len = VI_PKT_DESC + len, aligned = (packet_len + 7) & ~7u;
 	const struct vi_lx_desc desc = {
-		.type = VI_PKT_DATA_INBAND, .offset8 = VI_PKT_DESC / 8, .len8 = (uint16_t)(aligned / 8), .flags = flags,
+		.type = VI_PKT_DATA_INBAND,
+		.offset8 = VI_PKT_DESC / 8,
+		.len8 = (uint16_t)(aligned / 8),
+		.flags = flags,
 		.trans_id = trans_id,
 	};
 	const uint64_t zeroes = 0;
@@ -148,7 +163,8 @@ int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len,
 
 static inline uint32_t iter_avail(const struct vi_lx_ring *ring)
 {
-	const uint32_t read = ring->priv_read_index, write = __atomic_load_n(&ring->hdr->write_index, __ATOMIC_ACQUIRE);
+	const uint32_t read = ring->priv_read_index,
+		       write = __atomic_load_n(&ring->hdr->write_index, __ATOMIC_ACQUIRE);
 
 	return write >= read ? write - read : ring->data_size - read + write;
 }
@@ -157,7 +173,8 @@ static inline uint32_t iter_avail(const struct vi_lx_ring *ring)
  * vi_lx_pkt_iter_first - copy the first unread packet out
  * @ring: reading end
  *
- * Return: the packet in the copy buffer, lengths mended to what was copied; NULL when there is none.
+ * Return: the packet in the copy buffer, lengths mended to what was copied; NULL when there is
+ * none.
  */
 struct vi_lx_desc *vi_lx_pkt_iter_first(struct vi_lx_ring *ring)
 {
@@ -219,14 +236,16 @@ int vi_lx_pkt_iter_close(struct vi_lx_ring *ring)
 	uint32_t pending, now, given;
 
 	__atomic_store_n(&ring->hdr->read_index, ring->priv_read_index, __ATOMIC_RELEASE);
-	if (!(__atomic_load_n(&ring->hdr->feature_bits, __ATOMIC_RELAXED) & VI_RING_FEAT_PENDING_SEND_SZ))
+	if (!(__atomic_load_n(&ring->hdr->feature_bits, __ATOMIC_RELAXED) &
+	      VI_RING_FEAT_PENDING_SEND_SZ))
 		return 0;
 	virt_mb();
 	pending = index_of(&ring->hdr->pending_send_sz);
 	if (!pending)
 		return 0;
 	now = bytes_to_write(ring);
-	given = ring->priv_read_index >= start ? ring->priv_read_index - start : ring->data_size - start + ring->priv_read_index;
+	given = ring->priv_read_index >= start ? ring->priv_read_index - start :
+						 ring->data_size - start + ring->priv_read_index;
 	if (now - given > pending || now <= pending)
 		return 0;
 	ring->intr_in_full++;

@@ -7,7 +7,10 @@
 
 #include "internals.h"
 
-/* One end of a ring, as hv_ring_buffer_info has it: everything but the private read index and the copy buffer is shared memory. */
+/*
+ * One end of a ring, as hv_ring_buffer_info has it: everything but the private read index and the
+ * copy buffer is shared memory.
+ */
 struct vi_lx_ring {
 	struct vi_ring_buffer *hdr;
 	uint8_t *data;
@@ -33,10 +36,15 @@ struct vi_lx_desc {
 	uint64_t trans_id;
 };
 
-void vi_lx_ring_init(struct vi_lx_ring *ring, const struct vi_ring_mem *mem, void *pkt_buffer, uint32_t size);
+void vi_lx_ring_init(struct vi_lx_ring *ring, const struct vi_ring_mem *mem, void *pkt_buffer,
+		     uint32_t size);
 /* vmbus_sendpacket() of in-band data. Return: 1 signal, 0 none, -EAGAIN, -ENODEV. */
-VI_MUST_CHECK int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len, uint64_t trans_id, uint16_t flags);
-/* hv_pkt_iter_first(), _next(): the packet in the copy buffer or NULL; the step alone; hv_pkt_iter_close(): 1 signal, 0 none. */
+VI_MUST_CHECK int vi_lx_sendpacket(struct vi_lx_ring *ring, const void *payload, uint32_t len,
+				   uint64_t trans_id, uint16_t flags);
+/*
+ * hv_pkt_iter_first(), _next(): the packet in the copy buffer or NULL; the step alone;
+ * hv_pkt_iter_close(): 1 signal, 0 none.
+ */
 struct vi_lx_desc *vi_lx_pkt_iter_first(struct vi_lx_ring *ring);
 struct vi_lx_desc *vi_lx_pkt_iter_next(struct vi_lx_ring *ring, const struct vi_lx_desc *desc);
 void vi_lx_pkt_iter_skip(struct vi_lx_ring *ring, const struct vi_lx_desc *desc);

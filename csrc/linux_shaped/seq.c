@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * seq.c - clean-room twins of the kernel's way to print counters: peers to measure against, and an oracle.
+ * seq.c - clean-room twins of the kernel's way to print counters: peers to measure against, and an
+ * oracle.
  *
- * Written from behaviour: a row first looks whether any CPU counted (which decides about nameless rows), then
- * prints cell by cell into a seq_file that may overflow at any call. Up to v6.12 a cell is one formatted
- * print, which reads its format again each time; since v6.13 it is one call that knows width and base.
- * Helpers live in other files of the kernel, so they are not inlined here either.
+ * Written from behaviour: a row first looks whether any CPU counted (which decides about nameless
+ * rows), then prints cell by cell into a seq_file that may overflow at any call. Up to v6.12 a cell
+ * is one formatted print, which reads its format again each time; since v6.13 it is one call that
+ * knows width and base. Helpers live in other files of the kernel, so they are not inlined here
+ * either.
  *
  * Owns nothing. Access rules: as fs/seq.c; counters are read one by one.
  */
@@ -57,7 +59,7 @@ static NOINLINE void seq_write(struct seq_file *m, const void *data, size_t len)
 	seq_overflow(m);
 }
 
-/* ---- one formatted print per cell ---------------------------------------------------------------------- */
+/* ---- one formatted print per cell ------------------------------------------------------------ */
 
 enum spec_type { SPEC_TEXT, SPEC_UNSIGNED, SPEC_END };
 
@@ -106,7 +108,10 @@ static NOINLINE int decode_spec(const char *fmt, struct spec *spec)
 	return (int)(p + 1 - fmt);
 }
 
-/* Every character is checked against the end, so that the length is right even when the text does not fit. */
+/*
+ * Every character is checked against the end, so that the length is right even when the text does
+ * not fit.
+ */
 static NOINLINE char *number(char *out, char *end, uint64_t v, struct spec spec)
 {
 	char tmp[24];
@@ -146,7 +151,8 @@ static NOINLINE size_t format(char *buf, size_t size, const char *fmt, va_list a
 		switch (spec.type) {
 		case SPEC_TEXT:
 			if (out < end)
-				memcpy(out, piece, end - out < len ? (size_t)(end - out) : (size_t)len);
+				memcpy(out, piece,
+				       end - out < len ? (size_t)(end - out) : (size_t)len);
 			out += len;
 			break;
 		case SPEC_UNSIGNED:
@@ -183,7 +189,7 @@ void seq_printf(struct seq_file *m, const char *fmt, ...)
 	va_end(args);
 }
 
-/* ---- one decimal call per cell ------------------------------------------------------------------------- */
+/* ---- one decimal call per cell --------------------------------------------------------------- */
 
 static NOINLINE size_t num_to_str(char *buf, size_t size, uint64_t v, uint32_t width)
 {
@@ -206,7 +212,8 @@ static NOINLINE size_t num_to_str(char *buf, size_t size, uint64_t v, uint32_t w
 	return at + len;
 }
 
-static NOINLINE void seq_put_decimal(struct seq_file *m, const char *delimiter, uint64_t v, uint32_t width)
+static NOINLINE void seq_put_decimal(struct seq_file *m, const char *delimiter, uint64_t v,
+				     uint32_t width)
 {
 	size_t len;
 
@@ -228,7 +235,7 @@ overflow:
 	seq_overflow(m);
 }
 
-/* ---- the table ----------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 static uint32_t counter(const struct vi_seq_table *t, const struct vi_seq_row *row, uint32_t i)
 {
@@ -238,8 +245,8 @@ static uint32_t counter(const struct vi_seq_table *t, const struct vi_seq_row *r
 }
 
 /*
- * Did any CPU count? The kernel asks before every row; here whoever made the table has decided which rows are
- * shown, so that only the cost of asking is left.
+ * Did any CPU count? The kernel asks before every row; here whoever made the table has decided
+ * which rows are shown, so that only the cost of asking is left.
  */
 static NOINLINE void any_count(const struct vi_seq_table *t, const struct vi_seq_row *row)
 {
@@ -250,7 +257,8 @@ static NOINLINE void any_count(const struct vi_seq_table *t, const struct vi_seq
 	__asm__ volatile("" : : "r"(any));
 }
 
-static void show_cells_printf(struct seq_file *m, const struct vi_seq_table *t, const struct vi_seq_row *row)
+static void show_cells_printf(struct seq_file *m, const struct vi_seq_table *t,
+			      const struct vi_seq_row *row)
 {
 	for (uint32_t i = 0; i < row->cells; i++) {
 		if (row->style == VI_SEQ_LEADING)
@@ -260,10 +268,12 @@ static void show_cells_printf(struct seq_file *m, const struct vi_seq_table *t, 
 	}
 }
 
-static void show_cells_decimal(struct seq_file *m, const struct vi_seq_table *t, const struct vi_seq_row *row)
+static void show_cells_decimal(struct seq_file *m, const struct vi_seq_table *t,
+			       const struct vi_seq_row *row)
 {
 	for (uint32_t i = 0; i < row->cells; i++) {
-		seq_put_decimal(m, row->style == VI_SEQ_LEADING || i ? " " : "", counter(t, row, i), 10);
+		seq_put_decimal(m, row->style == VI_SEQ_LEADING || i ? " " : "", counter(t, row, i),
+				10);
 		if (row->style == VI_SEQ_TRAILING && i + 1 == row->cells)
 			seq_write(m, " ", 1);
 	}
@@ -291,7 +301,8 @@ static void show_row(struct seq_file *m, const struct vi_seq_table *t, const str
  * @size: bytes at @buf
  *
  * Context: any thread.
- * Return: bytes written; -ENOSPC when @size is less than vi_seq_size(), -EINVAL for a bad table or @how.
+ * Return: bytes written; -ENOSPC when @size is less than vi_seq_size(), -EINVAL for a bad table or
+ * @how.
  */
 int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t how, void *buf, uint64_t size)
 {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and who reads the ring
- * (drivers/hv/{vmbus_drv,connection}.c, v6.10).
+ * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and
+ * who reads the ring (drivers/hv/{vmbus_drv,connection}.c, v6.10).
  *
- * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the same
- * decisions are taken once, when something changes (apply()), and put into the action's handler; the arrival
- * itself decides nothing.
+ * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the
+ * same decisions are taken once, when something changes (apply()), and put into the action's
+ * handler; the arrival itself decides nothing.
  */
 #include "internals.h"
 
@@ -20,7 +20,8 @@ int vi_channels_init(struct vi_machine *m)
 	m->channel_memory = calloc(VI_RELIDS + 1, VI_CHANNEL_SLOT);
 	if (!m->channel || !m->channel_place || !m->channel_memory)
 		return -ENOMEM;
-	m->channel_pool = (uint8_t *)(((uintptr_t)m->channel_memory + VI_CHANNEL_SLOT - 1) & ~(uintptr_t)(VI_CHANNEL_SLOT - 1));
+	m->channel_pool = (uint8_t *)(((uintptr_t)m->channel_memory + VI_CHANNEL_SLOT - 1) &
+				      ~(uintptr_t)(VI_CHANNEL_SLOT - 1));
 	for (uint32_t i = 0; i < VI_RELIDS; i++)
 		m->channel_place[i] = i;
 	if (m->engine == VI_ENGINE_LINUX)
@@ -38,7 +39,7 @@ void vi_channels_exit(struct vi_machine *m)
 	free(m->channel_memory);
 }
 
-/* ---- callbacks ------------------------------------------------------------------------------------------------------------ */
+/* ---- callbacks ------------------------------------------------------------------------------- */
 
 /* Read everything that is there; the host hears of it if it waits for room. */
 static uint64_t drain(struct vi_channel *ch, uint32_t budget)
@@ -108,10 +109,11 @@ static void on_event(struct vi_cpu *cpu, void *data)
 	vi_tasklet_schedule(cpu, &ch->tasklet);
 }
 
-/* ---- arrivals ------------------------------------------------------------------------------------------------------------- */
+/* ---- arrivals -------------------------------------------------------------------------------- */
 
 /**
- * vi_chan_arrival() - v6.10's steps for one claimed flag of a channel that is not rescinded: sched_lock, callback, mode
+ * vi_chan_arrival() - v6.10's steps for one claimed flag of a channel that is not rescinded:
+ * sched_lock, callback, mode
  * Return: VI_IRQ_HANDLED, always.
  */
 uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch)
@@ -200,22 +202,27 @@ static void apply(struct vi_channel *ch)
 	}
 }
 
-/* ---- control -------------------------------------------------------------------------------------------------------------- */
+/* ---- control --------------------------------------------------------------------------------- */
 
-/* tasklet_disable(): once this returns, the channel's tasklet does not run until running is 0 again. */
+/*
+ * tasklet_disable(): once this returns, the channel's tasklet does not run until running is 0
+ * again.
+ */
 static void hold_tasklet(struct vi_channel *ch)
 {
 	while (__atomic_exchange_n(&ch->tasklet.running, 1, __ATOMIC_ACQUIRE))
 		sched_yield();
 }
 
-int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struct vi_channel **result)
+int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
+		      struct vi_channel **result)
 {
 	struct vi_channel *ch;
 
 	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX || mode > VI_CALL_ISR)
 		return -EINVAL;
-	ch = (struct vi_channel *)(void *)(m->channel_pool + (size_t)m->channel_place[relid] * VI_CHANNEL_SLOT);
+	ch = (struct vi_channel *)(void *)(m->channel_pool +
+					   (size_t)m->channel_place[relid] * VI_CHANNEL_SLOT);
 	if (ch->m)
 		return -EEXIST;
 	memset(ch, 0, offsetof(struct vi_channel, tasklet));
@@ -231,7 +238,10 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode, struc
 	return 0;
 }
 
-/* The tasklet stays: a CPU may have it in its list still, and will find nothing to call, or the slot's next channel. */
+/*
+ * The tasklet stays: a CPU may have it in its list still, and will find nothing to call, or the
+ * slot's next channel.
+ */
 void vi_channel_destroy(struct vi_channel *ch)
 {
 	VI_BUG_ON(ch->callback || ch->m->channel[ch->relid]);
@@ -240,7 +250,8 @@ void vi_channel_destroy(struct vi_channel *ch)
 	ch->m = NULL;
 }
 
-int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in, const struct vi_ring_mem *out, uint32_t max_packet)
+int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in,
+			 const struct vi_ring_mem *out, uint32_t max_packet)
 {
 	uint8_t *buffer = NULL;
 	int result;
@@ -265,7 +276,10 @@ int vi_channel_set_rings(struct vi_channel *ch, const struct vi_ring_mem *in, co
 	return result;
 }
 
-/* A channel without an IRQ is run by a descriptor that no table shows, so that there is one kind of slot. */
+/*
+ * A channel without an IRQ is run by a descriptor that no table shows, so that there is one kind of
+ * slot.
+ */
 static struct vi_irq_desc *hidden_desc(struct vi_channel *ch)
 {
 	struct vi_irq_desc *desc = vi_desc_create(ch->m, ch->m->nr_irqs_max + ch->relid);
@@ -285,8 +299,8 @@ static struct vi_irq_desc *hidden_desc(struct vi_channel *ch)
 }
 
 /*
- * What the fast engine, which counts an arrival once and on its IRQ, has to add to ch->interrupts while the
- * channel is mapped; those that found nobody to call are taken off.
+ * What the fast engine, which counts an arrival once and on its IRQ, has to add to ch->interrupts
+ * while the channel is mapped; those that found nobody to call are taken off.
  */
 static uint64_t uncollected_interrupts(const struct vi_channel *ch)
 {
@@ -321,7 +335,8 @@ int vi_channel_map(struct vi_channel *ch, uint32_t irq)
 	vi_store(&desc->handler_data, ch);
 	vi_desc_set_owner(m, desc, ch->target_cpu);
 	vi_store(&m->channel[ch->relid], ch);
-	ch->interrupts -= uncollected_interrupts(ch);	/* what the IRQ counted before is not this channel's */
+	/* what the IRQ counted before is not this channel's */
+	ch->interrupts -= uncollected_interrupts(ch);
 	if (ch->rescind)
 		vi_slot_set_drop(m, desc, &m->rescinded);
 	return 0;
@@ -361,10 +376,12 @@ static bool reads_ring(const struct vi_channel *ch, uint32_t callback)
 {
 	if (callback == VI_CALLBACK_NONE)
 		return false;
-	return ch->callback_mode == VI_CALL_BATCHED || callback == VI_CALLBACK_DRAIN || callback == VI_CALLBACK_NAPI;
+	return ch->callback_mode == VI_CALL_BATCHED || callback == VI_CALLBACK_DRAIN ||
+	       callback == VI_CALLBACK_NAPI;
 }
 
-int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn, void *context)
+int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
+			    void *context)
 {
 	static const vi_handler_t builtin[] = {
 		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = callback_drain,
@@ -372,7 +389,8 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 	};
 	struct vi_irq_desc *desc = ch->m->channel[ch->relid] ? ch->m->desc[ch->column] : NULL;
 
-	if (callback > VI_CALLBACK_HOOK || (callback == VI_CALLBACK_HOOK && !fn) || (callback == VI_CALLBACK_COUNT && !context))
+	if (callback > VI_CALLBACK_HOOK || (callback == VI_CALLBACK_HOOK && !fn) ||
+	    (callback == VI_CALLBACK_COUNT && !context))
 		return -EINVAL;
 	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
 		return -EINVAL;
@@ -385,7 +403,8 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		if (desc) {
 			vi_lock(&desc->lock);
 			vi_slot_fence(ch->m, desc->slot);
-			if (!(desc->state & VI_IRQD_INPROGRESS) && !vi_slot_hazard(ch->m, desc->slot, NULL))
+			if (!(desc->state & VI_IRQD_INPROGRESS) &&
+			    !vi_slot_hazard(ch->m, desc->slot, NULL))
 				break;
 			vi_unlock(&desc->lock);
 			sched_yield();

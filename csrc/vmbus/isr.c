@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * isr.c - from the vector to the scan and the message slot: the top level of every VMBus interrupt (drivers/hv/vmbus_drv.c and
- * arch/x86/kernel/cpu/mshyperv.c, v6.10, with RFC patch 09's conditional counting as an option).
+ * isr.c - from the vector to the scan and the message slot: the top level of every VMBus interrupt
+ * (drivers/hv/vmbus_drv.c and arch/x86/kernel/cpu/mshyperv.c, v6.10, with RFC patch 09's
+ * conditional counting as an option).
  */
 #include "internals.h"
 
-/* The tasklet behind a full slot: hand a copy to the guest's control path, then free the slot (vmbus_on_msg_dpc). */
+/*
+ * The tasklet behind a full slot: hand a copy to the guest's control path, then free the slot
+ * (vmbus_on_msg_dpc).
+ */
 void vi_msg_dpc(struct vi_cpu *cpu, void *data)
 {
 	struct vi_message *slot = cpu->vmbus_slot, copy;
@@ -16,7 +20,8 @@ void vi_msg_dpc(struct vi_cpu *cpu, void *data)
 		return;
 	copy.type = type;
 	copy.payload_size = slot->payload_size;
-	copy.flags = 0;		/* the host may set its pending bit at any time: no business of the reader */
+	/* the host may set its pending bit at any time: no business of the reader */
+	copy.flags = 0;
 	copy.reserved = slot->reserved;
 	copy.origin = slot->origin;
 	memcpy(copy.payload, slot->payload, sizeof(copy.payload));
@@ -25,7 +30,10 @@ void vi_msg_dpc(struct vi_cpu *cpu, void *data)
 	vi_synic_signal_eom(cpu, slot, type);
 }
 
-/* There is a message in the slot. Out of line, so that an interrupt without one saves few registers. */
+/*
+ * There is a message in the slot. Out of line, so that an interrupt without one saves few
+ * registers.
+ */
 static __attribute__((noinline)) void take_message(struct vi_cpu *cpu, uint32_t type)
 {
 	struct vi_machine *m = cpu->m;
@@ -48,14 +56,16 @@ static inline __attribute__((always_inline)) bool vmbus_isr(struct vi_cpu *cpu)
 	handled = type != VI_MSG_NONE;
 	if (unlikely(handled))
 		take_message(cpu, type);
-	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy && (handled || cpu->m->hyp_count == VI_HYP_ALWAYS))
+	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy &&
+	    (handled || cpu->m->hyp_count == VI_HYP_ALWAYS))
 		vi_lx_add_interrupt_randomness(cpu, 0);
 	return handled;
 }
 
 /**
  * vi_vmbus_isr() - channel flags first, then the message slot
- * Return: true if the slot held a message, which is what the RFC counts as the top level's own interrupt.
+ * Return: true if the slot held a message, which is what the RFC counts as the top level's own
+ * interrupt.
  */
 bool vi_vmbus_isr(struct vi_cpu *cpu)
 {
@@ -74,7 +84,10 @@ vi_handler_t vi_handler_percpu_isr(void)
 	return percpu_isr;
 }
 
-/* The action of the message IRQ (designs mgmt-irq*): what vmbus_isr does itself where there is none. */
+/*
+ * The action of the message IRQ (designs mgmt-irq*): what vmbus_isr does itself where there is
+ * none.
+ */
 static uint32_t message_isr(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
 	(void)irq;
@@ -91,7 +104,8 @@ vi_handler_t vi_handler_message(void)
 /**
  * vi_take_vector() - what the CPU does when the SINT's vector arrives
  *
- * x86: HYPERVISOR_CALLBACK_VECTOR, no Linux IRQ, the HYP row. arm64: the PPI's flow handler counts, or does not.
+ * x86: HYPERVISOR_CALLBACK_VECTOR, no Linux IRQ, the HYP row. arm64: the PPI's flow handler counts,
+ * or does not.
  */
 void vi_take_vector(struct vi_cpu *cpu)
 {

@@ -2,15 +2,16 @@
 /*
  * scan.c - the fast engine's demultiplexer: SINT2's 2048 event flags of one CPU -> handlers.
  *
- * A read of the whole area gives a mask of the non-zero words (a hint: it may be torn). Each of those words
- * is then claimed: the flags just read are cleared by one locked instruction, up to 64 for the price of one,
- * up to 128 where two non-zero words are neighbours. A flag set later stays for the next delivery. What may
- * not run from the slot is found out by the slot's stub, see irq/irqdomain.c.
+ * A read of the whole area gives a mask of the non-zero words (a hint: it may be torn). Each of
+ * those words is then claimed: the flags just read are cleared by one locked instruction, up to 64
+ * for the price of one, up to 128 where two non-zero words are neighbours. A flag set later stays
+ * for the next delivery. What may not run from the slot is found out by the slot's stub, see
+ * irq/irqdomain.c.
  *
- * Nearly all of the cost is the locked instructions, and each waits until every store before it has left the
- * core. So the calls take their flags from the read before the claim and need not wait for its result; claims
- * and calls alternate, so that they overlap; and what follows the mask are functions of their own, so that
- * each saves few registers.
+ * Nearly all of the cost is the locked instructions, and each waits until every store before it has
+ * left the core. So the calls take their flags from the read before the claim and need not wait for
+ * its result; claims and calls alternate, so that they overlap; and what follows the mask are
+ * functions of their own, so that each saves few registers.
  *
  * Everything here runs on the CPU's own thread. Others only set flags; nobody else clears them.
  */
@@ -44,10 +45,13 @@ static FORCE_INLINE uint64_t claim_word(struct vi_cpu *cpu, uint32_t word)
 	return without_flag_zero(cpu, word, bits);
 }
 
-/* Two words, the first one even: in one locked instruction if the CPU is known to have it (@wide). */
-static FORCE_INLINE void claim_pair(struct vi_cpu *cpu, uint32_t word, bool wide, uint64_t *lo, uint64_t *hi)
+/*
+ * Two words, the first one even: in one locked instruction if the CPU is known to have it (@wide).
+ */
+static FORCE_INLINE void claim_pair(struct vi_cpu *cpu, uint32_t word, bool wide, uint64_t *lo,
+				    uint64_t *hi)
 {
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)	/* which does not know the instruction */
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) /* which does not know the instruction */
 	uint64_t *pair = &cpu->sint_flags[word], low, high, seen_low, seen_high;
 	bool claimed;
 
@@ -91,7 +95,10 @@ static NOINLINE uint32_t dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *s
 /* Run one claimed flag. Return: how many arrivals to leave out of irqs_sum. */
 static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot)
 {
-	/* before the owner: what a new owner may call is stored after it; after scan_seq: see scan_begin() */
+	/*
+	 * before the owner: what a new owner may call is stored after it; after scan_seq: see
+	 * scan_begin()
+	 */
 	vi_handler_t handler = __atomic_load_n(&slot->handler, __ATOMIC_SEQ_CST);
 	uint32_t irq, result;
 
@@ -105,7 +112,8 @@ static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slo
 	return 0;
 }
 
-static FORCE_INLINE void dispatch_bits(struct vi_cpu *cpu, uint32_t word, uint64_t bits, uint32_t *others)
+static FORCE_INLINE void dispatch_bits(struct vi_cpu *cpu, uint32_t word, uint64_t bits,
+				       uint32_t *others)
 {
 	struct vi_irq_slot *slots = &cpu->m->slot[word * 64];
 
@@ -119,11 +127,12 @@ static FORCE_INLINE void dispatch_bits(struct vi_cpu *cpu, uint32_t word, uint64
 }
 
 /*
- * The same, and with each flag one of two words later has its slot fetched: worth half the time when the
- * slots are in no cache. It shares the loop of the calls, since a loop of its own would end unpredictably.
+ * The same, and with each flag one of two words later has its slot fetched: worth half the time
+ * when the slots are in no cache. It shares the loop of the calls, since a loop of its own would
+ * end unpredictably.
  */
-static FORCE_INLINE void dispatch_bits_ahead(struct vi_cpu *cpu, uint32_t word, uint64_t bits, uint64_t ahead,
-					     uint32_t *others)
+static FORCE_INLINE void dispatch_bits_ahead(struct vi_cpu *cpu, uint32_t word, uint64_t bits,
+					     uint64_t ahead, uint32_t *others)
 {
 	struct vi_irq_slot *slots = &cpu->m->slot[word * 64];
 
@@ -141,8 +150,8 @@ static FORCE_INLINE void dispatch_bits_ahead(struct vi_cpu *cpu, uint32_t word, 
 }
 
 /*
- * scan_seq becomes odd before any handler is loaded (rule 2 in irq/irqdomain.c). On x86 the claim in between
- * is a full barrier; elsewhere the two accesses themselves are sequentially consistent.
+ * scan_seq becomes odd before any handler is loaded (rule 2 in irq/irqdomain.c). On x86 the claim
+ * in between is a full barrier; elsewhere the two accesses themselves are sequentially consistent.
  */
 static FORCE_INLINE void scan_begin(struct vi_cpu *cpu)
 {
@@ -216,44 +225,44 @@ static FORCE_INLINE int scan_dense(struct vi_cpu *cpu, bool wide)
 }
 
 /* How to go on from the mask of non-zero words, for one set of instructions. */
-#define DEFINE_SCAN_FROM(kind, isa, wide)								\
-	static NOINLINE isa int one_word_##kind(struct vi_cpu *cpu, uint32_t word, uint64_t bits)	\
-	{												\
-		return scan_one_word(cpu, word, bits);							\
-	}												\
-													\
-	static NOINLINE isa int one_flag_##kind(struct vi_cpu *cpu, uint32_t words)			\
-	{												\
-		uint32_t word = (uint32_t)__builtin_ctz(words);						\
-		uint64_t bits;										\
-													\
-		scan_begin(cpu);									\
-		bits = claim_word(cpu, word);								\
-		if (!bits || (bits & (bits - 1)))							\
-			return one_word_##kind(cpu, word, bits);					\
-		word = word * 64 + (uint32_t)__builtin_ctzll(bits);					\
-		return scan_end(cpu, 1, dispatch_slot(cpu, &cpu->m->slot[word]));			\
-	}												\
-													\
-	static NOINLINE isa int words_##kind(struct vi_cpu *cpu, uint32_t words)			\
-	{												\
-		return scan_words(cpu, words, wide);							\
-	}												\
-													\
-	static NOINLINE isa int dense_##kind(struct vi_cpu *cpu)					\
-	{												\
-		return scan_dense(cpu, wide);								\
-	}												\
-													\
-	static FORCE_INLINE isa int scan_from_##kind(struct vi_cpu *cpu, uint32_t words)		\
-	{												\
-		if (!words)										\
-			return 0;									\
-		if (!(words & (words - 1)))								\
-			return one_flag_##kind(cpu, words);						\
-		if (__builtin_popcount(words) >= DENSE_WORDS)						\
-			return dense_##kind(cpu);							\
-		return words_##kind(cpu, words);							\
+#define DEFINE_SCAN_FROM(kind, isa, wide)                                                         \
+	static NOINLINE isa int one_word_##kind(struct vi_cpu *cpu, uint32_t word, uint64_t bits) \
+	{                                                                                         \
+		return scan_one_word(cpu, word, bits);                                            \
+	}                                                                                         \
+                                                                                                  \
+	static NOINLINE isa int one_flag_##kind(struct vi_cpu *cpu, uint32_t words)               \
+	{                                                                                         \
+		uint32_t word = (uint32_t)__builtin_ctz(words);                                   \
+		uint64_t bits;                                                                    \
+                                                                                                  \
+		scan_begin(cpu);                                                                  \
+		bits = claim_word(cpu, word);                                                     \
+		if (!bits || (bits & (bits - 1)))                                                 \
+			return one_word_##kind(cpu, word, bits);                                  \
+		word = word * 64 + (uint32_t)__builtin_ctzll(bits);                               \
+		return scan_end(cpu, 1, dispatch_slot(cpu, &cpu->m->slot[word]));                 \
+	}                                                                                         \
+                                                                                                  \
+	static NOINLINE isa int words_##kind(struct vi_cpu *cpu, uint32_t words)                  \
+	{                                                                                         \
+		return scan_words(cpu, words, wide);                                              \
+	}                                                                                         \
+                                                                                                  \
+	static NOINLINE isa int dense_##kind(struct vi_cpu *cpu)                                  \
+	{                                                                                         \
+		return scan_dense(cpu, wide);                                                     \
+	}                                                                                         \
+                                                                                                  \
+	static FORCE_INLINE isa int scan_from_##kind(struct vi_cpu *cpu, uint32_t words)          \
+	{                                                                                         \
+		if (!words)                                                                       \
+			return 0;                                                                 \
+		if (!(words & (words - 1)))                                                       \
+			return one_flag_##kind(cpu, words);                                       \
+		if (__builtin_popcount(words) >= DENSE_WORDS)                                     \
+			return dense_##kind(cpu);                                                 \
+		return words_##kind(cpu, words);                                                  \
 	}
 
 DEFINE_SCAN_FROM(base, , false)
@@ -273,8 +282,8 @@ static int scan_scalar(struct vi_cpu *cpu)
 {
 	const uint64_t *area = cpu->sint_flags;
 
-	return scan_from_base(cpu, nonzero8(area) | nonzero8(area + 8) << 8 | nonzero8(area + 16) << 16 |
-				   nonzero8(area + 24) << 24);
+	return scan_from_base(cpu, nonzero8(area) | nonzero8(area + 8) << 8 |
+					   nonzero8(area + 16) << 16 | nonzero8(area + 24) << 24);
 }
 
 #if defined(__x86_64__)
@@ -286,14 +295,15 @@ static int scan_scalar(struct vi_cpu *cpu)
 DEFINE_SCAN_FROM(bmi, WITH_BMI, true)	/* who has these has cmpxchg16b */
 
 /*
- * The vector loads below race with signallers by design: a flag seen too late was raised together with a
- * doorbell that the next vi_vcpu_run() answers. No sanitizer can know that.
+ * The vector loads below race with signallers by design: a flag seen too late was raised together
+ * with a doorbell that the next vi_vcpu_run() answers. No sanitizer can know that.
  */
 #define RACES_BY_DESIGN __attribute__((no_sanitize("thread")))
 
 static WITH_AVX2 RACES_BY_DESIGN int scan_avx2(struct vi_cpu *cpu)
 {
-	const __m256i *area = (const __m256i *)(const void *)cpu->sint_flags, zero = _mm256_setzero_si256();
+	const __m256i *area = (const __m256i *)(const void *)cpu->sint_flags,
+		      zero = _mm256_setzero_si256();
 	uint32_t empty = 0;
 
 #pragma GCC unroll 8
@@ -334,7 +344,9 @@ uint32_t vi_simd_best(void)
 
 vi_scan_t vi_scan_variant(uint32_t simd)
 {
-	return simd == VI_SIMD_AVX512 ? scan_avx512 : simd == VI_SIMD_AVX2 ? scan_avx2 : scan_scalar;
+	return simd == VI_SIMD_AVX512 ? scan_avx512 :
+	       simd == VI_SIMD_AVX2   ? scan_avx2 :
+					scan_scalar;
 }
 
 #else

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ring_buffer.c - memory of a VMBus ring, and its writing end (vmbus.md 1; drivers/hv/ring_buffer.c v6.10, OpenVMM vmbus_ring).
+ * ring_buffer.c - memory of a VMBus ring, and its writing end (vmbus.md 1; drivers/hv/ring_buffer.c
+ * v6.10, OpenVMM vmbus_ring).
  *
- * Owns the mappings and what the writer keeps to itself: its index, the reader's index as last seen, counters. Knows
- * neither guest nor host: either may hold either end, under Linux or strict rules. What "signal" does is the caller's
- * business; here it is decided.
+ * Owns the mappings and what the writer keeps to itself: its index, the reader's index as last
+ * seen, counters. Knows neither guest nor host: either may hold either end, under Linux or strict
+ * rules. What "signal" does is the caller's business; here it is decided.
  *
- * The data is mapped twice in a row, so that every copy runs past its end as if the ring were straight (vmbus.md 1.3;
- * hv_ringbuffer_init() does the same with vmap). The memfd is closed at once: a machine has up to 4094 rings, and mappings, unlike
- * descriptors, are plentiful.
+ * The data is mapped twice in a row, so that every copy runs past its end as if the ring were
+ * straight (vmbus.md 1.3; hv_ringbuffer_init() does the same with vmap). The memfd is closed at
+ * once: a machine has up to 4094 rings, and mappings, unlike descriptors, are plentiful.
  *
- * Access rules: create, reset and destroy belong to the owner of both ends, while neither is at work. One thread per
- * end: the kernel serialises writers with the out ring's spinlock, here the caller does. The peer is not trusted:
- * under Linux rules nothing that it writes is refused, but no index of its leads outside the two mappings.
+ * Access rules: create, reset and destroy belong to the owner of both ends, while neither is at
+ * work. One thread per end: the kernel serialises writers with the out ring's spinlock, here the
+ * caller does. The peer is not trusted: under Linux rules nothing that it writes is refused, but no
+ * index of its leads outside the two mappings.
  */
 #define _GNU_SOURCE
 #include <sys/mman.h>
@@ -20,7 +22,7 @@
 
 #include "wire/ring_inline.h"
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 /*
  * Lay the memfd over the reservation: control page and data, then the data again.
@@ -45,19 +47,21 @@ static int vi_ring_map(uint8_t *base, int fd, size_t pad, size_t data_size)
  * @out: the mapping, or all zero on failure
  *
  * Context: any thread; @out belongs to the caller.
- * Return: 0; -EINVAL when @bytes is not whole pages, below VI_RING_BYTES_MIN or above VI_RING_BYTES_MAX; -ENOMEM when
- * the system has no memory, mapping or descriptor left.
+ * Return: 0; -EINVAL when @bytes is not whole pages, below VI_RING_BYTES_MIN or above
+ * VI_RING_BYTES_MAX; -ENOMEM when the system has no memory, mapping or descriptor left.
  */
 int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out)
 {
 	const size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	const size_t pad = page > VI_RING_HDR ? page - VI_RING_HDR : 0;
-	const size_t data_size = bytes - VI_RING_HDR, file_bytes = pad + bytes, map_bytes = file_bytes + data_size;
+	const size_t data_size = bytes - VI_RING_HDR, file_bytes = pad + bytes,
+		     map_bytes = file_bytes + data_size;
 	uint8_t *base;
 	int fd, ret;
 
 	memset(out, 0, sizeof(*out));
-	if (bytes < VI_RING_BYTES_MIN || bytes > VI_RING_BYTES_MAX || bytes % VI_PAGE || data_size % page)
+	if (bytes < VI_RING_BYTES_MIN || bytes > VI_RING_BYTES_MAX || bytes % VI_PAGE ||
+	    data_size % page)
 		return -EINVAL;
 	base = mmap(NULL, map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (base == MAP_FAILED)
@@ -114,7 +118,8 @@ void vi_ring_reset(struct vi_ring_mem *mem)
  * @hdr: control page
  * @data_size: bytes of data
  *
- * Context: any thread; a snapshot. Impossible indices give the number that the kernel's arithmetic gives.
+ * Context: any thread; a snapshot. Impossible indices give the number that the kernel's arithmetic
+ * gives.
  */
 uint32_t vi_ring_bytes_to_read(const struct vi_ring_buffer *hdr, uint32_t data_size)
 {
@@ -128,7 +133,8 @@ uint32_t vi_ring_bytes_to_read(const struct vi_ring_buffer *hdr, uint32_t data_s
  * @hdr: control page
  * @data_size: bytes of data
  *
- * Context: any thread; a snapshot. Impossible indices give the number that the kernel's arithmetic gives.
+ * Context: any thread; a snapshot. Impossible indices give the number that the kernel's arithmetic
+ * gives.
  */
 uint32_t vi_ring_bytes_to_write(const struct vi_ring_buffer *hdr, uint32_t data_size)
 {
@@ -137,7 +143,7 @@ uint32_t vi_ring_bytes_to_write(const struct vi_ring_buffer *hdr, uint32_t data_
 	return vi_ring_free(data_size, read, __atomic_load_n(&hdr->write_index, __ATOMIC_SEQ_CST));
 }
 
-/* ---- writer ---------------------------------------------------------------------------------------------------------------- */
+/* ---- writer ---------------------------------------------------------------------------------- */
 
 /**
  * vi_ring_writer_init - become the writing end
@@ -190,7 +196,8 @@ static int vi_ring_reserve(struct vi_ring_writer *w, uint32_t total)
 }
 
 /* Every packet that vi_ring_put_quick() leaves alone. */
-static __attribute__((noinline)) int vi_ring_put_any(struct vi_ring_writer *w, const struct vi_packet_out *p)
+static __attribute__((noinline)) int vi_ring_put_any(struct vi_ring_writer *w,
+						     const struct vi_packet_out *p)
 {
 	const uint64_t ext_len = p->desc_ext_len;
 	uint32_t offset, total;
@@ -201,7 +208,8 @@ static __attribute__((noinline)) int vi_ring_put_any(struct vi_ring_writer *w, c
 		return -EINVAL;
 	if (ext_len % 8 || VI_PKT_DESC + ext_len < vi_ring_offset_min(p->type))
 		return -EINVAL;
-	if (ext_len > VI_PKT_LEN_MAX - VI_PKT_DESC || p->len > VI_PKT_LEN_MAX - VI_PKT_DESC - ext_len)
+	if (ext_len > VI_PKT_LEN_MAX - VI_PKT_DESC ||
+	    p->len > VI_PKT_LEN_MAX - VI_PKT_DESC - ext_len)
 		return -EMSGSIZE;
 	offset = VI_PKT_DESC + (uint32_t)ext_len;
 	total = ((offset + p->len + 7) & ~7u) + VI_PKT_TRAILER;
@@ -222,7 +230,8 @@ static inline int vi_ring_put_inline(struct vi_ring_writer *w, const struct vi_p
 {
 	const uint32_t most = VI_PKT_LEN_MAX - VI_PKT_DESC;
 
-	if (likely(!p->desc_ext_len && vi_ring_put_quick(w, p->type, p->flags, p->trans_id, p->payload, p->len, most)))
+	if (likely(!p->desc_ext_len &&
+		   vi_ring_put_quick(w, p->type, p->flags, p->trans_id, p->payload, p->len, most)))
 		return 0;
 	return vi_ring_put_any(w, p);
 }
@@ -270,10 +279,10 @@ int vi_ring_must_signal(struct vi_ring_writer *w)
  * @packet: what to write
  *
  * Context: the writer's thread.
- * Return: 1 the reader must be signalled, 0 not. -EAGAIN without room (counted); -EINVAL for a type or flag outside
- * the format, page ranges missing or not whole words; -EMSGSIZE for more than len8 can say, and under strict rules
- * for more than the ring can ever hold (Linux says -EAGAIN for ever); -EIO under strict rules when the reader's index
- * is impossible.
+ * Return: 1 the reader must be signalled, 0 not. -EAGAIN without room (counted); -EINVAL for a type
+ * or flag outside the format, page ranges missing or not whole words; -EMSGSIZE for more than len8
+ * can say, and under strict rules for more than the ring can ever hold (Linux says -EAGAIN for
+ * ever); -EIO under strict rules when the reader's index is impossible.
  */
 int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *packet)
 {
@@ -297,16 +306,22 @@ int vi_ring_write_packet(struct vi_ring_writer *w, const struct vi_packet_out *p
  * Context: the writer's thread.
  * Return: as vi_ring_write_packet().
  */
-int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, const void *payload, uint32_t len)
+int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id,
+		  const void *payload, uint32_t len)
 {
 	struct vi_packet_out packet;
 	int ret;
 
-	if (unlikely(!vi_ring_put_quick(w, type, flags, trans_id, payload, len, VI_COPY_INLINE_MAX))) {
+	if (unlikely(!vi_ring_put_quick(w, type, flags, trans_id, payload, len,
+					VI_COPY_INLINE_MAX))) {
 		if (type > UINT16_MAX || flags > UINT16_MAX)
 			return -EINVAL;
 		packet = (struct vi_packet_out){
-			.type = (uint16_t)type, .flags = (uint16_t)flags, .len = len, .trans_id = trans_id, .payload = payload,
+			.type = (uint16_t)type,
+			.flags = (uint16_t)flags,
+			.len = len,
+			.trans_id = trans_id,
+			.payload = payload,
 		};
 		ret = vi_ring_put_any(w, &packet);
 		if (ret)
@@ -326,7 +341,8 @@ int vi_ring_write(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint6
  * Context: the writer's thread.
  * Return: as vi_ring_write_packet(); an errno only if the very first packet was refused.
  */
-int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets, uint32_t n, uint32_t *accepted)
+int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *packets, uint32_t n,
+			uint32_t *accepted)
 {
 	uint32_t i;
 	int ret = 0;
@@ -344,12 +360,15 @@ int vi_ring_write_batch(struct vi_ring_writer *w, const struct vi_packet_out *pa
 }
 
 /**
- * vi_ring_set_pending_send_size - ask for a signal when there is room (set_channel_pending_send_size)
+ * vi_ring_set_pending_send_size - ask for a signal when there is room
+ * (set_channel_pending_send_size)
  * @w: writing end; a size other than 0 counts as a refused packet
  * @size: signal when more than this is free, 0: no longer
  *
- * Context: the writer's thread; a full barrier. Try to write once more afterwards: room that came in between is not signalled.
- * Return: 0; under strict rules @size is rounded up to 8, and -EINVAL is more than the ring can hold.
+ * Context: the writer's thread; a full barrier. Try to write once more afterwards: room that came
+ * in between is not signalled.
+ * Return: 0; under strict rules @size is rounded up to 8, and -EINVAL is more than the ring can
+ * hold.
  */
 int vi_ring_set_pending_send_size(struct vi_ring_writer *w, uint32_t size)
 {

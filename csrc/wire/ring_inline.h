@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ring_inline.h - the steps of the ring: index arithmetic, copy, publish, signal check, look at a packet, give room back.
+ * ring_inline.h - the steps of the ring: index arithmetic, copy, publish, signal check, look at a
+ * packet, give room back.
  *
- * Every exported path of ring_buffer.c is composed of these, so that what is explored step by step is what runs at full speed.
+ * Every exported path of ring_buffer.c is composed of these, so that what is explored step by step
+ * is what runs at full speed.
  *
- * Access rules: write_index and pending_send_sz are stored by the writer alone, read_index and interrupt_mask by the reader alone.
- * Payload is plain memory, ordered by release of the one index and acquire of the other. Whoever stores one field and then
- * decides by another of the peer's (publish, then mask; read_index, then pending_send_sz; mask, then write_index; pending_send_sz,
- * then read_index) stores with a sequentially consistent exchange and loads sequentially consistently: one locked instruction per
- * step on x86, and a pair of such threads cannot both miss the other's store.
+ * Access rules: write_index and pending_send_sz are stored by the writer alone, read_index and
+ * interrupt_mask by the reader alone. Payload is plain memory, ordered by release of the one index
+ * and acquire of the other. Whoever stores one field and then decides by another of the peer's
+ * (publish, then mask; read_index, then pending_send_sz; mask, then write_index; pending_send_sz,
+ * then read_index) stores with a sequentially consistent exchange and loads sequentially
+ * consistently: one locked instruction per step on x86, and a pair of such threads cannot both miss
+ * the other's store.
  */
 #ifndef VMBUSIRQ_RING_INLINE_H
 #define VMBUSIRQ_RING_INLINE_H
@@ -23,13 +27,18 @@ _Static_assert(offsetof(struct vi_ring_buffer, interrupt_mask) == 8, "interrupt_
 _Static_assert(offsetof(struct vi_ring_buffer, pending_send_sz) == 12, "pending_send_sz");
 _Static_assert(offsetof(struct vi_ring_buffer, feature_bits) == 64, "feature_bits");
 _Static_assert(offsetof(struct vi_ring_buffer, reserved3) == 4088, "signal counter");
-_Static_assert(offsetof(struct vi_packet, flags) == 6 && offsetof(struct vi_packet, trans_id) == 8, "begins as a descriptor does");
+_Static_assert(offsetof(struct vi_packet, flags) == 6 && offsetof(struct vi_packet, trans_id) == 8,
+	       "begins as a descriptor does");
 
-#define VI_COPY_INLINE_MAX 256	/* longer copies are libc's: a call, and with it the paths that make no call */
+/* longer copies are libc's: a call, and with it the paths that make no call */
+#define VI_COPY_INLINE_MAX 256
 
-/* ---- copies ---------------------------------------------------------------------------------------------------------------- */
+/* ---- copies ---------------------------------------------------------------------------------- */
 
-/* Up to VI_COPY_INLINE_MAX bytes: blocks from the front, and one that ends at the end. Reads and writes nothing outside. */
+/*
+ * Up to VI_COPY_INLINE_MAX bytes: blocks from the front, and one that ends at the end. Reads and
+ * writes nothing outside.
+ */
 static inline void vi_ring_copy_small(uint8_t *dst, const uint8_t *src, uint32_t n)
 {
 	if (n > 32) {
@@ -76,14 +85,17 @@ static inline uint64_t vi_ring_load64(const uint8_t *src)
 	return __atomic_load_n((const uint64_t *)(const void *)src, __ATOMIC_RELAXED);
 }
 
-/* ---- indices --------------------------------------------------------------------------------------------------------------- */
+/* ---- indices --------------------------------------------------------------------------------- */
 
 static inline uint32_t vi_ring_used(uint32_t data_size, uint32_t read, uint32_t write)
 {
 	return write >= read ? write - read : data_size - read + write;
 }
 
-/* Not reduced by one: an empty ring has all of its data free, and a packet must leave some of it so. */
+/*
+ * Not reduced by one: an empty ring has all of its data free, and a packet must leave some of it
+ * so.
+ */
 static inline uint32_t vi_ring_free(uint32_t data_size, uint32_t read, uint32_t write)
 {
 	return write >= read ? data_size - (write - read) : read - write;
@@ -111,23 +123,27 @@ static inline bool vi_ring_type_ok(uint32_t type)
 /* Descriptors that end with page ranges have at least their 8-byte header. */
 static inline uint32_t vi_ring_offset_min(uint32_t type)
 {
-	return type == VI_PKT_DATA_USING_XFER_PAGES || type == VI_PKT_DATA_USING_GPA_DIRECT ? VI_PKT_DESC + 8 : VI_PKT_DESC;
+	return type == VI_PKT_DATA_USING_XFER_PAGES || type == VI_PKT_DATA_USING_GPA_DIRECT ?
+		       VI_PKT_DESC + 8 :
+		       VI_PKT_DESC;
 }
 
-/* ---- writer ---------------------------------------------------------------------------------------------------------------- */
+/* ---- writer ---------------------------------------------------------------------------------- */
 
 /*
- * Store a packet at the private index and move on: @offset bytes of descriptor, @total bytes in all. The caller has
- * copied the page ranges.
+ * Store a packet at the private index and move on: @offset bytes of descriptor, @total bytes in
+ * all. The caller has copied the page ranges.
  */
-static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id, uint32_t offset,
-				     uint32_t total)
+static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, uint32_t flags,
+				     uint64_t trans_id, uint32_t offset, uint32_t total)
 {
 	const uint32_t at = w->write_index, len = total - VI_PKT_TRAILER;
 	uint8_t *dst = w->data + at;
 
-	vi_ring_store64(dst + len - 8, 0);	/* the padding; what is not padding is overwritten */
-	vi_ring_store64(dst, type | offset / 8 << 16 | (uint64_t)(len / 8) << 32 | (uint64_t)flags << 48);
+	/* the padding; what is not padding is overwritten */
+	vi_ring_store64(dst + len - 8, 0);
+	vi_ring_store64(dst, type | offset / 8 << 16 | (uint64_t)(len / 8) << 32 |
+				     (uint64_t)flags << 48);
 	vi_ring_store64(dst + 8, trans_id);
 	vi_ring_store64(dst + len, (uint64_t)at << 32);
 	w->write_index = vi_ring_advance(w->data_size, at, total);
@@ -137,11 +153,13 @@ static inline uint8_t *vi_ring_frame(struct vi_ring_writer *w, uint32_t type, ui
 }
 
 /*
- * A packet of at most @most bytes without page ranges, room for it known. Anything else, and anything wrong: false, and nothing
- * happened. A caller that makes calls anyway gives a large @most, one that makes none VI_COPY_INLINE_MAX.
+ * A packet of at most @most bytes without page ranges, room for it known. Anything else, and
+ * anything wrong: false, and nothing happened. A caller that makes calls anyway gives a large
+ * @most, one that makes none VI_COPY_INLINE_MAX.
  */
-static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, uint32_t flags, uint64_t trans_id,
-				     const uint8_t *payload, uint32_t len, const uint32_t most)
+static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, uint32_t flags,
+				     uint64_t trans_id, const uint8_t *payload, uint32_t len,
+				     const uint32_t most)
 {
 	const uint32_t total = (VI_PKT_DESC + VI_PKT_TRAILER + 7 + len) & ~7u;
 	uint8_t *dst;
@@ -150,7 +168,8 @@ static inline bool vi_ring_put_quick(struct vi_ring_writer *w, uint32_t type, ui
 		return false;
 	if (most > VI_COPY_INLINE_MAX && unlikely(total >= w->data_size - 8))
 		return false;	/* strict rules refuse what just fits an empty ring */
-	if (unlikely((type != VI_PKT_DATA_INBAND && type != VI_PKT_COMP) || flags > VI_PKT_FLAG_COMPLETION))
+	if (unlikely((type != VI_PKT_DATA_INBAND && type != VI_PKT_COMP) ||
+		     flags > VI_PKT_FLAG_COMPLETION))
 		return false;
 	dst = vi_ring_frame(w, type, flags, trans_id, VI_PKT_DESC, total);
 	if (most > VI_COPY_INLINE_MAX)
@@ -170,7 +189,10 @@ static inline int vi_ring_publish_inline(struct vi_ring_writer *w)
 	return 1;
 }
 
-/* Signal only the reader that had drained all there was before this publish: it may be asleep, any other one is not. */
+/*
+ * Signal only the reader that had drained all there was before this publish: it may be asleep, any
+ * other one is not.
+ */
 static inline int vi_ring_must_signal_inline(struct vi_ring_writer *w)
 {
 	if (w->old_write == w->published)
@@ -183,12 +205,12 @@ static inline int vi_ring_must_signal_inline(struct vi_ring_writer *w)
 	return 1;
 }
 
-/* ---- reader ---------------------------------------------------------------------------------------------------------------- */
+/* ---- reader ---------------------------------------------------------------------------------- */
 
 /*
- * The first word of the descriptor at the private index, if the snapshot has the packet with its trailer and nothing
- * is odd about it; 0 if it needs a second look, which no descriptor in order is. Strict rules know the common types
- * here.
+ * The first word of the descriptor at the private index, if the snapshot has the packet with its
+ * trailer and nothing is odd about it; 0 if it needs a second look, which no descriptor in order
+ * is. Strict rules know the common types here.
  */
 static inline uint64_t vi_ring_glance(const struct vi_ring_reader *r)
 {
@@ -201,16 +223,18 @@ static inline uint64_t vi_ring_glance(const struct vi_ring_reader *r)
 	head = vi_ring_load64(r->data + r->priv_read_index);
 	offset8 = (uint16_t)(head >> 16);
 	len8 = (uint16_t)(head >> 32);
-	if (unlikely(offset8 < VI_PKT_DESC / 8 || offset8 > len8 || len8 * 8 + VI_PKT_TRAILER > r->avail))
+	if (unlikely(offset8 < VI_PKT_DESC / 8 || offset8 > len8 ||
+		     len8 * 8 + VI_PKT_TRAILER > r->avail))
 		return 0;
-	if (r->rules != VI_RING_LINUX && (head & strict_mask) != VI_PKT_DATA_INBAND && (head & strict_mask) != VI_PKT_COMP)
+	if (r->rules != VI_RING_LINUX && (head & strict_mask) != VI_PKT_DATA_INBAND &&
+	    (head & strict_mask) != VI_PKT_COMP)
 		return 0;
 	return head;
 }
 
 /* Hand out a packet that was checked: @head and @trans_id as fetched, the bytes at @desc. */
-static inline void vi_ring_hand_out(struct vi_ring_reader *r, uint64_t head, uint64_t trans_id, const uint8_t *desc,
-				    struct vi_packet *out)
+static inline void vi_ring_hand_out(struct vi_ring_reader *r, uint64_t head, uint64_t trans_id,
+				    const uint8_t *desc, struct vi_packet *out)
 {
 	const uint32_t offset = (uint16_t)(head >> 16) * 8u, len = (uint16_t)(head >> 32) * 8u;
 
@@ -230,7 +254,8 @@ static inline void vi_ring_step(struct vi_ring_reader *r)
 	if (unlikely(!r->pkt_len))
 		return;
 	r->priv_read_index = vi_ring_advance(r->data_size, r->priv_read_index, total);
-	r->avail = total < r->avail ? r->avail - total : 0;	/* a mended length may reach past the snapshot */
+	/* a mended length may reach past the snapshot */
+	r->avail = total < r->avail ? r->avail - total : 0;
 	r->pkt_len = 0;
 }
 
@@ -246,8 +271,8 @@ static inline int vi_ring_publish_read_inline(struct vi_ring_reader *r)
 }
 
 /*
- * Signal only the writer whose wish this very close has fulfilled: before it there was not enough room, now there is
- * more than enough.
+ * Signal only the writer whose wish this very close has fulfilled: before it there was not enough
+ * room, now there is more than enough.
  */
 static inline int vi_ring_must_signal_writer_inline(struct vi_ring_reader *r)
 {
@@ -258,7 +283,8 @@ static inline int vi_ring_must_signal_writer_inline(struct vi_ring_reader *r)
 	pending = __atomic_load_n(&r->hdr->pending_send_sz, __ATOMIC_SEQ_CST);
 	if (likely(!pending))
 		return 0;
-	if (!(__atomic_load_n(&r->hdr->feature_bits, __ATOMIC_RELAXED) & VI_RING_FEAT_PENDING_SEND_SZ))
+	if (!(__atomic_load_n(&r->hdr->feature_bits, __ATOMIC_RELAXED) &
+	      VI_RING_FEAT_PENDING_SEND_SZ))
 		return 0;
 	now = __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST);
 	if (r->rules == VI_RING_STRICT) {

@@ -1,31 +1,35 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ring_reader.c - the reading end of a VMBus ring (vmbus.md 1.10 to 1.15; drivers/hv/ring_buffer.c v6.10, OpenVMM vmbus_ring).
+ * ring_reader.c - the reading end of a VMBus ring (vmbus.md 1.10 to 1.15; drivers/hv/ring_buffer.c
+ * v6.10, OpenVMM vmbus_ring).
  *
- * Owns what the reader keeps to itself: the index that runs ahead of the shared one until close, the writer's index as last seen,
- * the copy buffer, counters.
+ * Owns what the reader keeps to itself: the index that runs ahead of the shared one until close,
+ * the writer's index as last seen, the copy buffer, counters.
  *
- * Access rules: one thread per end; the kernel calls a channel's callback on one CPU at a time. The writer is not
- * trusted: each word of a descriptor is fetched once, checked, and used from the copy. Under Linux rules what is
- * impossible is mended, under strict rules it fails the channel; under both no index or length of the writer's leads
- * outside the two mappings.
+ * Access rules: one thread per end; the kernel calls a channel's callback on one CPU at a time. The
+ * writer is not trusted: each word of a descriptor is fetched once, checked, and used from the
+ * copy. Under Linux rules what is impossible is mended, under strict rules it fails the channel;
+ * under both no index or length of the writer's leads outside the two mappings.
  */
 #include "wire/ring_inline.h"
 
-/* ---- reader: looking at a packet ------------------------------------------------------------------------------------------- */
+/* ---- reader: looking at a packet ------------------------------------------------------------- */
 
 /**
  * vi_ring_reader_init - become the reading end
  * @r: filled in; counters start at 0
  * @mem: the ring, which must outlive @r
  * @rules: enum vi_ring_rules
- * @pkt_buffer: where packets are copied to before anyone looks at them (max_pkt_size of the channel); NULL: views only
+ * @pkt_buffer: where packets are copied to before anyone looks at them (max_pkt_size of the
+ *  channel); NULL: views only
  * @size: its bytes, at least VI_PKT_DESC; 0 with NULL
  *
  * Context: no other reader is at work.
- * Return: 0; -EINVAL for unknown rules or a buffer too small; -EIO when a shared index is impossible.
+ * Return: 0; -EINVAL for unknown rules or a buffer too small; -EIO when a shared index is
+ * impossible.
  */
-int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem, uint32_t rules, void *pkt_buffer, uint32_t size)
+int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem, uint32_t rules,
+			void *pkt_buffer, uint32_t size)
 {
 	const uint32_t write = __atomic_load_n(&mem->hdr->write_index, __ATOMIC_SEQ_CST);
 	const uint32_t read = __atomic_load_n(&mem->hdr->read_index, __ATOMIC_SEQ_CST);
@@ -42,7 +46,10 @@ int vi_ring_reader_init(struct vi_ring_reader *r, const struct vi_ring_mem *mem,
 	return 0;
 }
 
-/* The channel is failed: with an empty snapshot, every later look comes by vi_ring_refresh() and ends there. */
+/*
+ * The channel is failed: with an empty snapshot, every later look comes by vi_ring_refresh() and
+ * ends there.
+ */
 static int vi_ring_fail(struct vi_ring_reader *r, uint32_t error)
 {
 	if (!r->error)
@@ -52,8 +59,9 @@ static int vi_ring_fail(struct vi_ring_reader *r, uint32_t error)
 }
 
 /*
- * Fetch the writer's index. More than fits beside one unit that stays free is cut: a peer that claims it must not lead us past the
- * second mapping. Return: 0; -EIO under strict rules if the index, or anything before, was impossible.
+ * Fetch the writer's index. More than fits beside one unit that stays free is cut: a peer that
+ * claims it must not lead us past the second mapping. Return: 0; -EIO under strict rules if the
+ * index, or anything before, was impossible.
  */
 static int vi_ring_refresh(struct vi_ring_reader *r)
 {
@@ -72,10 +80,14 @@ static bool vi_ring_has_ranges(const uint8_t *desc)
 	return vi_ring_load64(desc + VI_PKT_DESC) >> 32 != 0;
 }
 
-/* Linux: replace impossible lengths by the nearest thing that can be read (hv_pkt_iter_first). Return: the first word, mended. */
+/*
+ * Linux: replace impossible lengths by the nearest thing that can be read (hv_pkt_iter_first).
+ * Return: the first word, mended.
+ */
 static uint64_t vi_ring_mend(uint64_t head, uint32_t room)
 {
-	uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
+	uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8,
+		 len = (uint32_t)(head >> 32 & 0xffff) * 8;
 
 	if (len < VI_PKT_DESC || len > room)
 		len = room & ~7u;
@@ -84,11 +96,15 @@ static uint64_t vi_ring_mend(uint64_t head, uint32_t room)
 	return (head & 0xffff00000000ffff) | offset / 8 << 16 | (uint64_t)(len / 8) << 32;
 }
 
-/* OpenVMM: the first thing wrong with a packet fails the channel; and its trailer must have been published too. Return: 1, -EIO. */
+/*
+ * OpenVMM: the first thing wrong with a packet fails the channel; and its trailer must have been
+ * published too. Return: 1, -EIO.
+ */
 static int vi_ring_judge(struct vi_ring_reader *r, uint64_t head)
 {
 	const uint32_t type = (uint16_t)head, flags = (uint32_t)(head >> 48);
-	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8, len = (uint32_t)(head >> 32 & 0xffff) * 8;
+	const uint32_t offset = (uint32_t)(head >> 16 & 0xffff) * 8,
+		       len = (uint32_t)(head >> 32 & 0xffff) * 8;
 
 	if (offset < VI_PKT_DESC)
 		return vi_ring_fail(r, VI_RING_BAD_OFFSET);
@@ -100,7 +116,8 @@ static int vi_ring_judge(struct vi_ring_reader *r, uint64_t head)
 		return vi_ring_fail(r, VI_RING_BAD_TYPE);
 	if (offset < vi_ring_offset_min(type))
 		return vi_ring_fail(r, VI_RING_BAD_OFFSET);
-	if (type == VI_PKT_DATA_USING_GPA_DIRECT && !vi_ring_has_ranges(r->data + r->priv_read_index))
+	if (type == VI_PKT_DATA_USING_GPA_DIRECT &&
+	    !vi_ring_has_ranges(r->data + r->priv_read_index))
 		return vi_ring_fail(r, VI_RING_BAD_RANGES);
 	return 1;
 }
@@ -110,7 +127,8 @@ static int vi_ring_judge(struct vi_ring_reader *r, uint64_t head)
  * @limit: bytes of packet that the caller can take: Linux cuts there, strict rules refuse
  * Return: 1; 0 when empty; -EIO, -ENOBUFS.
  */
-static __attribute__((noinline)) int vi_ring_look(struct vi_ring_reader *r, uint32_t limit, struct vi_packet *out)
+static __attribute__((noinline)) int vi_ring_look(struct vi_ring_reader *r, uint32_t limit,
+						  struct vi_packet *out)
 {
 	int ret = vi_ring_refresh(r);
 	const uint8_t *at;
@@ -120,7 +138,8 @@ static __attribute__((noinline)) int vi_ring_look(struct vi_ring_reader *r, uint
 	if (ret)
 		return ret;
 	if (r->avail < VI_PKT_DESC)
-		return r->avail && r->rules == VI_RING_STRICT ? vi_ring_fail(r, VI_RING_BAD_AVAIL) : 0;
+		return r->avail && r->rules == VI_RING_STRICT ? vi_ring_fail(r, VI_RING_BAD_AVAIL) :
+								0;
 	if (limit < VI_PKT_DESC)
 		return -ENOBUFS;
 	head = vi_ring_load64(r->data + r->priv_read_index);
@@ -150,30 +169,36 @@ static inline int vi_ring_first_view_inline(struct vi_ring_reader *r, struct vi_
 }
 
 /*
- * Copy a packet, its descriptor as checked and not as it stands in the ring by now. Return: 1; -EIO, strict, if the
- * peer has taken the ranges back since they were looked at.
+ * Copy a packet, its descriptor as checked and not as it stands in the ring by now. Return: 1;
+ * -EIO, strict, if the peer has taken the ranges back since they were looked at.
  */
-static __attribute__((noinline)) int vi_ring_copy_out(struct vi_ring_reader *r, struct vi_packet *p, uint8_t *dst)
+static __attribute__((noinline)) int vi_ring_copy_out(struct vi_ring_reader *r, struct vi_packet *p,
+						      uint8_t *dst)
 {
 	__builtin_memcpy(dst, p, VI_PKT_DESC);
 	vi_ring_copy(dst + VI_PKT_DESC, p->desc + VI_PKT_DESC, p->len8 * 8u - VI_PKT_DESC);
 	p->desc = dst;
 	p->payload = dst + p->offset8 * 8u;
-	if (r->rules == VI_RING_STRICT && p->type == VI_PKT_DATA_USING_GPA_DIRECT && !vi_ring_has_ranges(dst)) {
+	if (r->rules == VI_RING_STRICT && p->type == VI_PKT_DATA_USING_GPA_DIRECT &&
+	    !vi_ring_has_ranges(dst)) {
 		r->pkt_len = 0;
 		return vi_ring_fail(r, VI_RING_BAD_RANGES);
 	}
 	return 1;
 }
 
-static __attribute__((noinline)) int vi_ring_first_any(struct vi_ring_reader *r, struct vi_packet *out)
+static __attribute__((noinline)) int vi_ring_first_any(struct vi_ring_reader *r,
+						       struct vi_packet *out)
 {
 	const int ret = vi_ring_look(r, r->pkt_buffer_size, out);
 
 	return ret <= 0 ? ret : vi_ring_copy_out(r, out, r->pkt_buffer);
 }
 
-/* Look, copy into pkt_buffer, point there. The quick way is for small packets in order and makes no call. */
+/*
+ * Look, copy into pkt_buffer, point there. The quick way is for small packets in order and makes no
+ * call.
+ */
 static inline int vi_ring_first_inline(struct vi_ring_reader *r, struct vi_packet *out)
 {
 	const uint64_t head = vi_ring_glance(r);
@@ -196,7 +221,7 @@ static inline int vi_ring_first_inline(struct vi_ring_reader *r, struct vi_packe
 	return 1;
 }
 
-/* ---- reader: the iterator -------------------------------------------------------------------------------------------------- */
+/* ---- reader: the iterator -------------------------------------------------------------------- */
 
 /**
  * vi_ring_first - the first unread packet, copied out (hv_pkt_iter_first)
@@ -204,8 +229,9 @@ static inline int vi_ring_first_inline(struct vi_ring_reader *r, struct vi_packe
  * @out: checked fields; pointers into pkt_buffer, good until the next call
  *
  * Context: the reader's thread.
- * Return: 1 and *out, 0 when empty. -ENOBUFS: the reader has no pkt_buffer, or (strict) the packet is larger; Linux rules cut it to
- * the buffer. -EIO: strict, see r->error; nothing is consumed, and the reader stays failed.
+ * Return: 1 and *out, 0 when empty. -ENOBUFS: the reader has no pkt_buffer, or (strict) the packet
+ * is larger; Linux rules cut it to the buffer. -EIO: strict, see r->error; nothing is consumed, and
+ * the reader stays failed.
  */
 int vi_ring_first(struct vi_ring_reader *r, struct vi_packet *out)
 {
@@ -229,10 +255,11 @@ int vi_ring_next(struct vi_ring_reader *r, struct vi_packet *out)
 /**
  * vi_ring_first_view - the first unread packet, left where it is
  * @r: reading end
- * @out: checked copies of the descriptor's fields; pointers into the ring, good until vi_ring_close()
+ * @out: checked copies of the descriptor's fields; pointers into the ring, good until
+ *  vi_ring_close()
  *
- * Only the fields in @out were checked, against one snapshot: a hostile peer may change what stands behind the
- * pointers at any time.
+ * Only the fields in @out were checked, against one snapshot: a hostile peer may change what stands
+ * behind the pointers at any time.
  *
  * Context: the reader's thread.
  * Return: as vi_ring_first(), never -ENOBUFS.
@@ -284,7 +311,8 @@ int vi_ring_publish_read(struct vi_ring_reader *r)
  * @r: reading end; intr_in_full counts a 1
  *
  * Context: the reader's thread. interrupt_mask plays no part.
- * Return: 1 if the writer waits for room, had not enough before, and has more than it asked for now.
+ * Return: 1 if the writer waits for room, had not enough before, and has more than it asked for
+ * now.
  */
 int vi_ring_must_signal_writer(struct vi_ring_reader *r)
 {
@@ -304,11 +332,12 @@ int vi_ring_close(struct vi_ring_reader *r)
 	return vi_ring_must_signal_writer_inline(r);
 }
 
-/* ---- reader: whole packets ------------------------------------------------------------------------------------------------- */
+/* ---- reader: whole packets ------------------------------------------------------------------- */
 
 /**
  * vi_ring_read - read one packet into the caller's buffer (vmbus_recvpacket, vmbus_recvpacket_raw)
- * @r: reading end; under Linux rules pkt_buffer_size, unless 0, cuts larger packets as the kernel's copy buffer does
+ * @r: reading end; under Linux rules pkt_buffer_size, unless 0, cuts larger packets as the kernel's
+ *  copy buffer does
  * @buf: destination
  * @buflen: its bytes
  * @raw: descriptor and payload, not the payload alone
@@ -316,10 +345,11 @@ int vi_ring_close(struct vi_ring_reader *r)
  * @trans_id: its transaction id, 0 when there is none; may be NULL
  *
  * Context: the reader's thread.
- * Return: 1 the writer must be signalled, 0 not. -EINVAL when @buflen is 0; -ENOBUFS when *actual bytes are needed, nothing is
- * consumed; -EIO as vi_ring_first().
+ * Return: 1 the writer must be signalled, 0 not. -EINVAL when @buflen is 0; -ENOBUFS when *actual
+ * bytes are needed, nothing is consumed; -EIO as vi_ring_first().
  */
-int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw, uint32_t *actual, uint64_t *trans_id)
+int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t raw,
+		 uint32_t *actual, uint64_t *trans_id)
 {
 	const bool cut = r->rules == VI_RING_LINUX && r->pkt_buffer_size;
 	struct vi_packet p;
@@ -359,21 +389,23 @@ static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
 }
 
 /**
- * vi_ring_drain - what a channel callback does: read all there is, look at every byte, give the room back
+ * vi_ring_drain - what a channel callback does: read all there is, look at every byte, give the
+ * room back
  *
- * Empty is empty only when it was seen after a close: whoever wrote before it saw a ring that was not empty, and did not signal.
+ * Empty is empty only when it was seen after a close: whoever wrote before it saw a ring that was
+ * not empty, and did not signal.
  *
- * All there is, unless the writer is broken: under Linux rules a packet without its trailer leads the reader past the
- * writer's index, and an index outside the data is never reached, so that reading on would not end. Either ends this
- * drain.
+ * All there is, unless the writer is broken: under Linux rules a packet without its trailer leads
+ * the reader past the writer's index, and an index outside the data is never reached, so that
+ * reading on would not end. Either ends this drain.
  *
  * @r: reading end with a pkt_buffer
  * @budget: packets at most; room is given back every VI_RING_BATCH of them
  * @tally: what was read is added
  *
  * Context: the reader's thread.
- * Return: 1 if a close wants the writer signalled, 0 if none. -EIO, -ENOBUFS as vi_ring_first(), only if not one
- * packet came before.
+ * Return: 1 if a close wants the writer signalled, 0 if none. -EIO, -ENOBUFS as vi_ring_first(),
+ * only if not one packet came before.
  */
 int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally)
 {
@@ -400,7 +432,8 @@ int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tall
 		if (++unclosed == VI_RING_BATCH) {
 			signal |= vi_ring_close(r);
 			unclosed = 0;
-			broken |= !vi_ring_index_ok(r->data_size, vi_load_relaxed(&r->hdr->write_index));
+			broken |= !vi_ring_index_ok(r->data_size,
+						    vi_load_relaxed(&r->hdr->write_index));
 		}
 	}
 	if (n == 0)
@@ -424,10 +457,12 @@ void vi_ring_begin_read(struct vi_ring_reader *r)
  * @r: reading end
  *
  * Context: the reader's thread; a full barrier between unmasking and looking.
- * Return: bytes published that were not given back by a close; not 0: begin again, nobody will signal for them.
+ * Return: bytes published that were not given back by a close; not 0: begin again, nobody will
+ * signal for them.
  */
 uint32_t vi_ring_end_read(struct vi_ring_reader *r)
 {
 	__atomic_exchange_n(&r->hdr->interrupt_mask, 0, __ATOMIC_SEQ_CST);
-	return vi_ring_used(r->data_size, r->read_index, __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST));
+	return vi_ring_used(r->data_size, r->read_index,
+			    __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST));
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_core.c - the core on one thread, for the sanitizers: what each flow counts, how flags become interrupts in each engine, the
- * message slot, remembered arrivals, channels of each mode, what is refused, and a machine taken apart half-way.
+ * test_core.c - the core on one thread, for the sanitizers: what each flow counts, how flags become
+ * interrupts in each engine, the message slot, remembered arrivals, channels of each mode, what is
+ * refused, and a machine taken apart half-way.
  */
 #include "internals.h"
 
@@ -21,8 +22,13 @@ static void fail(const char *what, int line)
 static struct vi_machine *make(uint32_t engine, uint32_t channel_irqs)
 {
 	const struct vi_config config = {
-		.nr_cpus = 2, .nr_irqs_max = 64, .engine = engine, .simd = VI_SIMD_BEST, .channel_irqs = channel_irqs,
-		.hyp_count = channel_irqs ? VI_HYP_MESSAGE : VI_HYP_ALWAYS, .seed = 1,
+		.nr_cpus = 2,
+		.nr_irqs_max = 64,
+		.engine = engine,
+		.simd = VI_SIMD_BEST,
+		.channel_irqs = channel_irqs,
+		.hyp_count = channel_irqs ? VI_HYP_MESSAGE : VI_HYP_ALWAYS,
+		.seed = 1,
 	};
 	struct vi_machine *m;
 
@@ -47,7 +53,7 @@ static uint64_t sum_of(struct vi_machine *m, uint32_t cpu)
 	return c.irqs_sum[(size_t)cpu * 8];
 }
 
-/* ---- flows ------------------------------------------------------------------------------------------------------------------ */
+/* ---- flows ----------------------------------------------------------------------------------- */
 
 static uint32_t answer(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
@@ -111,7 +117,10 @@ static uint32_t nest(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 	return VI_IRQ_HANDLED;
 }
 
-/* An arrival while the IRQ runs elsewhere: dropped as in v6.10, or run afterwards; by the slot, by the lock. */
+/*
+ * An arrival while the IRQ runs elsewhere: dropped as in v6.10, or run afterwards; by the slot, by
+ * the lock.
+ */
 static void test_nested(uint32_t engine, uint32_t exact)
 {
 	struct nested n = { .m = make(engine, 1), .arrivals = 1 };
@@ -167,7 +176,7 @@ static void test_spurious(uint32_t engine)
 	vi_machine_destroy(m);
 }
 
-/* ---- flags and messages ------------------------------------------------------------------------------------------------------ */
+/* ---- flags and messages ---------------------------------------------------------------------- */
 
 static void test_flags(uint32_t engine, uint32_t channel_irqs)
 {
@@ -179,7 +188,8 @@ static void test_flags(uint32_t engine, uint32_t channel_irqs)
 		CHECK(vi_synic_signal(m, 1, VI_SINT_VMBUS, flag) == 0);
 	}
 	CHECK(vi_synic_signal(m, 1, VI_SINT_VMBUS, VI_SINT_FLAGS) == -EINVAL);
-	CHECK(vi_synic_signal(m, 1, VI_SINTS, 1) == -EINVAL && vi_synic_signal(m, 2, VI_SINT_VMBUS, 1) == -EINVAL);
+	CHECK(vi_synic_signal(m, 1, VI_SINTS, 1) == -EINVAL &&
+	      vi_synic_signal(m, 2, VI_SINT_VMBUS, 1) == -EINVAL);
 	CHECK(vi_synic_signal(m, 1, VI_SINT_VMBUS + 1, 1) == -ENXIO);
 	CHECK(vi_scan(m, 1) == VI_RELID_MAX && vi_scan(m, 1) == 0 && vi_scan(m, 2) == -EINVAL);
 	vi_machine_lost(m, &lost);
@@ -219,7 +229,7 @@ static void test_messages(void)
 	vi_machine_destroy(m);
 }
 
-/* ---- channels ---------------------------------------------------------------------------------------------------------------- */
+/* ---- channels -------------------------------------------------------------------------------- */
 
 struct pair {
 	struct vi_machine *m;
@@ -229,7 +239,8 @@ struct pair {
 	struct vi_irqaction action;
 };
 
-static void open_pair(struct pair *p, uint32_t engine, uint32_t channel_irqs, uint32_t mode, uint32_t callback)
+static void open_pair(struct pair *p, uint32_t engine, uint32_t channel_irqs, uint32_t mode,
+		      uint32_t callback)
 {
 	memset(p, 0, sizeof(*p));
 	p->m = make(engine, channel_irqs);
@@ -237,7 +248,8 @@ static void open_pair(struct pair *p, uint32_t engine, uint32_t channel_irqs, ui
 	vi_ring_reset(&p->in);
 	vi_ring_reset(&p->out);
 	CHECK(vi_channel_create(p->m, RELID, mode, &p->ch) == 0);
-	CHECK(vi_channel_set_callback(p->ch, callback, NULL, NULL) == -EINVAL);	/* nothing to read */
+	/* nothing to read */
+	CHECK(vi_channel_set_callback(p->ch, callback, NULL, NULL) == -EINVAL);
 	CHECK(vi_channel_set_rings(p->ch, &p->in, &p->out, 4096) == 0);
 	CHECK(vi_vsp_create(p->m, RELID, &p->in, &p->out, &p->vsp) == 0);
 	if (channel_irqs) {
@@ -287,7 +299,8 @@ static void test_channel(uint32_t engine, uint32_t channel_irqs, uint32_t mode, 
 	vi_channel_get_stats(p.ch, &got);
 	vi_vsp_get_stats(p.vsp, &sent);
 	CHECK(got.interrupts == 300 && sent.edges == 300);
-	CHECK(got.packets == sent.packets && got.bytes == sent.bytes && got.checksum == sent.checksum);
+	CHECK(got.packets == sent.packets && got.bytes == sent.bytes &&
+	      got.checksum == sent.checksum);
 	vi_channel_set_rescind(p.ch, 1);
 	CHECK(vi_vsp_signal(p.vsp) == 1 && vi_machine_settle(p.m) == 1);
 	vi_channel_set_rescind(p.ch, 0);
@@ -298,7 +311,10 @@ static void test_channel(uint32_t engine, uint32_t channel_irqs, uint32_t mode, 
 	close_pair(&p, channel_irqs);
 }
 
-/* A writer that publishes half a packet, or an index outside the ring: the callback ends, whatever it read. */
+/*
+ * A writer that publishes half a packet, or an index outside the ring: the callback ends, whatever
+ * it read.
+ */
 static void test_broken_writer(uint32_t engine, uint32_t mode)
 {
 	static const uint32_t index[] = { 8, 12, 16, 4095, 4096, 0xffffffff };
@@ -313,7 +329,9 @@ static void test_broken_writer(uint32_t engine, uint32_t mode)
 	}
 }
 
-/* In batched mode the tasklet asks for itself as long as the ring is not empty: settling gives up. */
+/*
+ * In batched mode the tasklet asks for itself as long as the ring is not empty: settling gives up.
+ */
 static void test_settling_ends(void)
 {
 	struct pair p;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_demux.c - the scanner at every vector level, the linux engine, and a naive model of what each flag must do, on random flags.
+ * test_demux.c - the scanner at every vector level, the linux engine, and a naive model of what
+ * each flag must do, on random flags.
  *
- *	test_demux [scans]
+ * 	test_demux [scans]
  *
- * Flags fall on every kind of relid at once: flag 0, unmapped, disabled, rescinded, closed, owned by another CPU, batched, refused
- * by its handler. Prints one line per failed check and exits 1.
+ * Flags fall on every kind of relid at once: flag 0, unmapped, disabled, rescinded, closed, owned
+ * by another CPU, batched, refused by its handler. Prints one line per failed check and exits 1.
  */
 #include <stdio.h>
 
@@ -27,14 +28,15 @@ static void check(int line, const char *what, long long expected, long long actu
 	fprintf(stderr, "test_demux.c:%d: %s is %lld, not %lld\n", line, what, actual, expected);
 }
 
-/* ---- who is behind a relid ------------------------------------------------------------------------------------------------- */
+/* ---- who is behind a relid ------------------------------------------------------------------- */
 
 enum kind { UNMAPPED, OPEN, CLOSED, RESCINDED, DISABLED, ELSEWHERE, REFUSED, BATCHED, KINDS };
 
 static enum kind kind_of(uint32_t relid, bool irqs)
 {
-	static const enum kind kinds[] = { OPEN, OPEN, UNMAPPED, OPEN, CLOSED, OPEN, RESCINDED, DISABLED, OPEN, ELSEWHERE, REFUSED,
-					   OPEN, BATCHED };
+	static const enum kind kinds[] = { OPEN,    OPEN,      UNMAPPED, OPEN, CLOSED,
+					   OPEN,    RESCINDED, DISABLED, OPEN, ELSEWHERE,
+					   REFUSED, OPEN,      BATCHED };
 	enum kind kind = kinds[relid * 7 % (sizeof(kinds) / sizeof(kinds[0]))];
 
 	if (!irqs && (kind == DISABLED || kind == REFUSED || kind == BATCHED))
@@ -137,8 +139,14 @@ static void make_action(struct rig *rig, uint32_t relid, enum kind kind)
 static struct rig *make_rig(uint32_t engine, uint32_t simd, bool irqs)
 {
 	const struct vi_config config = {
-		.nr_cpus = RIG_CPUS, .nr_irqs_max = FIRST_IRQ + VI_RELIDS, .engine = engine, .simd = simd,
-		.arch = VI_ARCH_X86, .hyp_count = VI_HYP_MESSAGE, .channel_irqs = irqs, .seed = 1,
+		.nr_cpus = RIG_CPUS,
+		.nr_irqs_max = FIRST_IRQ + VI_RELIDS,
+		.engine = engine,
+		.simd = simd,
+		.arch = VI_ARCH_X86,
+		.hyp_count = VI_HYP_MESSAGE,
+		.channel_irqs = irqs,
+		.seed = 1,
 	};
 	const struct vi_hooks hooks = { .batch = batch };
 	struct rig *rig = calloc(1, sizeof(*rig));
@@ -165,12 +173,13 @@ static void drop_rig(struct rig *rig)
 {
 	for (uint32_t relid = 1; relid < VI_RELIDS; relid++)
 		if (rig->channels[relid])
-			CHECK(0, vi_channel_set_callback(rig->channels[relid], VI_CALLBACK_NONE, NULL, NULL));
+			CHECK(0, vi_channel_set_callback(rig->channels[relid], VI_CALLBACK_NONE,
+							 NULL, NULL));
 	vi_machine_destroy(rig->m);
 	free(rig);
 }
 
-/* ---- flags ----------------------------------------------------------------------------------------------------------------- */
+/* ---- flags ----------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t *state)
 {
@@ -181,7 +190,10 @@ static uint64_t mix(uint64_t *state)
 	return x ^ (x >> 31);
 }
 
-/* Every path of the scanner: no flag, one, several in one word, in one pair, scattered, in nearly every word, all. */
+/*
+ * Every path of the scanner: no flag, one, several in one word, in one pair, scattered, in nearly
+ * every word, all.
+ */
 static void make_flags(uint64_t *state, uint32_t scan, uint64_t flags[VI_SINT_WORDS])
 {
 	static const uint32_t amounts[] = { 0, 1, 2, 5, 12, 40, 90, 300, 1500 };
@@ -240,7 +252,7 @@ static void raise_and_scan(struct rig *rig, uint32_t scan, const uint64_t flags[
 	CHECK(0, left);
 }
 
-/* ---- what must be true afterwards ------------------------------------------------------------------------------------------ */
+/* ---- what must be true afterwards ------------------------------------------------------------ */
 
 static void check_counts(struct rig *rig)
 {
@@ -254,7 +266,8 @@ static void check_counts(struct rig *rig)
 		struct vi_channel_stats stats;
 
 		for (uint32_t cpu = 0; rig->irqs && cpu < RIG_CPUS; cpu++)
-			CHECK(cpu ? 0 : rig->counted[relid], counters.irq[cpu * counters.irq_stride + column]);
+			CHECK(cpu ? 0 : rig->counted[relid],
+			      counters.irq[cpu * counters.irq_stride + column]);
 		sum += rig->irqs ? rig->counted[relid] : 0;
 		if (!ch)
 			continue;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_ring.c - the ring by itself: layout, sizes, borders, signalling, a twin that must understand it, and two threads that only
- * talk through it.
+ * test_ring.c - the ring by itself: layout, sizes, borders, signalling, a twin that must understand
+ * it, and two threads that only talk through it.
  *
- *	test_ring [packets]
+ * 	test_ring [packets]
  *
- * The two threads sleep and wake by the ring's own rules alone, so that a lost signal is a hang; the alarm turns it into a failure.
- * Prints one line per failed check and exits 1.
+ * The two threads sleep and wake by the ring's own rules alone, so that a lost signal is a hang;
+ * the alarm turns it into a failure. Prints one line per failed check and exits 1.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -49,11 +49,13 @@ static uint32_t word_at(const struct vi_ring_mem *mem, uint32_t at)
 	return word;
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void memory_is_whole_pages_mapped_twice(void)
 {
-	static const uint32_t bad[] = { 0, 1, 4095, 4096, 4097, 8191, 8193, 12289, VI_RING_BYTES_MAX + 4096, UINT32_MAX };
+	static const uint32_t bad[] = {
+		0, 1, 4095, 4096, 4097, 8191, 8193, 12289, VI_RING_BYTES_MAX + 4096, UINT32_MAX
+	};
 	struct vi_ring_mem mem;
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -65,7 +67,8 @@ static void memory_is_whole_pages_mapped_twice(void)
 	CHECK(4096, mem.data_size);
 	CHECK(true, (uint8_t *)mem.hdr + VI_RING_HDR == mem.data);
 	CHECK(1, mem.hdr->feature_bits);
-	CHECK(0, mem.hdr->write_index | mem.hdr->read_index | mem.hdr->interrupt_mask | mem.hdr->pending_send_sz);
+	CHECK(0, mem.hdr->write_index | mem.hdr->read_index | mem.hdr->interrupt_mask |
+			 mem.hdr->pending_send_sz);
 	mem.data[0] = 0x5a;
 	mem.data[2 * 4096 - 1] = 0xa5;
 	CHECK(0x5a, mem.data[4096]);
@@ -92,7 +95,8 @@ static struct ring *open_ring(uint32_t bytes, uint32_t rules)
 	VI_BUG_ON(!ring);
 	CHECK(0, vi_ring_mem_create(bytes, &ring->mem));
 	CHECK(0, vi_ring_writer_init(&ring->w, &ring->mem, rules));
-	CHECK(0, vi_ring_reader_init(&ring->r, &ring->mem, rules, ring->buffer, sizeof(ring->buffer)));
+	CHECK(0,
+	      vi_ring_reader_init(&ring->r, &ring->mem, rules, ring->buffer, sizeof(ring->buffer)));
 	return ring;
 }
 
@@ -102,7 +106,7 @@ static void close_ring(struct ring *ring)
 	free(ring);
 }
 
-/* ---- one end after the other ------------------------------------------------------------------------------------------------ */
+/* ---- one end after the other ----------------------------------------------------------------- */
 
 static void sizes_are_those_of_the_check_values(void)
 {
@@ -152,7 +156,10 @@ static void what_the_format_cannot_say_is_refused(void)
 {
 	struct ring *ring = open_ring(VI_RING_HDR + 1048576, VI_RING_LINUX);
 	uint8_t *payload = calloc(1, VI_PKT_LEN_MAX);
-	struct vi_packet_out gpa = { .type = VI_PKT_DATA_USING_GPA_DIRECT, .flags = 1, .payload = payload, .desc_ext = payload };
+	struct vi_packet_out gpa = { .type = VI_PKT_DATA_USING_GPA_DIRECT,
+				     .flags = 1,
+				     .payload = payload,
+				     .desc_ext = payload };
 
 	VI_BUG_ON(!payload);
 	for (uint32_t type = 0; type < 16; type++)
@@ -164,7 +171,8 @@ static void what_the_format_cannot_say_is_refused(void)
 	CHECK(-EINVAL, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 2, 0, NULL, 0));
 	CHECK(-EINVAL, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND | 65536, 0, 0, NULL, 0));
 	CHECK(-EINVAL, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 65536, 0, NULL, 0));
-	CHECK(-EMSGSIZE, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 0, 0, payload, VI_PKT_LEN_MAX - 15));
+	CHECK(-EMSGSIZE,
+	      vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 0, 0, payload, VI_PKT_LEN_MAX - 15));
 	CHECK(-EMSGSIZE, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 0, 0, payload, UINT32_MAX));
 	CHECK(1, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 0, 0, payload, VI_PKT_LEN_MAX - 16));
 	CHECK(-EINVAL, vi_ring_write_packet(&ring->w, &gpa));
@@ -219,7 +227,8 @@ static void a_waiting_writer_is_signalled_once(void)
 	CHECK(-EAGAIN, vi_ring_write(&ring->w, VI_PKT_DATA_INBAND, 0, 0, payload, 4000));
 	CHECK(0, vi_ring_set_pending_send_size(&ring->w, 8048));
 	for (int i = 0; i < 4; i++)
-		CHECK(want[i], vi_ring_read(&ring->r, payload, sizeof(payload), false, &actual, NULL));
+		CHECK(want[i],
+		      vi_ring_read(&ring->r, payload, sizeof(payload), false, &actual, NULL));
 	CHECK(1, ring->r.intr_in_full);
 	close_ring(ring);
 }
@@ -264,7 +273,7 @@ static void steps_and_whole_paths_do_the_same(void)
 	close_ring(ring);
 }
 
-/* ---- the Linux-shaped twin -------------------------------------------------------------------------------------------------- */
+/* ---- the Linux-shaped twin ------------------------------------------------------------------- */
 
 static void the_twin_reads_what_we_write_and_writes_what_we_read(void)
 {
@@ -289,7 +298,8 @@ static void the_twin_reads_what_we_write_and_writes_what_we_read(void)
 		CHECK(true, vi_lx_pkt_iter_next(&twin, desc) == NULL);
 		CHECK(0, vi_lx_pkt_iter_close(&twin));
 	}
-	CHECK(0, vi_ring_reader_init(&ring->r, &ring->mem, VI_RING_STRICT, ring->buffer, sizeof(ring->buffer)));
+	CHECK(0, vi_ring_reader_init(&ring->r, &ring->mem, VI_RING_STRICT, ring->buffer,
+				     sizeof(ring->buffer)));
 	for (uint64_t i = 0; i < 2000; i++) {
 		const uint32_t len = (uint32_t)((random = mix(random)) % sizeof(payload));
 		struct vi_packet p;
@@ -305,7 +315,7 @@ static void the_twin_reads_what_we_write_and_writes_what_we_read(void)
 	close_ring(ring);
 }
 
-/* ---- two threads ------------------------------------------------------------------------------------------------------------ */
+/* ---- two threads ----------------------------------------------------------------------------- */
 
 struct stress {
 	struct ring *ring;
@@ -323,7 +333,9 @@ static void sleep_until_rung(const uint32_t *bell, uint32_t seen)
 		sched_yield();
 }
 
-/* Mostly small, some of a page and more: length and content follow from the number of the packet. */
+/*
+ * Mostly small, some of a page and more: length and content follow from the number of the packet.
+ */
 static uint32_t length_of(uint64_t id)
 {
 	const uint64_t x = mix(id);
@@ -347,7 +359,8 @@ static bool intact(const struct vi_packet *p, uint64_t id)
 {
 	const uint32_t len = length_of(id);
 
-	if (p->trans_id != id || p->type != VI_PKT_DATA_INBAND || p->payload_len != ((len + 7) & ~7u))
+	if (p->trans_id != id || p->type != VI_PKT_DATA_INBAND ||
+	    p->payload_len != ((len + 7) & ~7u))
 		return false;
 	for (uint32_t i = 0; i < len; i += 8) {
 		uint64_t word = mix(id ^ i);
@@ -376,7 +389,9 @@ static void *stress_writer(void *arg)
 			n = (uint32_t)(s->packets - id);
 		for (uint32_t i = 0; i < n; i++)
 			packets[i] = (struct vi_packet_out){
-				.type = VI_PKT_DATA_INBAND, .trans_id = id + i, .payload = payload[i],
+				.type = VI_PKT_DATA_INBAND,
+				.trans_id = id + i,
+				.payload = payload[i],
 				.len = fill(payload[i], id + i),
 			};
 		ret = vi_ring_write_batch(w, packets, n, &accepted);
@@ -456,10 +471,11 @@ static void two_threads_lose_and_alter_nothing(uint64_t packets, uint32_t rules)
 	pthread_join(writer, NULL);
 	CHECK(0, s.bad);
 	CHECK(0, vi_ring_bytes_to_read(s.ring->mem.hdr, s.ring->mem.data_size));
-	CHECK(true, s.ring->w.intr_out_empty == s.reader_bell && s.ring->r.intr_in_full == s.writer_bell);
+	CHECK(true,
+	      s.ring->w.intr_out_empty == s.reader_bell && s.ring->r.intr_in_full == s.writer_bell);
 	printf("ring, %s rules: %llu packets; reader slept %llu times, writer %llu times\n",
-	       rules == VI_RING_LINUX ? "linux" : "strict", (unsigned long long)packets, (unsigned long long)s.reader_slept,
-	       (unsigned long long)s.writer_slept);
+	       rules == VI_RING_LINUX ? "linux" : "strict", (unsigned long long)packets,
+	       (unsigned long long)s.reader_slept, (unsigned long long)s.writer_slept);
 	close_ring(s.ring);
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_seq.c - the renderers against snprintf() on random tables, at every vector width of this CPU; the cell
- * reader against strtoull(); counters that change while they are rendered. Stands alone, for the sanitizers:
- * cc tests/c/test_seq.c csrc/fs/seq.c csrc/fs/seq_x86.c csrc/fs/scan.c csrc/linux_shaped/seq.c -lpthread
+ * test_seq.c - the renderers against snprintf() on random tables, at every vector width of this
+ * CPU; the cell reader against strtoull(); counters that change while they are rendered. Stands
+ * alone, for the sanitizers: cc tests/c/test_seq.c csrc/fs/seq.c csrc/fs/seq_x86.c csrc/fs/scan.c
+ * csrc/linux_shaped/seq.c -lpthread
  */
 #include "internals.h"
 
@@ -34,8 +35,9 @@ static uint32_t below(uint64_t *seed, uint32_t n)
 /* Zero half of the time, else a number of random length, often one of the borders. */
 static uint32_t random_count(uint64_t *seed, uint32_t density)
 {
-	static const uint32_t border[] = { 1, 9, 10, 99, 100, 9999, 10000, 99999999, 100000000, 999999999,
-					   1000000000, 4294967295u };
+	static const uint32_t border[] = { 1,	      9,	 10,	     99,
+					   100,	      9999,	 10000,	     99999999,
+					   100000000, 999999999, 1000000000, 4294967295u };
 
 	if (below(seed, 100) >= density)
 		return 0;
@@ -49,10 +51,14 @@ struct fixture {
 	struct vi_seq_row row[ROWS_MAX];
 	char text[ROWS_MAX * TEXT_MAX];
 	uint32_t index[CPUS_MAX];
-	uint32_t *counts;	/* exactly as large as needed: the address sanitizer sees one more */
+	/* exactly as large as needed: the address sanitizer sees one more */
+	uint32_t *counts;
 };
 
-/* Rows as a machine makes them: counters of one CPU side by side, CPUs a stride apart, some rows apart. */
+/*
+ * Rows as a machine makes them: counters of one CPU side by side, CPUs a stride apart, some rows
+ * apart.
+ */
 static void make_live(struct fixture *f, uint64_t *seed, uint32_t cpus, uint32_t online)
 {
 	uint32_t rows = 1 + below(seed, ROWS_MAX), stride = 2 * rows + below(seed, 5);
@@ -82,8 +88,12 @@ static void make_live(struct fixture *f, uint64_t *seed, uint32_t cpus, uint32_t
 		for (uint32_t i = 0; i < row->prefix_len + row->suffix_len; i++)
 			f->text[used++] = (char)('a' + below(seed, 26));
 	}
-	f->table = (struct vi_seq_table){ .rows = f->row, .nr_rows = rows, .text = f->text, .text_len = used,
-					  .index = f->index, .nr_index = online };
+	f->table = (struct vi_seq_table){ .rows = f->row,
+					  .nr_rows = rows,
+					  .text = f->text,
+					  .text_len = used,
+					  .index = f->index,
+					  .nr_index = online };
 }
 
 /* The same rows as a saved file has them: the cells of a row side by side, no index. */
@@ -141,7 +151,8 @@ static void check_bytes(const char *want, size_t n, const char *got, int64_t res
 
 static void check_table(const struct fixture *f)
 {
-	static const uint32_t simd[] = { VI_SIMD_SCALAR, VI_SIMD_AVX2, VI_SIMD_AVX512, VI_SIMD_BEST };
+	static const uint32_t simd[] = { VI_SIMD_SCALAR, VI_SIMD_AVX2, VI_SIMD_AVX512,
+					 VI_SIMD_BEST };
 	size_t size = ROWS_MAX * (TEXT_MAX + CPUS_MAX * VI_SEQ_CELL) + 1, n;
 	char *want = malloc(size), *got = malloc(size + GUARD);
 
@@ -173,7 +184,8 @@ static void test_random_tables(uint64_t seed, uint32_t rounds)
 
 	CHECK(f);
 	for (uint32_t i = 0; i < rounds; i++) {
-		uint32_t cpus = 1 + below(&seed, i % 4 ? 20 : CPUS_MAX), online = 1 + below(&seed, cpus);
+		uint32_t cpus = 1 + below(&seed, i % 4 ? 20 : CPUS_MAX),
+			 online = 1 + below(&seed, cpus);
 
 		if (i & 1)
 			make_live(f, &seed, cpus, online);
@@ -263,7 +275,8 @@ static void test_scan(uint64_t seed)
 
 		snprintf(text, sizeof(text), " %10u", value);
 		CHECK(vi_seq_scan(text, 11, VI_SEQ_LEADING, 1, &got) == 1 && got == value);
-		text[1 + below(&seed, 10)] = (char)below(&seed, 256);	/* mostly no cell any more */
+		/* mostly no cell any more */
+		text[1 + below(&seed, 10)] = (char)below(&seed, 256);
 		if (vi_seq_scan(text, 11, VI_SEQ_LEADING, 1, &got) == 1) {
 			char again[16];
 
@@ -306,10 +319,17 @@ static void test_live_counters(uint32_t simd)
 	for (uint32_t c = 0; c < CPUS; c++)
 		f->index[c] = c;
 	for (uint32_t i = 0; i < IRQS; i++)
-		f->row[i] = (struct vi_seq_row){ .counts = counts + i, .stride = IRQS, .cells = CPUS,
-						 .prefix_len = 1, .suffix_len = 1 };
-	f->table = (struct vi_seq_table){ .rows = f->row, .nr_rows = IRQS, .text = ":\n", .text_len = 2,
-					  .index = f->index, .nr_index = CPUS };
+		f->row[i] = (struct vi_seq_row){ .counts = counts + i,
+						 .stride = IRQS,
+						 .cells = CPUS,
+						 .prefix_len = 1,
+						 .suffix_len = 1 };
+	f->table = (struct vi_seq_table){ .rows = f->row,
+					  .nr_rows = IRQS,
+					  .text = ":\n",
+					  .text_len = 2,
+					  .index = f->index,
+					  .nr_index = CPUS };
 	CHECK(!pthread_create(&thread, NULL, count_up, &w));
 	for (int round = 0; round < 200; round++) {
 		int64_t n = vi_seq_render(&f->table, simd, buf, sizeof(buf));
@@ -321,7 +341,8 @@ static void test_live_counters(uint32_t simd)
 			uint32_t got[CPUS];
 			const char *row = buf + i * (CPUS * VI_SEQ_CELL + 2);
 
-			CHECK(vi_seq_scan(row + 1, CPUS * VI_SEQ_CELL, VI_SEQ_LEADING, CPUS, got) == CPUS);
+			CHECK(vi_seq_scan(row + 1, CPUS * VI_SEQ_CELL, VI_SEQ_LEADING, CPUS, got) ==
+			      CPUS);
 			for (uint32_t c = 0; c < CPUS; c++) {
 				CHECK(got[c] >= before[c * IRQS + i]);
 				before[c * IRQS + i] = got[c];

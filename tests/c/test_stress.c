@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_stress.c - the data plane with real threads: one per vCPU, a host, a control plane that never rests.
+ * test_stress.c - the data plane with real threads: one per vCPU, a host, a control plane that
+ * never rests.
  *
- * The host raises flags and writes packets while the control thread retargets, disables and enables, frees and
- * requests, and takes whole IRQs away. Then: no flag lost (what was raised last was seen), no packet lost or altered
- * (the checksums of both ends agree), no handler on two CPUs at once, nothing runs after it was freed. The linux
- * engine drops an arrival while the IRQ runs elsewhere, as v6.10 does; there the account must close instead:
- * counted + dropped = raised.
+ * The host raises flags and writes packets while the control thread retargets, disables and
+ * enables, frees and requests, and takes whole IRQs away. Then: no flag lost (what was raised last
+ * was seen), no packet lost or altered (the checksums of both ends agree), no handler on two CPUs
+ * at once, nothing runs after it was freed. The linux engine drops an arrival while the IRQ runs
+ * elsewhere, as v6.10 does; there the account must close instead: counted + dropped = raised.
  *
  * Usage: test_stress [flags and packets, default 1000000]
  */
@@ -26,7 +27,8 @@ enum kind {
 	SWITCHED,	/* retargeted, disabled and enabled */
 	BATCHED,	/* retargeted, and called once per scan in the fast engine */
 	REQUESTED,	/* freed and requested again */
-	DISPOSED,	/* unmapped, freed, allocated again: what comes meanwhile is lost by right */
+	/* unmapped, freed, allocated again: what comes meanwhile is lost by right */
+	DISPOSED,
 	KINDS
 };
 #define PER_KIND 3
@@ -78,7 +80,7 @@ static uint64_t seconds(void)
 	return (uint64_t)t.tv_sec;
 }
 
-/* ---- handlers -------------------------------------------------------------------------------------------------------------- */
+/* ---- handlers -------------------------------------------------------------------------------- */
 
 static uint32_t observe(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 {
@@ -88,7 +90,8 @@ static uint32_t observe(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
 	CHECK(irq == p->irq);
 	CHECK(vi_load(&p->armed));
 	CHECK(!__atomic_exchange_n(&p->running, 1, __ATOMIC_RELAXED));
-	p->calls++;			/* plain: the interrupt is serialised, or the sanitizer speaks up */
+	/* plain: the interrupt is serialised, or the sanitizer speaks up */
+	p->calls++;
 	p->seen = vi_load(&p->raised);
 	if (p->calls % 128 == 0)
 		sched_yield();		/* let the others come upon a handler that runs */
@@ -105,7 +108,7 @@ static void batch(struct vi_cpu *cpu, uint32_t n, const uint32_t *irqs, uint32_t
 		results[i] = observe(cpu, irqs[i], &rig->probe[irqs[i] - 1]);
 }
 
-/* ---- making and taking apart ------------------------------------------------------------------------------------------------ */
+/* ---- making and taking apart ----------------------------------------------------------------- */
 
 static void map_probe(struct rig *rig, struct probe *p)
 {
@@ -151,11 +154,13 @@ static void make_probe(struct rig *rig, uint32_t i)
 
 static void make_ring(struct rig *rig, uint32_t i)
 {
-	static const uint32_t modes[RINGS] = { VI_CALL_ISR, VI_CALL_BATCHED, VI_CALL_DIRECT, VI_CALL_ISR };
+	static const uint32_t modes[RINGS] = { VI_CALL_ISR, VI_CALL_BATCHED, VI_CALL_DIRECT,
+					       VI_CALL_ISR };
 	uint32_t relid = 40 + i, irq = PROBES + 1 + i;
 	struct ring *r = &rig->ring[i];
 
-	CHECK(vi_ring_mem_create(RING_BYTES, &r->in) == 0 && vi_ring_mem_create(RING_BYTES, &r->out) == 0);
+	CHECK(vi_ring_mem_create(RING_BYTES, &r->in) == 0 &&
+	      vi_ring_mem_create(RING_BYTES, &r->out) == 0);
 	vi_ring_reset(&r->in);
 	vi_ring_reset(&r->out);
 	CHECK(vi_channel_create(rig->m, relid, modes[i], &r->ch) == 0);
@@ -168,14 +173,20 @@ static void make_ring(struct rig *rig, uint32_t i)
 	vi_channel_bind_action(r->ch, &r->action);
 	CHECK(vi_irq_add_action(rig->m, irq, &r->action) == 0);
 	CHECK(vi_irq_startup(rig->m, irq, 1) == 0);
-	CHECK(vi_channel_set_callback(r->ch, i == 3 ? VI_CALLBACK_NAPI : VI_CALLBACK_DRAIN, NULL, NULL) == 0);
+	CHECK(vi_channel_set_callback(r->ch, i == 3 ? VI_CALLBACK_NAPI : VI_CALLBACK_DRAIN, NULL,
+				      NULL) == 0);
 }
 
 static void make(struct rig *rig, uint32_t engine, uint64_t total)
 {
 	const struct vi_config config = {
-		.nr_cpus = CPUS, .nr_irqs_max = PROBES + RINGS + 1, .engine = engine, .simd = VI_SIMD_BEST,
-		.hyp_count = VI_HYP_MESSAGE, .channel_irqs = 1, .seed = 1,
+		.nr_cpus = CPUS,
+		.nr_irqs_max = PROBES + RINGS + 1,
+		.engine = engine,
+		.simd = VI_SIMD_BEST,
+		.hyp_count = VI_HYP_MESSAGE,
+		.channel_irqs = 1,
+		.seed = 1,
 	};
 	const struct vi_hooks hooks = { .batch = batch };
 
@@ -215,7 +226,7 @@ static void take_apart(struct rig *rig)
 	vi_machine_destroy(rig->m);
 }
 
-/* ---- threads ---------------------------------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 struct vcpu {
 	struct rig *rig;
@@ -281,7 +292,8 @@ static void *run_host(void *arg)
 		} else {
 			uint64_t packets = 1 + dice / 64 % 4;
 
-			send_all(rig, &rig->ring[dice / 8 % RINGS], packets, (uint32_t)(dice / 1024 % 300));
+			send_all(rig, &rig->ring[dice / 8 % RINGS], packets,
+				 (uint32_t)(dice / 1024 % 300));
 			done += packets;
 		}
 	}
@@ -346,7 +358,7 @@ static void *run_control(void *arg)
 	return NULL;
 }
 
-/* ---- the account ------------------------------------------------------------------------------------------------------------ */
+/* ---- the account ----------------------------------------------------------------------------- */
 
 static uint64_t counted(struct rig *rig, uint32_t irq)
 {
@@ -386,7 +398,8 @@ static void check_probes(struct rig *rig)
 	if (rig->engine == VI_ENGINE_FAST)
 		CHECK(lost.in_progress == 0);
 	else
-		CHECK(moved_counts <= moved_edges && moved_edges - moved_counts <= lost.in_progress);
+		CHECK(moved_counts <= moved_edges &&
+		      moved_edges - moved_counts <= lost.in_progress);
 	for (uint32_t cpu = 0; cpu < CPUS; cpu++)
 		for (uint32_t w = 0; w < VI_SINT_WORDS; w++)
 			CHECK(vi_synic_flags(rig->m, cpu, VI_SINT_VMBUS)[w] == 0);
@@ -441,8 +454,8 @@ static void stress(uint32_t engine, const char *name, uint64_t total)
 		vi_vsp_get_stats(rig.ring[i].vsp, &sent);
 		packets += sent.packets;
 	}
-	printf("test_stress: %s engine: %llu flags, %llu packets\n", name, (unsigned long long)flags,
-	       (unsigned long long)packets);
+	printf("test_stress: %s engine: %llu flags, %llu packets\n", name,
+	       (unsigned long long)flags, (unsigned long long)packets);
 	take_apart(&rig);
 }
 
