@@ -3,8 +3,9 @@
  * internals.h - shared by the .c files of the core, and by nobody else.
  *
  * Access rules, for all of csrc/:
- *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its doorbell line
- *    (pending, scan_seq, irq_seq, synic_on), its post_lock and its SynIC pages, always with atomic operations.
+ *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its
+ *    doorbell line (pending, scan_seq, irq_seq, synic_on), its post_lock and its SynIC pages,
+ *    always with atomic operations.
  *  - A descriptor's fields change under desc->lock; the fast engine reads none of them.
  *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock
  *    of the descriptor behind it and goes through slot_fence() first (irqdomain.c tells why that is
