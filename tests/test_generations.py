@@ -142,18 +142,17 @@ def test_what_came_later():
     flags = {
         name: (
             known.move_pcntxt_flag,
-            known.replays_in_progress,
             known.shutdown_adds_depth,
             known.hides_impossible_rows,
         )
         for name, known in GENERATIONS.items()
     }
     assert flags == {
-        "v6.10": (True, False, False, False),
-        "v6.12": (True, False, False, False),
-        "v6.13": (True, False, False, False),
-        "v6.18": (False, True, True, False),
-        "v7.1": (False, True, True, True),
+        "v6.10": (True, False, False),
+        "v6.12": (True, False, False),
+        "v6.13": (True, False, False),
+        "v6.18": (False, True, False),
+        "v7.1": (False, True, True),
     }
 
 

@@ -177,6 +177,13 @@ def test_run_is_parsed_exactly_in_every_generation(generation: str) -> None:
     assert text == table.render()
 
 
+def test_rows_that_cannot_occur_are_left_out_by_the_generation_that_does_so() -> None:
+    """genirq.md 9: since v7.1 a row whose cause cannot occur on this machine is not shown."""
+    shown = {name: set(rows(run(generation=name))) for name in ("v6.18", "v7.1")}
+
+    assert {"TRM", "THR", "DFR", "PIN", "NPI", "PIW"} == shown["v6.18"] - shown["v7.1"]
+
+
 def test_presets_are_named_and_are_only_what_nothing_models() -> None:
     """HVS, RES, CAL and their like are given by the scenario; no row that is driven may be preset."""
     machine = run()

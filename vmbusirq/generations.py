@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -182,8 +182,6 @@ class Generation:
     """Descriptions of the IPI rows of arm64, IPI0 first."""
     move_pcntxt_flag: bool
     """IRQ_MOVE_PCNTXT exists: moving in process context is what a chip asks for, not the default."""
-    replays_in_progress: bool
-    """The simple flow keeps an arrival that meets the handler running, if the IRQ is marked for it; else it is lost."""
     shutdown_adds_depth: bool
     """Shutting an IRQ down adds 1 to its disable depth; else it sets it to 1."""
     managed_starts_set: bool
@@ -220,71 +218,28 @@ _V6_10: Final = Generation(
     affinity_fixed_mode=0o644,
     arm64_ipis=_IPIS_6,
     move_pcntxt_flag=True,
-    replays_in_progress=False,
     shutdown_adds_depth=False,
     managed_starts_set=False,
     request_cond_oneshot=False,
 )
-_V6_12: Final = Generation(
+_V6_12: Final = replace(
+    _V6_10,
     name="v6.12",
-    layout=_TRAILING,
-    prec_floor=3,
     shows_nameless=False,
-    hides_impossible_rows=False,
     affinity_fixed_errno=errno.EPERM,
     affinity_fixed_mode=0o444,
     arm64_ipis=_IPIS_8,
-    move_pcntxt_flag=True,
-    replays_in_progress=False,
-    shutdown_adds_depth=False,
-    managed_starts_set=False,
     request_cond_oneshot=True,
 )
-_V6_13: Final = Generation(
-    name="v6.13",
-    layout=_LEADING,
-    prec_floor=3,
-    shows_nameless=False,
-    hides_impossible_rows=False,
-    affinity_fixed_errno=errno.EPERM,
-    affinity_fixed_mode=0o444,
-    arm64_ipis=_IPIS_8,
-    move_pcntxt_flag=True,
-    replays_in_progress=False,
-    shutdown_adds_depth=False,
-    managed_starts_set=False,
-    request_cond_oneshot=True,
-)
-_V6_18: Final = Generation(
+_V6_13: Final = replace(_V6_12, name="v6.13", layout=_LEADING)
+_V6_18: Final = replace(
+    _V6_13,
     name="v6.18",
-    layout=_LEADING,
-    prec_floor=3,
-    shows_nameless=False,
-    hides_impossible_rows=False,
-    affinity_fixed_errno=errno.EPERM,
-    affinity_fixed_mode=0o444,
-    arm64_ipis=_IPIS_8,
     move_pcntxt_flag=False,
-    replays_in_progress=True,
     shutdown_adds_depth=True,
     managed_starts_set=True,
-    request_cond_oneshot=True,
 )
-_V7_1: Final = Generation(
-    name="v7.1",
-    layout=_LEFT,
-    prec_floor=4,
-    shows_nameless=False,
-    hides_impossible_rows=True,
-    affinity_fixed_errno=errno.EPERM,
-    affinity_fixed_mode=0o444,
-    arm64_ipis=_IPIS_8,
-    move_pcntxt_flag=False,
-    replays_in_progress=True,
-    shutdown_adds_depth=True,
-    managed_starts_set=True,
-    request_cond_oneshot=True,
-)
+_V7_1: Final = replace(_V6_18, name="v7.1", layout=_LEFT, prec_floor=4, hides_impossible_rows=True)
 
 GENERATIONS: Final[Mapping[str, Generation]] = MappingProxyType(
     {known.name: known for known in (_V6_10, _V6_12, _V6_13, _V6_18, _V7_1)}

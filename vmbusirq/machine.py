@@ -179,7 +179,8 @@ class Machine:
     @property
     def arch_rows(self) -> tuple[ArchRow, ...]:
         """The x86 rows that this machine shows, in the order of the file; none on arm64."""
-        rows = [row for row in X86_ROWS if row.label in self.scenario.rows]
+        hidden = self.scenario.impossible if self.generation.hides_impossible_rows else ()
+        rows = [row for row in X86_ROWS if row.label in self.scenario.rows and row.label not in hidden]
         if not self.design.hyp_row:
             rows = [row for row in rows if row.label != "HYP"]
         if not self.design.hyp_in_total:

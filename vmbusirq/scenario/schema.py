@@ -111,6 +111,7 @@ class Scenario:
         gsi_top: first IRQ above the IO-APICs (x86), which is where dynamic IRQs begin.
         legacy_irqs: IRQs of a PIC, 0 on a Generation 2 machine.
         rows: x86 architecture rows that this kernel configuration shows.
+        impossible: of them, rows whose cause cannot occur on this machine; some kernels leave those out.
         presets: values of rows and counters that nothing models; a row has one number per possible CPU.
         messages: control messages that the host posts.
         duration_s: virtual time that the traffic takes.
@@ -123,6 +124,7 @@ class Scenario:
     gsi_top: int
     legacy_irqs: int
     rows: tuple[str, ...]
+    impossible: tuple[str, ...]
     irqs: tuple[PlatformIrq, ...]
     devices: tuple[DeviceSpec, ...]
     channels: tuple[ChannelSpec, ...]
@@ -143,6 +145,7 @@ def bare_scenario(cpus: int, arch: str) -> Scenario:
         gsi_top=24,
         legacy_irqs=0,
         rows=rows,
+        impossible=(),
         irqs=(),
         devices=(),
         channels=(),
@@ -263,7 +266,8 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         cpus=cpus,
         gsi_top=platform.number("gsi_top", 0, 1024, 24),
         legacy_irqs=platform.number("legacy_irqs", 0, 16, 0),
-        rows=_read_rows(platform),
+        rows=_read_rows(platform, "rows"),
+        impossible=_read_rows(platform, "impossible"),
         irqs=tuple(_read_irq(table, cpus.possible) for table in top.tables("irq")),
         devices=devices,
         channels=_read_channels(top, devices),
@@ -303,12 +307,12 @@ def _read_mask(table: _Table, key: str, text: Any, possible: int) -> int:
         raise table.fail(key, str(error)) from None
 
 
-def _read_rows(platform: _Table) -> tuple[str, ...]:
-    rows = platform.take("rows", list, [])
+def _read_rows(platform: _Table, key: str) -> tuple[str, ...]:
+    rows = platform.take(key, list, [])
     known = [row.label for row in X86_ROWS]
     for row in rows:
         if row not in known:
-            raise platform.fail("rows", f"no row {row!r}; known: {', '.join(known)}")
+            raise platform.fail(key, f"no row {row!r}; known: {', '.join(known)}")
     return tuple(rows)
 
 
