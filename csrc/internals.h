@@ -4,7 +4,7 @@
  *
  * Access rules, for all of csrc/:
  *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its
- *    doorbell line (pending, scan_seq, irq_seq, synic_on), its post_lock and its SynIC pages,
+ *    doorbell line (pending, irq_seq, synic_on), its post_lock and its SynIC pages,
  *    always with atomic operations.
  *  - A descriptor's fields change under desc->lock; the fast engine reads none of them.
  *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock
@@ -95,7 +95,7 @@ struct vi_irq_slot {
 	uint32_t irq;			/* also the column in the counters */
 	uint32_t hwirq;
 	uint32_t hazard_cpu;		/* this CPU may still run the old handler ... */
-	/* ... while its scan_seq is this (odd; even: nobody does) */
+	/* ... while its irq_seq is this (odd; even: nobody does) */
 	uint32_t hazard_seq;
 	uint32_t reserved;
 } VI_ALIGNED;
@@ -136,7 +136,6 @@ struct vi_lx_fast_pool {
 struct vi_cpu {
 	/* line 0: the doorbell; other threads write pending */
 	uint32_t pending;		/* the SINT's vector is requested */
-	uint32_t scan_seq;		/* odd: in a scan */
 	uint32_t synic_on;
 	uint32_t irq_seq;		/* odd: takes an interrupt, softirqs included */
 	uintptr_t thread;		/* pthread_self() of who runs it, while irq_seq is odd */

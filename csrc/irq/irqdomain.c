@@ -10,10 +10,10 @@
  *     under the descriptor lock. A scan loads handler first and owner second, so that an old owner
  *     never calls what was put there for the new one.
  *  2. Whoever wants to change a slot first replaces handler by a stub with a full exchange, and
- *     then reads the owner's scan_seq (vi_slot_fence). The owner made scan_seq odd before it
- *     claimed the word, also with a full exchange, and loads handler after that. So either the
- *     owner sees the stub, or the fence sees an odd scan_seq: the old handler may still run (a
- *     hazard).
+ *     then reads the owner's irq_seq (vi_slot_fence). The owner made irq_seq odd when it took the
+ *     interrupt, also with a full exchange, and loads handler after that. So either the owner sees
+ *     the stub, or the fence sees an odd irq_seq: the old handler may still run (a hazard, until
+ *     that interrupt ends).
  *  3. While a hazard lasts nobody else runs the interrupt. An arrival elsewhere is raised once more
  *     on the CPU it came to, so it is neither lost nor run twice at once. This is where the fast
  *     engine is stricter than v6.10's simple flow, which drops it.
@@ -60,7 +60,7 @@ void vi_slot_fence(struct vi_machine *m, struct vi_irq_slot *slot)
 	if (vi_load_relaxed(&slot->handler) == stub_locked)
 		return;		/* an earlier hazard, if any, is still noted */
 	(void)__atomic_exchange_n(&slot->handler, stub_locked, __ATOMIC_SEQ_CST);
-	seq = __atomic_load_n(&vi_cpu_of(m, slot->owner)->scan_seq, __ATOMIC_SEQ_CST);
+	seq = __atomic_load_n(&vi_cpu_of(m, slot->owner)->irq_seq, __ATOMIC_SEQ_CST);
 	slot->hazard_cpu = slot->owner;
 	slot->hazard_seq = seq;
 }
@@ -73,7 +73,7 @@ bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const 
 {
 	if (!(slot->hazard_seq & 1) || (me && slot->hazard_cpu == me->id))
 		return false;
-	return __atomic_load_n(&vi_cpu_of(m, slot->hazard_cpu)->scan_seq, __ATOMIC_SEQ_CST) ==
+	return __atomic_load_n(&vi_cpu_of(m, slot->hazard_cpu)->irq_seq, __ATOMIC_SEQ_CST) ==
 	       slot->hazard_seq;
 }
 
@@ -239,7 +239,7 @@ void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uin
 
 /**
  * vi_batch_flush() - run what stub_batched() has collected, then count
- * Context: the end of a scan on @cpu, before scan_seq becomes even.
+ * Context: the end of a scan on @cpu, before the interrupt ends.
  */
 void vi_batch_flush(struct vi_cpu *cpu)
 {

@@ -96,8 +96,8 @@ static NOINLINE uint32_t dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *s
 static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot)
 {
 	/*
-	 * before the owner: what a new owner may call is stored after it; after scan_seq: see
-	 * scan_begin()
+	 * before the owner: what a new owner may call is stored after it; after irq_seq, which
+	 * vi_irq_enter() has made odd with a full barrier (rule 2 in irq/irqdomain.c)
 	 */
 	vi_handler_t handler = __atomic_load_n(&slot->handler, __ATOMIC_SEQ_CST);
 	uint32_t irq, result;
@@ -149,26 +149,12 @@ static FORCE_INLINE void dispatch_bits_ahead(struct vi_cpu *cpu, uint32_t word, 
 	}
 }
 
-/*
- * scan_seq becomes odd before any handler is loaded (rule 2 in irq/irqdomain.c). On x86 the claim
- * in between is a full barrier; elsewhere the two accesses themselves are sequentially consistent.
- */
-static FORCE_INLINE void scan_begin(struct vi_cpu *cpu)
-{
-#if defined(__x86_64__)
-	vi_store_relaxed(&cpu->scan_seq, cpu->scan_seq + 1);
-#else
-	__atomic_store_n(&cpu->scan_seq, cpu->scan_seq + 1, __ATOMIC_SEQ_CST);
-#endif
-}
-
 static FORCE_INLINE int scan_end(struct vi_cpu *cpu, uint32_t claimed, uint32_t others)
 {
 	if (cpu->m->counts_in_sum)
 		vi_count(cpu->irqs_sum, claimed - others);
 	if (unlikely(cpu->batch_n))
 		vi_batch_flush(cpu);
-	vi_store(&cpu->scan_seq, cpu->scan_seq + 1);
 	return (int)claimed;
 }
 
@@ -185,7 +171,6 @@ static FORCE_INLINE int scan_words(struct vi_cpu *cpu, uint32_t words, bool wide
 {
 	uint32_t claimed = 0, others = 0;
 
-	scan_begin(cpu);
 	do {
 		uint32_t word = (uint32_t)__builtin_ctz(words) & ~1u, pair = words >> word & 3;
 		uint64_t lo, bits;
@@ -211,7 +196,6 @@ static FORCE_INLINE int scan_dense(struct vi_cpu *cpu, bool wide)
 {
 	uint32_t claimed = 0, others = 0;
 
-	scan_begin(cpu);
 	for (uint32_t word = 0; word < VI_SINT_WORDS; word += 2) {
 		const uint64_t *ahead = &cpu->sint_flags[(word + 2) % VI_SINT_WORDS];
 		uint64_t lo, hi;
@@ -236,8 +220,7 @@ static FORCE_INLINE int scan_dense(struct vi_cpu *cpu, bool wide)
 		uint32_t word = (uint32_t)__builtin_ctz(words);                                   \
 		uint64_t bits;                                                                    \
                                                                                                   \
-		scan_begin(cpu);                                                                  \
-		bits = claim_word(cpu, word);                                                     \
+			bits = claim_word(cpu, word);                                                     \
 		if (!bits || (bits & (bits - 1)))                                                 \
 			return one_word_##kind(cpu, word, bits);                                  \
 		word = word * 64 + (uint32_t)__builtin_ctzll(bits);                               \
@@ -367,18 +350,15 @@ vi_scan_t vi_scan_variant(uint32_t simd)
 int vi_scan(struct vi_machine *m, uint32_t cpu)
 {
 	struct vi_cpu *c;
-	bool outermost;
 	int claimed;
 
 	if (cpu >= m->nr_cpus)
 		return -EINVAL;
 	c = vi_cpu_of(m, cpu);
-	if (c->scan_seq & 1)
+	if (!vi_irq_enter(c))
 		return -EBUSY;
-	outermost = vi_irq_enter(c);
 	claimed = m->scan(c);
-	if (outermost)
-		vi_irq_exit(c);
+	vi_irq_exit(c);
 	return claimed;
 }
 
@@ -391,18 +371,14 @@ int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid)
 {
 	uint32_t others;
 	struct vi_cpu *c;
-	bool outermost;
 
 	if (cpu >= m->nr_cpus || relid < VI_RELID_MIN || relid > VI_RELID_MAX)
 		return -EINVAL;
 	c = vi_cpu_of(m, cpu);
-	if (c->scan_seq & 1)
+	if (!vi_irq_enter(c))
 		return -EBUSY;
-	outermost = vi_irq_enter(c);
-	__atomic_exchange_n(&c->scan_seq, c->scan_seq + 1, __ATOMIC_SEQ_CST);
 	others = dispatch_slot(c, &m->slot[relid]);
 	(void)scan_end(c, 1, others);
-	if (outermost)
-		vi_irq_exit(c);
+	vi_irq_exit(c);
 	return (int)(1 - others);
 }
