@@ -285,6 +285,9 @@ static inline void vi_irq_exit(struct vi_cpu *cpu)
 	vi_store(&cpu->irq_seq, cpu->irq_seq + 1);
 }
 
+/* machine.c */
+int64_t vi_settle_cpu(struct vi_machine *m, uint32_t cpu);
+
 /* irq/irqdesc.c */
 void vi_shuffle_places(uint64_t seed, uint32_t n, uint32_t *place);
 int vi_irq_core_init(struct vi_machine *m);

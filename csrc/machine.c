@@ -8,6 +8,7 @@
 #include "internals.h"
 
 #define SETTLE_SOFTIRQS 100000	/* a ring of the largest size holds work for half as many */
+#define SETTLE_RUNS (1 << 18)	/* vectors of one CPU in one call: far more than it has flags */
 
 /* Virtual CPUs may outnumber real ones, so whoever waits long gives way. */
 void vi_lock_contended(uint32_t *lock)
@@ -220,11 +221,12 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	return 1;
 }
 
-/*
- * Run one CPU until it is idle. Return: runs, or -ELOOP when its softirqs keep each other alive
- * without any interrupt.
+/**
+ * vi_settle_cpu() - run one CPU until it is idle
+ * Return: runs, or -ELOOP when its softirqs keep each other alive without any interrupt, or a
+ * handler raises its own interrupt for ever.
  */
-static int64_t settle_cpu(struct vi_machine *m, uint32_t cpu)
+int64_t vi_settle_cpu(struct vi_machine *m, uint32_t cpu)
 {
 	uint32_t quiet = 0;
 	int64_t runs = 0;
@@ -233,9 +235,8 @@ static int64_t settle_cpu(struct vi_machine *m, uint32_t cpu)
 		quiet = vi_load_relaxed(&m->cpus[cpu].pending) ? 0 : quiet + 1;
 		if (vi_vcpu_run(m, cpu) != 1)
 			return runs;
-		if (quiet > SETTLE_SOFTIRQS)
+		if (quiet > SETTLE_SOFTIRQS || ++runs > SETTLE_RUNS)
 			return -ELOOP;
-		runs++;
 	}
 }
 
@@ -246,7 +247,7 @@ int64_t vi_machine_settle(struct vi_machine *m)
 	do {
 		before = runs;
 		for (uint32_t c = 0; c < m->nr_cpus; c++) {
-			int64_t more = settle_cpu(m, c);
+			int64_t more = vi_settle_cpu(m, c);
 
 			if (more < 0)
 				return more;

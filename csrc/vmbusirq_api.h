@@ -379,7 +379,8 @@ enum vi_report {
 	VI_REPORT_NOBODY_CARED = 1,	/* value: irqs_unhandled. The IRQ is disabled now */
 	VI_REPORT_BOGUS_RETURN = 2,	/* value: what the handler returned */
 	VI_REPORT_BAD_IRQ = 3,		/* arrival on an IRQ without flow handler */
-	VI_REPORT_SPURIOUS_PERCPU = 4,	/* per-CPU IRQ without action, now disabled on this CPU */
+	/* per-CPU IRQ without action, now disabled on this CPU; value: 1 if it was enabled there */
+	VI_REPORT_SPURIOUS_PERCPU = 4,
 	VI_REPORT_WAKE_WITHOUT_THREAD = 5
 };
 struct vi_hooks {
@@ -432,7 +433,7 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
 /*
  * Run every CPU until nothing is deliverable. Return: vi_vcpu_run() calls that did something;
  * -ELOOP: the softirqs of a CPU keep each other alive without any interrupt, as they do on a ring
- * whose writer is broken.
+ * whose writer is broken, or a handler raises its own interrupt for ever.
  */
 int64_t vi_machine_settle(struct vi_machine *m);
 /* 1 while a vector or softirq of @cpu runs. [any] */
@@ -939,7 +940,8 @@ VI_MUST_CHECK int vi_vsp_signal(struct vi_vsp *vsp);
 /*
  * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64
  * from @seed), send one burst, run the target CPU until it is idle. Return: vectors taken, or the
- * first error (-EAGAIN: a ring stayed full; -ENXIO: target is off).
+ * first error (-EAGAIN: a ring stayed full; -ENXIO: target is off; -EINVAL: an entry of 0 packets;
+ * -ELOOP as vi_machine_settle()).
  */
 VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n,
 			       uint64_t seed);

@@ -163,7 +163,7 @@ class Rig:
         """Keep what a callback raised until the machine is taken apart."""
         self.errors.append(error)
 
-    def report(self, what: int, irq: int, value: int) -> None:
+    def report(self, what: int, irq: int, value: int, _cpu: int) -> None:
         """Note a report of the data plane."""
         self.reports.append((REPORTS[what], irq, value))
 

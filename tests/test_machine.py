@@ -431,6 +431,19 @@ def test_python_callback_runs_in_the_mode_of_its_channel_and_its_error_comes_out
     assert [7, 7] == seen
 
 
+def test_handler_that_raises_itself_for_ever_is_eloop_and_no_hang() -> None:
+    """A storm that would hang a kernel ends here with an error."""
+    machine = Machine(1)
+    channel = machine.attach("netvsc", 7)
+    machine.vmbus.close(channel)
+    machine.vmbus.open(channel, lambda ch: machine.host.signal(ch.relid))
+    machine.host.signal(7)
+    with pytest.raises(IrqError) as error:
+        machine.settle()
+
+    assert errno.ELOOP == error.value.errno
+
+
 def test_control_messages_queue_behind_a_busy_slot_in_order() -> None:
     """One undelivered message per CPU and SINT; the host retries after EOM (vmbus.md 2.2)."""
     machine = Machine(2)

@@ -116,7 +116,7 @@ class Core:
 
     def settle(self) -> int:
         """Run every CPU until nothing is deliverable; return how often a CPU had something to do."""
-        what = "machine: cannot settle: softirqs keep each other alive, as on a ring whose writer is broken"
+        what = "machine: cannot settle: a handler raises itself for ever, or a ring's writer is broken"
         return check(lib.vi_machine_settle(self.handle), what)
 
     def lost(self) -> Lost:

@@ -144,7 +144,7 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp)
 static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 {
 	uint64_t left = t->packets, dropped = t->vsp->stats.dropped_signals;
-	int64_t vectors = 0;
+	int64_t vectors = 0, taken;
 
 	while (left) {
 		int64_t sent = vi_vsp_send(t->vsp, left, t->payload);
@@ -153,8 +153,10 @@ static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 			return sent;
 		if (t->vsp->stats.dropped_signals != dropped)
 			return -ENXIO;
-		while (vi_vcpu_run(m, t->vsp->target))
-			vectors++;
+		taken = vi_settle_cpu(m, t->vsp->target);
+		if (taken < 0)
+			return taken;
+		vectors += taken;
 		if (sent == 0 && vi_ring_bytes_to_read(t->vsp->in.hdr, t->vsp->in.data_size))
 			return -EAGAIN;		/* nobody reads */
 		left -= (uint64_t)sent;
@@ -167,8 +169,11 @@ int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_
 	uint64_t total = 0, *left;
 	int64_t vectors = 0;
 
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; i < n; i++) {
+		if (!traffic[i].packets)
+			return -EINVAL;
 		total += traffic[i].interrupts;
+	}
 	left = malloc((size_t)n * sizeof(*left) + 1);
 	if (!left)
 		return -ENOMEM;

@@ -310,26 +310,32 @@ static void handle_percpu_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	chip_call(cpu, desc, VI_CHIP_EOI);
 }
 
+/* Nobody has requested it: off on this CPU, and said so. */
+static void spurious_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	uint64_t bit = 1ull << (cpu->id % 64);
+	uint64_t *word = desc->percpu_enabled ? &desc->percpu_enabled[cpu->id / 64] : NULL;
+	bool enabled = word && (__atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED) & bit);
+
+	if (enabled)
+		chip_call(cpu, desc,
+			  chip_has(desc, VI_CHIP_DISABLE) ? VI_CHIP_DISABLE : VI_CHIP_MASK);
+	if (cpu->m->hooks.report)
+		cpu->m->hooks.report(cpu, VI_REPORT_SPURIOUS_PERCPU, desc->irq, enabled);
+}
+
 static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	struct vi_irqaction *action = vi_load(&desc->action);
 
 	count2(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_ACK);
-	if (likely(action)) {
+	if (likely(action))
 		action->handler(cpu, desc->irq,
 				action->percpu_dev_id ? action->percpu_dev_id[cpu->id] :
 							action->dev_id);
-	} else {
-		uint64_t bit = 1ull << (cpu->id % 64);
-		uint64_t *word = desc->percpu_enabled ? &desc->percpu_enabled[cpu->id / 64] : NULL;
-
-		if (word && (__atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED) & bit))
-			chip_call(cpu, desc,
-				  chip_has(desc, VI_CHIP_DISABLE) ? VI_CHIP_DISABLE : VI_CHIP_MASK);
-		if (cpu->m->hooks.report)
-			cpu->m->hooks.report(cpu, VI_REPORT_SPURIOUS_PERCPU, desc->irq, cpu->id);
-	}
+	else
+		spurious_percpu(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
 }
 

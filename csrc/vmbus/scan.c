@@ -220,7 +220,7 @@ static FORCE_INLINE int scan_dense(struct vi_cpu *cpu, bool wide)
 		uint32_t word = (uint32_t)__builtin_ctz(words);                                   \
 		uint64_t bits;                                                                    \
                                                                                                   \
-			bits = claim_word(cpu, word);                                                     \
+		bits = claim_word(cpu, word);                                                     \
 		if (!bits || (bits & (bits - 1)))                                                 \
 			return one_word_##kind(cpu, word, bits);                                  \
 		word = word * 64 + (uint32_t)__builtin_ctzll(bits);                               \

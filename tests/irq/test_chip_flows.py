@@ -258,6 +258,7 @@ def test_percpu_devid_gives_this_cpus_cookie_and_disables_itself_without_action(
             rig.calls.clear()
             rig.arrive(IRQ, 1)
             assert [("ack", 1), ("eoi", 1)] == rig.calls
+            assert ("spurious_percpu", IRQ, 0) == rig.reports[-1]
             assert (2, 2, 0) == counted(rig, 1)
             rig.request(IRQ, noting(cookies), startup=False, cookies=[0, 1])
             rig.arrive(IRQ, 1)

@@ -194,7 +194,7 @@ def _py_chip_call(cpu: Any, irq: int, op: int) -> None:
 
 def _py_report(cpu: Any, what: int, irq: int, value: int) -> None:
     """Hear what the data plane has to say."""
-    owner_of(cpu).irq.report(what, irq, value)
+    owner_of(cpu).irq.report(what, irq, value, lib.vi_cpu_id(cpu))
 
 
 ffi.def_extern(name="vi_py_handler")(_py_handler)

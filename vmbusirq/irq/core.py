@@ -89,7 +89,7 @@ class IrqCore(DomainLayer):
 
     # ---- what the data plane has to say
 
-    def report(self, what: int, irq: int, value: int) -> None:
+    def report(self, what: int, irq: int, value: int, cpu: int) -> None:
         """Put a report of the data plane (enum vi_report) into the log, in the kernel's words."""
         if what == lib.VI_REPORT_NOBODY_CARED:
             self._report_bad_irq(irq, f'irq {irq}: nobody cared (try booting with the "irqpoll" option)')
@@ -101,7 +101,10 @@ class IrqCore(DomainLayer):
         elif what == lib.VI_REPORT_BAD_IRQ:
             self.log.ratelimited("ack_bad_irq", Level.ERR, f"unexpected IRQ trap at vector {irq:02x}")
         elif what == lib.VI_REPORT_SPURIOUS_PERCPU:
-            self.log.once("handle_percpu_devid_irq", Level.ERR, f"genirq: Spurious percpu IRQ{irq} on CPU{value}")
+            unmasked = " and unmasked" if value else ""
+            self.log.once(
+                "handle_percpu_devid_irq", Level.ERR, f"genirq: Spurious{unmasked} percpu IRQ{irq} on CPU{cpu}"
+            )
         elif what == lib.VI_REPORT_WAKE_WITHOUT_THREAD:
             self._warn_no_thread(irq)
 
