@@ -6,7 +6,11 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 CHECKED := $(VENV)/.check-installed
 CSRC    := $(shell find csrc -name '*.[ch]') csrc/build_core.py
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+# setuptools says of the ext-modules table that it is experimental, each time; that is known
+PIP_INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 C_CORE  := $(shell find csrc -name '*.c' -not -path 'csrc/bench/*')
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
@@ -67,11 +71,11 @@ $(STAMP): pyproject.toml $(CSRC) tools/prerequisites.sh
 	@sh tools/prerequisites.sh $(PYTHON) $(CC)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing vmbusirq into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
 $(CHECKED): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check]'
+	@$(PIP_INSTALL) -e '.[test,check]'
 	@touch $@
 
 build/c/warnings: $(CSRC)
