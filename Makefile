@@ -19,7 +19,7 @@ C_LIBS  := -lpthread
 SOAK_FLAGS := 100000000
 
 .DEFAULT_GOAL := build
-.PHONY: run test build bench check ctest asan tsan soak golden clean help prerequisites
+.PHONY: run test build bench check ctest asan tsan soak golden clean help valgrind
 
 run: build ## boot the default scenario and print /proc/interrupts
 	@$(BIN)/vmbusirq run
@@ -30,9 +30,7 @@ test: build ## all tests, under 3 minutes
 build: $(STAMP) ## .venv with the package and its command in it
 
 bench: build ## the benchmarks: demux hot path, ring, rendering
-	@$(BIN)/vmbusirq bench demux
-	@$(BIN)/vmbusirq bench ring
-	@$(BIN)/vmbusirq bench render
+	@for what in demux ring render; do $(BIN)/vmbusirq bench $$what || exit 1; done
 
 check: $(CHECKED) ctest ## format, lint, types, C warnings as errors, import directions
 	@$(BIN)/ruff check .
@@ -49,7 +47,7 @@ asan: $(C_TESTS:%=build/c/asan/%) ## the C programs under the address and undefi
 tsan: $(C_TESTS:%=build/c/tsan/%) ## the C programs under the thread sanitizer
 	@for t in $(C_TESTS); do build/c/tsan/$$t || exit 1; done
 
-soak: build $(C_TESTS:%=build/c/plain/%) ## long campaigns: 10^8 flags and packets across threads
+soak: build valgrind $(C_TESTS:%=build/c/plain/%) ## long campaigns: 10^8 flags and packets across threads
 	@build/c/plain/test_stress $(SOAK_FLAGS)
 	@build/c/plain/test_ring $(SOAK_FLAGS)
 	@$(BIN)/python -m pytest -q -m soak --override-ini addopts=
@@ -64,8 +62,9 @@ clean: ## remove everything that was built
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-prerequisites:
-	@sh tools/prerequisites.sh $(PYTHON) $(CC)
+valgrind:
+	@command -v valgrind >/dev/null || { echo "make soak counts instructions with valgrind, which this system lacks:" >&2; \
+		echo "    sudo apt-get install valgrind" >&2; exit 1; }
 
 $(STAMP): pyproject.toml $(CSRC) tools/prerequisites.sh
 	@sh tools/prerequisites.sh $(PYTHON) $(CC)

@@ -184,11 +184,6 @@ void *vi_cpu_owner(const struct vi_cpu *cpu)
 	return cpu->m->owner;
 }
 
-uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu)
-{
-	return cpu < m->nr_cpus ? vi_load(&vi_cpu_of(m, cpu)->irq_seq) & 1 : 0;
-}
-
 /*
  * The resend tasklet is scheduled by whoever enables an IRQ, but its list belongs to the boot CPU.
  */

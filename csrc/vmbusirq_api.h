@@ -436,8 +436,6 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
  * whose writer is broken, or a handler raises its own interrupt for ever.
  */
 int64_t vi_machine_settle(struct vi_machine *m);
-/* 1 while a vector or softirq of @cpu runs. [any] */
-uint32_t vi_vcpu_in_interrupt(struct vi_machine *m, uint32_t cpu);
 
 /* ---- irq/: descriptors, domain, flow handlers ------------------------------------------------ */
 
@@ -507,6 +505,11 @@ VI_MUST_CHECK int vi_irq_percpu_enable(struct vi_machine *m, uint32_t irq, uint3
  * Let the flow handler of @irq run on @cpu (generic_handle_irq). EINVAL without descriptor. [cpu]
  */
 VI_MUST_CHECK int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq);
+/* The same @times over: bulk traffic of a line that is no channel. [cpu] */
+VI_MUST_CHECK int vi_generic_handle_irq_times(struct vi_machine *m, uint32_t cpu, uint32_t irq,
+					      uint32_t times);
+/* A handler that says IRQ_HANDLED and does nothing. */
+vi_handler_t vi_handler_always_handled(void);
 
 /*
  * Linear domain: bind @hwirq to @irq (revmap), unbind it. ERANGE: hwirq past the domain; EBUSY:
@@ -696,6 +699,8 @@ struct vi_ring_tally {
 	uint64_t packets;
 	uint64_t bytes;			/* of payload, padding included */
 	uint64_t checksum;		/* sum of transaction ids and payload words, modulo 2^64 */
+	/* drains that found no sense in the ring and dropped the rest of it */
+	uint64_t resyncs;
 };
 
 /*
@@ -846,6 +851,8 @@ struct vi_channel_stats {
 	uint64_t no_callback;
 	uint64_t calls;		/* runs of DRAIN, polls of NAPI */
 	uint64_t packets, bytes, checksum;	/* what DRAIN and NAPI have read */
+	/* times they found no sense in the ring and dropped the rest of it */
+	uint64_t resyncs;
 	uint64_t sig_events;	/* guest -> host signals */
 	uint64_t intr_in_full;
 };

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ __all__ = ["ENGINES", "SIMD_LEVELS", "TICKS_PER_MS", "TICKS_PER_S", "Core", "Los
 
 TICKS_PER_S: Final = 10_000_000  # the partition reference clock runs at 10 MHz
 TICKS_PER_MS: Final = 10_000
+TICKS_MAX: Final = 1 << 63
 ENGINES: Final = {"fast": lib.VI_ENGINE_FAST, "linux": lib.VI_ENGINE_LINUX}
 SIMD_LEVELS: Final = {
     "scalar": lib.VI_SIMD_SCALAR,
@@ -73,10 +74,12 @@ class Core:
         shutdown_adds_depth: bool = False,
         seed: int = 0,
     ) -> None:
-        if not 1 <= nr_cpus <= CPUS_MAX:
-            raise IrqError(22, f"machine: cannot have {nr_cpus} CPUs; 1 to {CPUS_MAX} are possible (EINVAL)")
+        if not isinstance(nr_cpus, int) or not 1 <= nr_cpus <= CPUS_MAX:
+            raise IrqError(errno.EINVAL, f"machine: cannot have {nr_cpus!r} CPUs; 1 to {CPUS_MAX} (EINVAL)")
         if not 1 <= nr_irqs_max <= IRQS_MAX:
-            raise IrqError(22, f"machine: cannot have {nr_irqs_max} descriptors; 1 to {IRQS_MAX} are possible (EINVAL)")
+            raise IrqError(errno.EINVAL, f"machine: cannot have {nr_irqs_max} descriptors; 1 to {IRQS_MAX} (EINVAL)")
+        if not lib.VI_HYP_ALWAYS <= hyp_count <= lib.VI_HYP_NEVER:
+            raise IrqError(errno.EINVAL, f"machine: no enum vi_hyp_count {hyp_count} (EINVAL)")
         config = ffi.new(
             "struct vi_config *",
             {
@@ -109,10 +112,12 @@ class Core:
 
     def set_time(self, ticks: int) -> None:
         """Advance virtual time to ``ticks``; it never runs backwards (EINVAL)."""
+        if not isinstance(ticks, int) or not ticks < TICKS_MAX:
+            raise IrqError(errno.EINVAL, f"clock: cannot be set to {ticks!r}: a whole number below 2**63 (EINVAL)")
         if ticks < self._ticks:
-            raise IrqError(22, f"clock: cannot go back from tick {self._ticks} to {ticks} (EINVAL)")
-        self._ticks = ticks
+            raise IrqError(errno.EINVAL, f"clock: cannot go back from tick {self._ticks} to {ticks} (EINVAL)")
         lib.vi_machine_set_time(self.handle, ticks // TICKS_PER_MS)
+        self._ticks = ticks
 
     def settle(self) -> int:
         """Run every CPU until nothing is deliverable; return how often a CPU had something to do."""
@@ -133,12 +138,8 @@ class Core:
         """Preset one architecture counter: for rows that nothing models."""
         self.counters.arch[cpu * lib.VI_ARCH_STRIDE + row] = value
 
-    def cpus_in_interrupt(self) -> Iterator[int]:
-        """Yield the CPUs that are inside a vector or softirq now."""
-        return (cpu for cpu in range(self.nr_cpus) if lib.vi_vcpu_in_interrupt(self.handle, cpu))
-
 
 def _choice(what: str, name: str, choices: dict[str, int]) -> int:
     if name not in choices:
-        raise IrqError(22, f"{what}: no {name!r}; choose from {', '.join(choices)} (EINVAL)")
+        raise IrqError(errno.EINVAL, f"{what}: no {name!r}; choose from {', '.join(choices)} (EINVAL)")
     return choices[name]

@@ -15,4 +15,3 @@ SINT_FLAGS: Final[int] = lib.VI_SINT_FLAGS
 SINT_VMBUS: Final[int] = lib.VI_SINT_VMBUS
 MSG_PAYLOAD: Final[int] = lib.VI_MSG_PAYLOAD
 IRQS_MAX: Final[int] = lib.VI_IRQS_MAX
-ACTIONS_MAX: Final[int] = lib.VI_ACTIONS_MAX

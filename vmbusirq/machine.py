@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from os import PathLike, fspath
 from typing import Final
+from uuid import UUID
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
@@ -19,10 +21,10 @@ from vmbusirq.host.bus import HostBus, Traffic
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import IrqCore
-from vmbusirq.limits import RELIDS
+from vmbusirq.limits import CPUS_MAX, RELIDS
 from vmbusirq.log import Log
 from vmbusirq.platform import Platform, arm64_platform, x86_platform
-from vmbusirq.scenario.schema import Scenario, ScenarioError, bare_scenario, load_scenario
+from vmbusirq.scenario.schema import Scenario, bare_scenario, load_scenario
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import Offer, VmbusConnection
 
@@ -72,7 +74,11 @@ class Machine:
     ) -> None:
         if design not in DESIGNS:
             raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
-        self.scenario: Final = bare_scenario(cpus, arch) if scenario is None else scenario
+        if scenario is None:
+            if not isinstance(cpus, int) or not 1 <= cpus <= CPUS_MAX:
+                raise IrqError(errno.EINVAL, f"machine: cannot have {cpus!r} CPUs; 1 to {CPUS_MAX} (EINVAL)")
+            scenario = bare_scenario(cpus, arch)
+        self.scenario: Final = scenario
         self.design: Final[Design] = DESIGNS[design]
         self.generation: Final[Generation] = find_generation(generation)
         self.seed: Final = seed
@@ -96,12 +102,12 @@ class Machine:
         self.host: Final = HostBus(self.core, self.synic)
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
-        self.fs: Final[FileSystem] = kernel_files(self)
+        self.fs: Final[FileSystem] = kernel_files(self, self.vmbus)
 
     @classmethod
     def load(
         cls,
-        scenario: str | Scenario,
+        scenario: str | PathLike[str] | Scenario,
         *,
         design: str = DEFAULT_DESIGN,
         generation: str = DEFAULT_GENERATION.name,
@@ -114,7 +120,7 @@ class Machine:
         Raises:
             ScenarioError: the scenario cannot be used; IrqError as for the class.
         """
-        loaded = load_scenario(scenario) if isinstance(scenario, str) else scenario
+        loaded = scenario if isinstance(scenario, Scenario) else load_scenario(fspath(scenario))
         return cls(scenario=loaded, design=design, generation=generation, engine=engine, simd=simd, seed=seed)
 
     def _nr_irqs_at_boot(self) -> int:
@@ -155,6 +161,7 @@ class Machine:
             nodes=[node & self.online_mask for node in cpus.nodes],
             isolated=cpus.isolated,
             ppi_irq=self.platform.vmbus_ppi,
+            seed=self.seed,
         )
         vmbus.synic_init(cpus_of(self.online_mask))
         return vmbus
@@ -217,14 +224,22 @@ class Machine:
     # ---- devices
 
     def attach(
-        self, device_class: str, relid: int, *, device: str = "", sub: int = 0, scsi_host: int | None = None
+        self,
+        device_class: str,
+        relid: int,
+        *,
+        device: str = "",
+        sub: int = 0,
+        scsi_host: int | None = None,
+        instance: UUID | None = None,
     ) -> Channel:
         """Offer a channel to the guest and let its driver open it, by a direct call.
 
         Raises:
-            IrqError: EINVAL for an unknown class or a relid outside 1..2047, EEXIST for a relid in use.
+            IrqError: EINVAL for an unknown class or a relid outside 1..2047, EEXIST for a relid, a device's primary or
+                an instance in use.
         """
-        offer = Offer(device or f"{device_class}-{relid}", device_class, relid, sub, scsi_host)
+        offer = Offer(device or f"{device_class}-{relid}", device_class, relid, sub, scsi_host, instance)
         channel = self.vmbus.offer(offer)
         try:
             self.vmbus.open(channel)
@@ -268,24 +283,26 @@ class Machine:
         for spec in self.scenario.channels:
             device = devices[spec.device]
             self.clock.advance(OFFER_TICKS)
-            self.attach(device.device_class, spec.relid, device=spec.device, sub=spec.sub, scsi_host=device.scsi_host)
+            self.attach(
+                device.device_class,
+                spec.relid,
+                device=spec.device,
+                sub=spec.sub,
+                scsi_host=device.scsi_host,
+                instance=UUID(device.instance) if device.instance else None,
+            )
         for _ in range(self.scenario.messages):
             self.host.post_message(CHANNELMSG_ALLOFFERS_DELIVERED)
             self.settle()
 
     def _apply_presets(self) -> None:
-        rows = {row.label: getattr(lib, f"VI_ROW_{row.label}") for row in X86_ROWS if row.text is not None}
+        ipis = {f"IPI{number}": irq for number, irq in enumerate(self.ipi_irqs)}
         for label, counts in self.scenario.presets.items():
-            if label in rows and self.arch == "x86":
+            if self.arch == "x86":
                 for cpu, count in enumerate(counts):
-                    self.core.set_arch_row(cpu, rows[label], count)
-            elif label.startswith("IPI") and label[3:].isdigit() and int(label[3:]) < len(self.ipi_irqs):
-                self._preset_irq(self.ipi_irqs[int(label[3:])], counts)
-            else:
-                known = (
-                    ", ".join(rows) if self.arch == "x86" else ", ".join(f"IPI{i}" for i in range(len(self.ipi_irqs)))
-                )
-                raise ScenarioError(f"{self.scenario.name}: presets.{label}: no such row; known: {known}")
+                    self.core.set_arch_row(cpu, getattr(lib, f"VI_ROW_{label}"), count)
+            elif label in ipis:  # older kernels have fewer IPIs
+                self._preset_irq(ipis[label], counts)
 
     def _preset_irq(self, irq: int, counts: Sequence[int]) -> None:
         counters = self.core.counters
@@ -294,13 +311,15 @@ class Machine:
             counters.irqs_sum[cpu * lib.VI_IRQS_SUM_STRIDE] += count
 
     def run(self, progress: Progress | None = None) -> None:
-        """Boot, and drive the scenario's traffic through the whole path to its end."""
+        """Boot, and drive the scenario's traffic through the whole path to its end.
+
+        A second call drives the same traffic once more. ``progress`` hears of (shares done, shares, what).
+        """
         self.boot()
         for line in self.scenario.irqs:
             for cpu, count in enumerate(line.counts):
-                for _ in range(count):
-                    self.irq.generic_handle_irq(line.irq, cpu)
-                    self.irq.irq_move_irq(line.irq)
+                self.irq.generic_handle_irq(line.irq, cpu, count)
+                self.irq.irq_move_irq(line.irq)
         traffic = [
             Traffic(spec.relid, spec.interrupts, spec.packets, spec.payload)
             for spec in self.scenario.channels
@@ -315,17 +334,18 @@ class Machine:
         self.settle()
 
 
-_SHARE_INTERRUPTS: Final = 1_000_000  # a fraction of a second
+_SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second
 
 
 def _shares(traffic: Sequence[Traffic]) -> list[list[Traffic]]:
-    """Cut long traffic into shares of about a million interrupts, each with its part of every channel's."""
-    parts = max(1, sum(item.interrupts for item in traffic) // _SHARE_INTERRUPTS)
-    cuts = [
+    """Cut long traffic into shares of about the same work, each with its part of every channel's."""
+    work = sum(item.interrupts * item.packets * (1 + item.payload // 512) for item in traffic)
+    parts = min(max(1, work // _SHARE_WORK), max((item.interrupts for item in traffic), default=1) or 1)
+    cuts = (
         [
             replace(item, interrupts=item.interrupts * (part + 1) // parts - item.interrupts * part // parts)
             for item in traffic
         ]
         for part in range(parts)
-    ]
+    )
     return [[item for item in cut if item.interrupts] for cut in cuts]

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from vmbusirq._ffi import ffi, lib
 from vmbusirq.cpumask import cpumask_first
 from vmbusirq.generations import Generation
 from vmbusirq.irq import Flow, Fwnode, IrqChip, IrqCore, IrqDesc, IrqDomainOps, nop
-from vmbusirq.irq.settings import IRQ_HANDLED, IRQ_HIDDEN, IRQ_LEVEL, IRQ_SET_MASK_OK
+from vmbusirq.irq.settings import IRQ_HIDDEN, IRQ_LEVEL, IRQ_SET_MASK_OK
 from vmbusirq.scenario.schema import PlatformIrq
 
 __all__ = ["IPI_IRQS", "Platform", "arm64_platform", "x86_platform"]
 
 IPI_IRQS: Final = 8  # SGIs that the GIC driver hands to the kernel; fewer may be used
 GIC_TIMER_HWIRQ: Final = 20  # INTID of the virtual timer PPI
-GIC_VMBUS_HWIRQ: Final = 18  # INTID that Hyper-V's ACPI tables give the VMBus device
+GIC_VMBUS_HWIRQ: Final = 18  # INTID of the VMBus device in Microsoft's open VMM, edge-triggered
 _FLOWS: Final = {"edge": Flow.EDGE, "fasteoi": Flow.FASTEOI, "level": Flow.LEVEL}
 
 
@@ -34,11 +35,6 @@ def _first_cpu(desc: IrqDesc, mask: int, force: bool) -> int:
     return IRQ_SET_MASK_OK
 
 
-def _handled(irq: int, dev_id: object) -> int:
-    """The handler of a device that only the counters look at."""
-    return IRQ_HANDLED
-
-
 def x86_platform(irq: IrqCore, lines: Sequence[PlatformIrq], gsi_top: int) -> Platform:
     """Request the IO-APIC lines of a scenario."""
     if not lines:
@@ -54,7 +50,7 @@ def x86_platform(irq: IrqCore, lines: Sequence[PlatformIrq], gsi_top: int) -> Pl
         irq.set_chip_and_handler(number, chips[line.chip], _FLOWS[line.flow], line.flow)
         if line.flow != "edge":
             irq.modify_status(number, set_=IRQ_LEVEL)
-        irq.request_irq(number, _handled, 0, line.name, line)
+        irq.request_irq(number, lib.vi_handler_always_handled(), 0, line.name)
     return Platform()
 
 
@@ -62,7 +58,7 @@ def arm64_platform(irq: IrqCore, generation: Generation) -> Platform:
     """Set up the GIC: IPIs as hidden per-CPU IRQs, the architected timer, the PPI of VMBus."""
     gic = IrqChip("GICv3", irq_set_affinity=_first_cpu, irq_eoi=nop, irq_mask=nop, irq_unmask=nop)
     domain = irq.irq_domain_create_linear(Fwnode.named("GICv3"), 1024, IrqDomainOps())
-    cookies = [None] * irq.nr_cpus
+    cookies = [ffi.NULL] * irq.nr_cpus
 
     def ppi(hwirq: int, level: bool, hidden: bool = False) -> int:
         number = irq.alloc_descs(from_=1)
@@ -74,7 +70,7 @@ def arm64_platform(irq: IrqCore, generation: Generation) -> Platform:
 
     ipis = tuple(ppi(hwirq, level=False, hidden=True) for hwirq in range(IPI_IRQS))
     for number in ipis[: len(generation.arm64_ipis)]:
-        irq.request_percpu_irq(number, _handled, "IPI", cookies)
+        irq.request_percpu_irq(number, lib.vi_handler_always_handled(), "IPI", cookies)
     timer = ppi(GIC_TIMER_HWIRQ, level=True)
-    irq.request_percpu_irq(timer, _handled, "arch_timer", cookies)
+    irq.request_percpu_irq(timer, lib.vi_handler_always_handled(), "arch_timer", cookies)
     return Platform(ppi(GIC_VMBUS_HWIRQ, level=False), ipis[: len(generation.arm64_ipis)])

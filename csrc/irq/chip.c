@@ -424,6 +424,29 @@ void vi_desc_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 		desc->handle_irq(cpu, desc);
 }
 
+/* The action of a device that only the counters look at. */
+static uint32_t always_handled(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
+{
+	(void)cpu;
+	(void)irq;
+	(void)dev_id;
+	return VI_IRQ_HANDLED;
+}
+
+vi_handler_t vi_handler_always_handled(void)
+{
+	return always_handled;
+}
+
+int vi_generic_handle_irq_times(struct vi_machine *m, uint32_t cpu, uint32_t irq, uint32_t times)
+{
+	int result = vi_irq_to_desc(m, irq) && cpu < m->nr_cpus ? 0 : -EINVAL;
+
+	for (uint32_t i = 0; i < times && result == 0; i++)
+		result = vi_generic_handle_irq(m, cpu, irq);
+	return result;
+}
+
 int vi_generic_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);

@@ -455,6 +455,7 @@ void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *
 		.packets = ch->tally.packets,
 		.bytes = ch->tally.bytes,
 		.checksum = ch->tally.checksum,
+		.resyncs = ch->tally.resyncs,
 		.sig_events = ch->sig_events,
 		.intr_in_full = ch->in.intr_in_full,
 	};

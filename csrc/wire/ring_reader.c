@@ -388,6 +388,21 @@ static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
 	return sum;
 }
 
+/* Something is left that no packet can be: a writer publishes whole ones. */
+static bool less_than_a_packet(const struct vi_ring_reader *r)
+{
+	return r->avail != 0;
+}
+
+/* Go on where the writer stands, if it stands anywhere. */
+static void resync(struct vi_ring_reader *r)
+{
+	uint32_t write_index = vi_load(&r->hdr->write_index);
+
+	if (vi_ring_index_ok(r->data_size, write_index))
+		r->priv_read_index = write_index;
+}
+
 /**
  * vi_ring_drain - what a channel callback does: read all there is, look at every byte, give the
  * room back
@@ -395,9 +410,11 @@ static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
  * Empty is empty only when it was seen after a close: whoever wrote before it saw a ring that was
  * not empty, and did not signal.
  *
- * All there is, unless the writer is broken: under Linux rules a packet without its trailer leads
- * the reader past the writer's index, and an index outside the data is never reached, so that
- * reading on would not end. Either ends this drain.
+ * All there is, unless the packets make no sense any more: under Linux rules one that was cut (to
+ * pkt_buffer, or for want of its trailer) leaves the reader in the middle of nowhere, sooner or
+ * later past the writer's index, and reading on would not end. What is in the ring is then dropped
+ * up to the writer's index, and counted in tally->resyncs. An index outside the data is never
+ * reached at all: that ends this drain.
  *
  * @r: reading end with a pkt_buffer
  * @budget: packets at most; room is given back every VI_RING_BATCH of them
@@ -435,6 +452,11 @@ int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tall
 			broken |= !vi_ring_index_ok(r->data_size,
 						    vi_load_relaxed(&r->hdr->write_index));
 		}
+	}
+	if (unlikely(broken || (ret == 0 && n < budget && less_than_a_packet(r)))) {
+		tally->resyncs++;
+		resync(r);
+		return signal | vi_ring_close(r);
 	}
 	if (n == 0)
 		return ret;

@@ -91,7 +91,10 @@ def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes])
         (["cat", "/proc/irq/99/node"], "irqs: 8-9 24-44"),
         (["cat", "/proc/irq"], "EISDIR"),
         (["ls", "/nowhere"], "ENOENT"),
-        (["parse", "/nonexistent"], "No such file"),
+        (["parse", "/nonexistent"], "/nonexistent: No such file or directory"),
+        (["parse", "/"], "/: Is a directory"),
+        (["run", "-s", "/"], "cannot read scenario '/': Is a directory"),
+        (["run", "-s", ""], "needs a name or a path"),
     ],
 )
 def test_input_that_cannot_be_used_is_one_line_and_status_2(
@@ -144,6 +147,25 @@ def test_run_as_text_imports_neither_numpy_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("run >&-", "standard output is closed"), ("parse - <&-", "standard input is closed")]
+)
+def test_closed_streams_are_one_line_and_status_2(command: str, says: str) -> None:
+    """Python leaves None where a descriptor was closed; a person gets a sentence."""
+    line = f"'{sys.executable}' -m vmbusirq {command}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert 2 == done.returncode
+    assert [says] == [text.partition(": ")[2] for text in done.stderr.splitlines()]
+
+
+@pytest.mark.parametrize("argv", [["run", "--json", "--format", "table"], ["parse", "x", "--json", "--render"]])
+def test_two_forms_of_output_exclude_each_other(argv: list[str]) -> None:
+    """One of them would be dropped silently."""
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert 2 == exit_.value.code
 
 
 def test_reader_that_stops_early_is_no_error() -> None:

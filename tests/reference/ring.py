@@ -164,7 +164,10 @@ class ReferenceRing:
         return signal
 
     def drain(self, budget: int) -> tuple[int, int, int, bool]:
-        """Read, add up, close every 64 packets; a packet that reaches past the writer's index is the last one."""
+        """Read, add up, close every 64 packets; a packet that reaches past the writer's index is the last one.
+
+        What is left is dropped then: the reader goes on where the writer stands.
+        """
         packets = size = checksum = 0
         signal = broken = False
         while packets < budget and not broken and (packet := self.first(self.max_pkt_size)) is not None:
@@ -177,6 +180,9 @@ class ReferenceRing:
             if packets % 64 == 0:
                 signal |= self.close()
                 broken |= not (self.write_index < self.data_size and self.write_index % 8 == 0)
-        if packets:
+        left = packets < budget and not broken and self.write_index != self.private_read
+        if (broken or left) and self.write_index < self.data_size and self.write_index % 8 == 0:
+            self.private_read = self.write_index
+        if packets or left:
             signal |= self.close()
         return packets, size, checksum % 2**64, signal

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmbusirq import Machine
 from vmbusirq.scenario.schema import ScenarioError, builtin_names, load_scenario, parse_scenario
+from vmbusirq.vmbus.drivers.catalogue import CATALOGUE
 
 DEVICE = '[cpus]\npossible = 4\n[[device]]\nname = "n"\nclass = "netvsc"\n'
 
@@ -25,19 +27,30 @@ def test_every_builtin_scenario_is_valid_and_bears_its_file_name(name: str) -> N
         ("", "cpus.possible: is missing"),
         ("[cpus]\npossible = 0", "cpus.possible: 0 is out of range; 1 to 2048"),
         ("[cpus]\npossible = 2049", "cpus.possible: 2049 is out of range"),
-        ("[cpus]\npossible = true", "wants int, not bool"),
-        ('[cpus]\npossible = "4"', "wants int, not str"),
+        ("[cpus]\npossible = true", "wants an integer, not a boolean"),
+        ('[cpus]\npossible = "4"', "wants an integer, not a string"),
         ("[cpus]\npossible = 4\npresent = 5", "cpus.present: 5 is out of range; 1 to 4"),
         ("[cpus]\npossible = 4\npresnt = 3", "cpus.presnt: unknown key; did you mean 'present'?"),
         ('[cpus]\npossible = 4\nisolated = "4"', "cpus.isolated"),
         ('[cpus]\npossible = 4\nisolated = "a"', "cpus.isolated"),
         ('[cpus]\npossible = 4\nnodes = ["0-1"]', "together they must hold CPUs 0 to 3"),
         ('[cpus]\npossible = 4\nnodes = ["0-2", "2-3"]', "a CPU is in two nodes"),
-        ("cpus = 4", "cpus: wants dict, not int"),
+        ("cpus = 4", "cpus: wants a table, not an integer"),
         ('arch = "vax"\n[cpus]\npossible = 4', "choose from x86, arm64"),
         ("[cpus]\npossible = 4\n[platfrom]\nx = 1", "unknown key; did you mean 'platform'?"),
         ('[cpus]\npossible = 4\n[platform]\nrows = ["HPY"]', "no row 'HPY'"),
         ("[cpus]\npossible = 4\n[presets]\nHVS = [1, 2, 3, 4, 5]", "presets.HVS: has 5 numbers for 4 CPUs"),
+        ("[cpus]\npossible = 4\n[presets]\nHPY = [1]", "presets.HPY: no such row; known: NMI"),
+        ('arch = "arm64"\n[cpus]\npossible = 4\n[presets]\nIPI01 = [1]', "presets.IPI01: no such row; known: IPI0"),
+        ('arch = "arm64"\n[cpus]\npossible = 4\n[presets]\n"IPI\u00b2" = [1]', "no such row; known: IPI0"),
+        ("[cpus]\npossible = 4\n[presets.stat]\nfoo = 1", "presets.stat.foo: unknown key; known: btime"),
+        ('[cpus]\npossible = 4\n[[device]]\nname = "a\\nb"\nclass = "netvsc"', "device[0].name: 'a\\nb' is no name"),
+        ('[cpus]\npossible = 4\n[[device]]\nname = ""\nclass = "netvsc"', "device[0].name: '' is no name"),
+        (
+            '[cpus]\npossible = 4\n[[device]]\nname = "a"\nclass = "toaster"',
+            "device[0].class: no 'toaster'",
+        ),
+        (DEVICE + 'instance = "1234"', "device[0].instance: '1234' is not a GUID"),
         ("[cpus]\npossible = 4\n[presets]\nHVS = [-1]", "presets.HVS: wants a list of counts"),
         ("[cpus]\npossible = 4\n[presets]\nHVS = [4294967296]", "presets.HVS: wants a list of counts"),
         (DEVICE + '[[channel]]\ndevice = "n"\nrelid = 0', "channel[0].relid: 0 is out of range; 1 to 2047"),
@@ -72,6 +85,21 @@ def test_what_is_wrong_is_named_with_its_place(text: str, says: str) -> None:
         parse_scenario(text, "x", "x.toml")
     assert str(error.value).startswith("x.toml: ")
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_largest_payload_of_every_class_arrives_whole_and_one_byte_more_is_refused(name: str) -> None:
+    """A packet must fit the driver's private copy: a cut one would leave its reader in the middle of nowhere."""
+    limit = CATALOGUE[name].max_payload
+    text = f'[cpus]\npossible = 1\n[[device]]\nname = "d"\nclass = "{name}"\n[[channel]]\ndevice = "d"\nrelid = 1\n'
+    text += "interrupts = 3\npackets = 5\npayload = "
+    with pytest.raises(ScenarioError, match=f"payload: {limit + 1} is out of range; 0 to {limit} is allowed"):
+        parse_scenario(f"{text}{limit + 1}", "x")
+    machine = Machine.load(parse_scenario(f"{text}{limit}", "x"))
+    machine.run()
+    sent, read = machine.host.channels[1].stats, machine.vmbus.channels[1].stats
+
+    assert (15, sent.bytes, sent.checksum, 0) == (read.packets, read.bytes, read.checksum, read.resyncs)
 
 
 def test_count_makes_channels_with_relids_and_indices_that_go_up() -> None:

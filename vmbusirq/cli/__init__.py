@@ -46,23 +46,33 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if machine:
             _add_machine_options(sub)
-        sub.add_argument("--json", action="store_true", help="machine-readable output")
         return sub
 
+    def add_json(sub: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
+        sub.add_argument("--json", action="store_true", help="machine-readable output")
+
     run = command("run", "boot the machine, drive the scenario's traffic, print /proc/interrupts")
-    run.add_argument("--format", choices=("text", "table"), default="text", help="the file itself, or a heat table")
+    form = run.add_mutually_exclusive_group()
+    form.add_argument("--format", choices=("text", "table"), default="text", help="the file itself, or a heat table")
+    add_json(form)
     cat = command("cat", "print emulated files after the scenario has run")
     cat.add_argument("paths", nargs="+", metavar="PATH")
+    add_json(cat)
     listing = command("ls", "list emulated files after the scenario has run")
     listing.add_argument("paths", nargs="*", default=["/"], metavar="PATH")
+    add_json(listing)
     listing.add_argument("-l", dest="long", action="store_true", help="with mode and size")
-    command("dmesg", "print the guest's log after the scenario has run")
+    add_json(command("dmesg", "print the guest's log after the scenario has run"))
     parse = command("parse", "read a real /proc/interrupts of any generation", machine=False)
     parse.add_argument("file", metavar="FILE", help="- for standard input")
-    parse.add_argument("--render", action="store_true", help="print it again from what was understood")
+    form = parse.add_mutually_exclusive_group()
+    form.add_argument("--render", action="store_true", help="print it again from what was understood")
+    add_json(form)
     bench = command("bench", "measure the demux hot path, the ring, or rendering", machine=False)
     bench.add_argument("what", choices=("demux", "ring", "render"))
     bench.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples per contender")
+    add_json(bench)
+    bench.add_argument("--strict", action="store_true", help="exit with status 1 if a bar does not hold")
     bench.add_argument("--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB")
     return parser
 
@@ -80,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        _check_streams()
         command: Command = import_module(f"vmbusirq.cli.{args.command}").command
         status = command(args)
         sys.stdout.flush()
@@ -90,5 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
-        print(f"vmbusirq {args.command}: {error}", file=sys.stderr)
+        print(f"vmbusirq {args.command}: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+def _check_streams() -> None:
+    """Refuse to start without standard output: Python leaves None where a descriptor was closed."""
+    if sys.stdout is None:
+        raise ValueError("standard output is closed")
+
+
+def _sentence(error: Exception) -> str:
+    """What a person needs of an error: the system's own ones without their number."""
+    filename = getattr(error, "filename", None)
+    return f"{filename}: {error.strerror}" if isinstance(error, OSError) and filename else str(error)

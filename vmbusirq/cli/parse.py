@@ -14,6 +14,8 @@ __all__ = ["command"]
 
 def command(args: argparse.Namespace) -> int:
     """Parse a file; print it as a table, as JSON, or again."""
+    if args.file == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
     data = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
     try:
         table = parse_interrupts(data)

@@ -13,7 +13,9 @@ from vmbusirq.fs.procfs.softirqs import SoftirqsText
 from vmbusirq.fs.procfs.stat import StatText
 from vmbusirq.fs.sysfs.cpu import cpu_list_files
 from vmbusirq.fs.sysfs.kernel_irq import SysKernelIrqDir
+from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.fs.view import CpuTimes, KernelView, StatPresets
+from vmbusirq.vmbus.connection import VmbusConnection
 
 __all__ = [
     "PROCFS",
@@ -33,8 +35,8 @@ __all__ = [
 ]
 
 
-def kernel_files(view: KernelView) -> FileSystem:
-    """Return /proc and /sys of a kernel, as far as interrupts show there."""
+def kernel_files(view: KernelView, vmbus: VmbusConnection | None = None) -> FileSystem:
+    """Return /proc and /sys of a kernel, as far as interrupts show there; a kernel without VMBus has no such bus."""
     files = FileSystem()
     files.add("/proc", File("interrupts", 0o444, PROCFS, InterruptsText(view).show))
     files.add("/proc", ProcIrqDir(view))
@@ -43,4 +45,6 @@ def kernel_files(view: KernelView) -> FileSystem:
     files.add("/sys/kernel", SysKernelIrqDir(view))
     for file in cpu_list_files(view):
         files.add("/sys/devices/system/cpu", file)
+    if vmbus is not None:
+        add_vmbus_files(files, vmbus)
     return files

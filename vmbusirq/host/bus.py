@@ -21,6 +21,13 @@ from vmbusirq.limits import RELID_MAX, RELID_MIN
 __all__ = ["HostBus", "HostChannel", "Traffic", "VspStats"]
 
 _PACKETS_MAX: Final = 1 << 32
+_WHY_NOT_DRIVEN: Final = {
+    errno.EAGAIN: "nobody reads a ring that is full",
+    errno.ENXIO: "the SynIC of a target CPU is off",
+    errno.EMSGSIZE: "a packet is more than its ring can ever hold",
+    errno.ELOOP: "a handler raises itself for ever, or a ring's writer is broken",
+    errno.ENOMEM: "out of memory",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +158,22 @@ class HostBus:
         """
         entries = ffi.new("struct vi_traffic[]", len(traffic))
         for entry, item in zip(entries, traffic, strict=True):
-            if item.interrupts < 0 or item.packets < 1 or item.payload < 0:
-                raise IrqError(errno.EINVAL, f"host: cannot drive {item}: numbers must not be negative (EINVAL)")
             entry.vsp = self._find(item.relid).handle
+            self._check_traffic(item)
             entry.interrupts, entry.packets, entry.payload = item.interrupts, item.packets, item.payload
-        result = lib.vi_drive(self._core.handle, entries, len(traffic), seed & 0xFFFF_FFFF_FFFF_FFFF)
-        return check(result, "host: cannot drive the traffic: a ring stays full or a target CPU's SynIC is off")
+        result = int(lib.vi_drive(self._core.handle, entries, len(traffic), seed & 0xFFFF_FFFF_FFFF_FFFF))
+        why = _WHY_NOT_DRIVEN.get(-result, "")
+        return check(result, f"host: cannot drive channels {', '.join(str(item.relid) for item in traffic)}: {why}")
+
+    @staticmethod
+    def _check_traffic(item: Traffic) -> None:
+        limits = ((item.interrupts, 0, 1 << 63), (item.packets, 1, _PACKETS_MAX), (item.payload, 0, _PACKETS_MAX))
+        if not all(low <= number < high for number, low, high in limits):
+            raise IrqError(
+                errno.EINVAL,
+                f"host: cannot drive channel {item.relid} {item.interrupts} times with {item.packets} packets of "
+                f"{item.payload} bytes: none may be negative, a burst has 1 to {_PACKETS_MAX - 1} packets (EINVAL)",
+            )
 
     def post_message(self, payload: bytes, vp: int = 0) -> None:
         """Post a control message, or queue it behind those that wait for ``vp``'s slot.

@@ -62,10 +62,6 @@ class Synic:
         self._raise(result, what, cpu)
         return True
 
-    def eom_count(self, cpu: int) -> int:
-        """Return how often ``cpu`` has written EOM because another message was waiting."""
-        return int(lib.vi_synic_eom_count(self._core.handle, cpu))
-
     def flags_set(self, cpu: int, sint: int = SINT_VMBUS) -> tuple[int, ...]:
         """Return the event flags of ``cpu`` that are set and not yet claimed, ascending."""
         words = lib.vi_synic_flags(self._core.handle, cpu, sint)

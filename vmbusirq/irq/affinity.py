@@ -204,6 +204,8 @@ class AffinityLayer(DescTable):
             )
 
     def _check_mask(self, who: str, mask: int) -> None:
+        if mask < 0:
+            raise IrqError(errno.EINVAL, f"{who}: {mask} is no mask; bit n is cpu n (EINVAL)")
         if mask & ~self.possible:
             raise IrqError(
                 errno.EINVAL,

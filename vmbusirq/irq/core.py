@@ -69,12 +69,12 @@ class IrqCore(DomainLayer):
 
     # ---- delivery
 
-    def generic_handle_irq(self, irq: int, cpu: int) -> None:
-        """Let the flow handler of an IRQ run on a CPU. Raises IrqError(EINVAL): no such IRQ or CPU."""
-        check(
-            lib.vi_generic_handle_irq(self.machine, cpu, irq),
-            f"irq {irq}: no such irq, or no cpu {cpu}",
-        )
+    def generic_handle_irq(self, irq: int, cpu: int, times: int = 1) -> None:
+        """Let the flow handler of an IRQ run on a CPU, ``times`` over. Raises IrqError(EINVAL): no such IRQ or CPU."""
+        what = f"irq {irq}: no such irq, or no cpu {cpu}"
+        if not (0 <= irq < self.nr_irqs_max and 0 <= cpu < self.nr_cpus and 0 <= times < 1 << 32):
+            raise IrqError(errno.EINVAL, what)
+        check(lib.vi_generic_handle_irq_times(self.machine, cpu, irq, times), what)
 
     def generic_handle_domain_irq(self, domain: IrqDomain, hwirq: int, cpu: int) -> None:
         """Let the flow handler behind a hwirq run on a CPU. Raises IrqError(EINVAL): not mapped, or no such CPU."""

@@ -172,7 +172,8 @@ def interleave(
 
 
 def _worst(table: Mapping[str, Timing]) -> float:
-    return max((t.spread for t in table.values()), default=1.0)
+    """Return how far a table is from calm: slow outliers, or a slow state that most of a run was in."""
+    return max((max(t.spread, t.median / t.min if t.min else 1.0) for t in table.values()), default=1.0)
 
 
 @contextmanager

@@ -12,14 +12,15 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 from vmbusirq.cpumask import bitmap_parselist
 from vmbusirq.errors import IrqError
 from vmbusirq.generations import X86_ROWS
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELID_MIN
+from vmbusirq.vmbus.drivers.catalogue import CATALOGUE, DeviceClass
 
 __all__ = [
-    "DEFAULT_SCENARIO",
     "ChannelSpec",
     "CpuSpec",
     "DeviceSpec",
@@ -33,9 +34,17 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-DEFAULT_SCENARIO: Final = "rfc-gen2-8vcpu"
 ROWS_SELDOM_BUILT: Final = ("PLT", "PMN")  # UV machines; CONFIG_X86_POSTED_MSI, off by default
+IPI_LABELS: Final = [f"IPI{number}" for number in range(8)]
 _COUNT_MAX: Final = 0xFFFF_FFFF
+_TOML_WORDS: Final[dict[type, str]] = {
+    str: "a string",
+    int: "an integer",
+    float: "a float",
+    bool: "a boolean",
+    list: "an array",
+    dict: "a table",
+}
 
 
 class ScenarioError(ValueError):
@@ -107,6 +116,7 @@ class Scenario:
     """A machine and its traffic.
 
     Attributes:
+        source: what errors call it: a path or a built-in name.
         arch: ``x86`` or ``arm64``.
         gsi_top: first IRQ above the IO-APICs (x86), which is where dynamic IRQs begin.
         legacy_irqs: IRQs of a PIC, 0 on a Generation 2 machine.
@@ -119,6 +129,7 @@ class Scenario:
 
     name: str
     description: str
+    source: str
     arch: str
     cpus: CpuSpec
     gsi_top: int
@@ -140,6 +151,7 @@ def bare_scenario(cpus: int, arch: str) -> Scenario:
     return Scenario(
         name="bare",
         description="a machine without devices",
+        source="bare",
         arch=arch,
         cpus=CpuSpec(cpus, cpus, 0, ((1 << max(cpus, 0)) - 1,)),
         gsi_top=24,
@@ -164,9 +176,6 @@ class _Table:
         self._data = dict(data)
         self._asked: list[str] = []
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._data
-
     def fail(self, key: str, what: str) -> ScenarioError:
         return ScenarioError(f"{self.where}{key}: {what}")
 
@@ -178,7 +187,13 @@ class _Table:
             return default
         value = self._data.pop(key)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.fail(key, f"wants {kind.__name__}, not {type(value).__name__}")
+            raise self.fail(key, f"wants {_TOML_WORDS[kind]}, not {_TOML_WORDS.get(type(value), 'a date or time')}")
+        return value
+
+    def name(self, key: str, default: str | None = None) -> str:
+        value = self.take(key, str, default)
+        if not value or not value.isprintable():
+            raise self.fail(key, f"{value!r} is no name: one line of printable characters")
         return value
 
     def number(self, key: str, low: int, high: int, default: int | None = None) -> int:
@@ -236,13 +251,16 @@ def load_scenario(name: str) -> Scenario:
         text = (resources.files("vmbusirq.scenario") / "builtin" / f"{name}.toml").read_text(encoding="utf-8")
         return parse_scenario(text, name)
     path = Path(name)
+    if not name:
+        raise ScenarioError(f"a scenario needs a name or a path; built in: {', '.join(builtin_names())}")
     try:
         return parse_scenario(path.read_bytes().decode("utf-8"), path.stem, str(path))
     except FileNotFoundError:
         built_in = ", ".join(builtin_names())
         raise ScenarioError(f"no scenario {name!r}: it is neither a file nor built in ({built_in})") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"cannot read scenario {name!r}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ScenarioError(f"cannot read scenario {name!r}: {reason}") from None
 
 
 def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
@@ -262,6 +280,7 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
     scenario = Scenario(
         name=top.take("name", str, name),
         description=top.take("description", str, ""),
+        source=source or name,
         arch=arch,
         cpus=cpus,
         gsi_top=platform.number("gsi_top", 0, 1024, 24),
@@ -273,8 +292,8 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         channels=_read_channels(top, devices),
         messages=control.number("messages", 0, 1_000_000, 0),
         duration_s=top.number("duration_s", 0, 10_000_000, 0),
-        stat={key: stat.number(key, 0, 1 << 62) for key in ("btime", "ctxt", "processes") if key in stat},
-        presets={key: presets.counts(key, value, cpus.possible) for key, value in presets.rest().items()},
+        stat={key: stat.number(key, 0, 1 << 62, 0) for key in ("btime", "ctxt", "processes")},
+        presets=_read_presets(presets, arch, cpus.possible),
     )
     for table in (platform, control, stat, presets, top):
         table.done()
@@ -316,11 +335,21 @@ def _read_rows(platform: _Table, key: str) -> tuple[str, ...]:
     return tuple(rows)
 
 
+def _read_presets(table: _Table, arch: str, possible: int) -> dict[str, tuple[int, ...]]:
+    known = [row.label for row in X86_ROWS if row.text is not None] if arch == "x86" else IPI_LABELS
+    presets = {}
+    for label, value in table.rest().items():
+        if label not in known:
+            raise table.fail(label, f"no such row; known: {', '.join(known)}")
+        presets[label] = table.counts(label, value, possible)
+    return presets
+
+
 def _read_irq(table: _Table, possible: int) -> PlatformIrq:
     irq = PlatformIrq(
         irq=table.number("irq", 0, 1023),
-        name=table.take("name", str),
-        chip=table.take("chip", str, "IO-APIC"),
+        name=table.name("name"),
+        chip=table.name("chip", "IO-APIC"),
         hwirq=table.number("hwirq", 0, 1 << 31),
         flow=table.one_of("flow", ("edge", "fasteoi", "level")),
         counts=table.counts("counts", table.take("counts", list, []), possible),
@@ -332,24 +361,32 @@ def _read_irq(table: _Table, possible: int) -> PlatformIrq:
 def _read_device(table: _Table) -> DeviceSpec:
     host = table.number("scsi_host", -1, 65535, -1)
     device = DeviceSpec(
-        name=table.take("name", str),
-        device_class=table.take("class", str),
-        instance=table.take("instance", str, ""),
+        name=table.name("name"),
+        device_class=table.one_of("class", CATALOGUE),
+        instance=_read_guid(table, "instance"),
         scsi_host=None if host < 0 else host,
     )
     table.done()
     return device
 
 
+def _read_guid(table: _Table, key: str) -> str:
+    text = table.take(key, str, "")
+    try:
+        return str(UUID(text)) if text else ""
+    except ValueError:
+        raise table.fail(key, f"{text!r} is not a GUID; write 8-4-4-4-12 hex digits") from None
+
+
 def _read_channels(top: _Table, devices: tuple[DeviceSpec, ...]) -> tuple[ChannelSpec, ...]:
-    names = tuple(device.name for device in devices)
-    if len(set(names)) < len(names):
+    classes = {device.name: CATALOGUE[device.device_class] for device in devices}
+    if len(classes) < len(devices):
         raise top.fail("device", "two devices have the same name")
     relids: set[int] = set()
     places: set[tuple[str, int]] = set()
     channels: list[ChannelSpec] = []
     for table in top.tables("channel"):
-        for channel in _read_channel(table, names):
+        for channel in _read_channel(table, classes):
             if channel.relid in relids:
                 raise table.fail("relid", f"{channel.relid} is used twice")
             if (channel.device, channel.sub) in places:
@@ -362,16 +399,17 @@ def _read_channels(top: _Table, devices: tuple[DeviceSpec, ...]) -> tuple[Channe
     return tuple(channels)
 
 
-def _read_channel(table: _Table, devices: tuple[str, ...]) -> list[ChannelSpec]:
+def _read_channel(table: _Table, classes: Mapping[str, DeviceClass]) -> list[ChannelSpec]:
     """Read one [[channel]]: ``count`` of them, with relids and sub-channel indices that go up by one."""
     count = table.number("count", 1, RELID_MAX, 1)
+    device = table.one_of("device", classes)
     first = ChannelSpec(
-        device=table.one_of("device", devices),
+        device=device,
         relid=table.number("relid", RELID_MIN, RELID_MAX + 1 - count),
         sub=table.number("sub", 0, RELID_MAX, 0),
         interrupts=table.number("interrupts", 0, _COUNT_MAX, 0),
         packets=table.number("packets", 1, 4096, 1),
-        payload=table.number("payload", 0, 16384, 64),
+        payload=table.number("payload", 0, classes[device].max_payload, min(64, classes[device].max_payload)),
     )
     table.done()
     return [replace(first, relid=first.relid + i, sub=first.sub + i) for i in range(count)]

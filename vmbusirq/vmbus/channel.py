@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -9,10 +10,10 @@ from typing import Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
-from vmbusirq.errors import check
+from vmbusirq.errors import IrqError, check
 from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
 
-__all__ = ["Channel", "ChannelState", "ChannelStats"]
+__all__ = ["Channel", "ChannelState", "ChannelStats", "RingState"]
 
 
 class ChannelState(IntEnum):
@@ -33,8 +34,11 @@ class ChannelStats:
         no_callback: arrivals while the channel was closed.
         calls: callback runs; one arrival can cause several, one run can serve several arrivals.
         packets, bytes, checksum: what the callback has read; bytes are payload with padding, the sum is modulo 2**64.
+        resyncs: times that the driver's own reader found no sense in the ring and dropped what was in it.
         sig_events: guest to host signals (sysfs ``events``).
         intr_in_full: of them, because a host that waited has room again.
+        intr_out_empty: signals because the out ring was empty.
+        out_full_first: episodes of a full out ring; ``out_full_total``: writes that it refused.
     """
 
     interrupts: int
@@ -43,8 +47,23 @@ class ChannelStats:
     packets: int
     bytes: int
     checksum: int
+    resyncs: int
     sig_events: int
     intr_in_full: int
+    intr_out_empty: int
+    out_full_first: int
+    out_full_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingState:
+    """One ring as it stood when it was looked at (struct hv_ring_buffer_debug_info); sizes in bytes."""
+
+    interrupt_mask: int
+    read_index: int
+    write_index: int
+    bytes_to_read: int
+    bytes_to_write: int
 
 
 class RingPair:
@@ -59,6 +78,17 @@ def _ring(ring_bytes: int) -> Any:
     mem = ffi.new("struct vi_ring_mem *")
     check(lib.vi_ring_mem_create(ring_bytes, mem), f"channel: cannot map a ring of {ring_bytes} bytes")
     return ffi.gc(mem, lib.vi_ring_mem_destroy)
+
+
+def _look(mem: Any) -> RingState:
+    hdr = mem.hdr
+    return RingState(
+        interrupt_mask=int(hdr.interrupt_mask),
+        read_index=int(hdr.read_index),
+        write_index=int(hdr.write_index),
+        bytes_to_read=int(lib.vi_ring_bytes_to_read(hdr, mem.data_size)),
+        bytes_to_write=int(lib.vi_ring_bytes_to_write(hdr, mem.data_size)),
+    )
 
 
 class Channel:
@@ -87,6 +117,7 @@ class Channel:
         self.state = ChannelState.OFFER
         self.irq_requested = False
         self.rings: RingPair | None = None
+        self._earlier: tuple[int, ...] = (0, 0, 0, 0)
         self._callback_handle: Any = None
         out = ffi.new("struct vi_channel **")
         mode = device_class.mode
@@ -104,10 +135,16 @@ class Channel:
         return self.device_class.mode
 
     @property
+    def gone(self) -> bool:
+        """The channel was removed: nothing of it may be asked for any more."""
+        return bool(self.c == ffi.NULL)
+
+    @property
     def stats(self) -> ChannelStats:
-        """Return a snapshot of the counters."""
+        """Return a snapshot of the counters. ENODEV: the channel is gone."""
+        c = self._present()
         out = ffi.new("struct vi_channel_stats *")
-        lib.vi_channel_get_stats(self.c, out)
+        lib.vi_channel_get_stats(c, out)
         return ChannelStats(
             out.interrupts,
             out.no_callback,
@@ -115,9 +152,40 @@ class Channel:
             out.packets,
             out.bytes,
             out.checksum,
+            out.resyncs,
             out.sig_events,
-            out.intr_in_full,
+            *self._end_counts(c),
         )
+
+    def _present(self) -> Any:
+        c = self.c
+        if c == ffi.NULL:
+            raise IrqError(errno.ENODEV, f"channel {self.relid}: is gone")
+        return c
+
+    def _end_counts(self, c: Any) -> tuple[int, ...]:
+        """Return the last four of ChannelStats: what both ends of the rings counted, in this opening and before."""
+        reader, writer = lib.vi_channel_in(c), lib.vi_channel_out(c)
+        now = (reader.intr_in_full, writer.intr_out_empty, writer.out_full_first, writer.out_full_total)
+        return tuple(before + int(count) for before, count in zip(self._earlier, now, strict=True))
+
+    @property
+    def ring_in(self) -> RingState:
+        """The host-to-guest ring now. EINVAL while the channel shares no rings."""
+        return _look(self._mapped().ring_in)
+
+    @property
+    def ring_out(self) -> RingState:
+        """The guest-to-host ring now. EINVAL while the channel shares no rings."""
+        return _look(self._mapped().ring_out)
+
+    def _mapped(self) -> RingPair:
+        rings = self.rings
+        if rings is None:
+            raise IrqError(
+                errno.EINVAL, f"channel {self.relid}: its rings are not mapped: it is {self.state.name}, not OPENED"
+            )
+        return rings
 
     def set_cpu(self, cpu: int) -> None:
         """Expect interrupts on ``cpu``; other CPUs still take theirs, by the slower path."""
@@ -140,11 +208,11 @@ class Channel:
     def share_rings(self, rings: RingPair | None) -> None:
         """Take the guest's ends of two rings, or give them up."""
         pair = (rings.ring_in, rings.ring_out) if rings else (ffi.NULL, ffi.NULL)
-        size = self.device_class.max_packet
-        check(
-            lib.vi_channel_set_rings(self.c, *pair, size),
-            f"channel {self.relid}: cannot take its rings while it is open",
-        )
+        earlier = self._end_counts(self.c)
+        result = lib.vi_channel_set_rings(self.c, *pair, self.device_class.max_packet)
+        if result != -errno.EBUSY:  # the ends, if there are any now, count from 0
+            self._earlier = earlier
+        check(result, f"channel {self.relid}: cannot take its rings while it is open")
         self.rings = rings
 
     def set_callback(self, callback: Callable[[Channel], object] | None) -> None:

@@ -16,6 +16,8 @@ from vmbusirq.wire.devices import CLASS_IDS
 __all__ = ["CATALOGUE", "PAGE", "CallbackMode", "DeviceClass"]
 
 PAGE: Final = 4096
+PACKET_DESCRIPTOR: Final[int] = lib.VI_PKT_DESC
+PACKET_TRAILER: Final[int] = lib.VI_PKT_TRAILER
 
 
 class CallbackMode(IntEnum):
@@ -55,6 +57,12 @@ class DeviceClass:
     def class_id(self) -> UUID | None:
         """GUID of the class; None for hv_sock, where each service is a class of its own."""
         return CLASS_IDS.get(self.name)
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that fit one packet: the private copy must hold it, and so must an empty ring, never quite full."""
+        in_ring = self.ring_bytes - PAGE - PACKET_DESCRIPTOR - 3 * PACKET_TRAILER
+        return min(self.max_packet - PACKET_DESCRIPTOR, in_ring) // 8 * 8
 
     def irq_name(self, sub_channel_index: int, host: int | None) -> str:
         """Return the action name of a channel's IRQ, cut at 31 bytes as the kernel's buffer does."""
