@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmbusirq import DESIGNS, GENERATIONS, IrqError, Machine, parse_interrupts
-from vmbusirq._ffi import lib
+from vmbusirq._ffi import ffi, lib
 from vmbusirq.host.bus import Traffic
 from vmbusirq.scenario.schema import builtin_names, load_scenario, parse_scenario
 
@@ -446,6 +446,20 @@ def test_handler_that_raises_itself_for_ever_is_eloop_and_no_hang() -> None:
     assert errno.ELOOP == error.value.errno
 
 
+def test_guest_writes_and_host_reads_the_out_ring() -> None:
+    """The other direction of the same rings: the first packet into an empty ring asks for a signal, the second does not."""
+    machine = Machine(2)
+    channel = machine.attach("heartbeat", 7)
+    out, host = lib.vi_channel_out(channel.c), lib.vi_vsp_out(machine.host.channels[7].handle)
+    assert [1, 0] == [lib.vi_ring_write(out, lib.VI_PKT_DATA_INBAND, 0, n, b"to host!", 8) for n in (1, 2)]
+    buffer, actual, trans_id = ffi.new("char[64]"), ffi.new("uint32_t *"), ffi.new("uint64_t *")
+
+    for _ in range(2):
+        assert 0 == lib.vi_ring_read(host, buffer, 64, 0, actual, trans_id)
+        assert b"to host!" == ffi.buffer(buffer, actual[0])[:]
+    assert 0 == lib.vi_ring_read(host, buffer, 64, 0, actual, trans_id) == actual[0]
+
+
 def test_control_messages_queue_behind_a_busy_slot_in_order() -> None:
     """One undelivered message per CPU and SINT; the host retries after EOM (vmbus.md 2.2)."""
     machine = Machine(2)
@@ -526,6 +540,8 @@ def test_scenario_may_be_a_path(tmp_path: Path) -> None:
         (lambda: Machine(10**30), errno.EINVAL, "1 to 2048"),
         (lambda: Machine(2).clock.advance(10**30), errno.EINVAL, "below 2**63"),
         (lambda: Machine(2).clock.advance(1.5), errno.EINVAL, "whole number"),  # type: ignore[arg-type]
+        (lambda: Machine(2, seed=1 << 64), errno.EINVAL, "below 2**64"),
+        (lambda: Machine(2, seed=-1), errno.EINVAL, "below 2**64"),
         (lambda: Machine(2).irq.generic_handle_irq(-1, 0), errno.EINVAL, "no such irq"),
         (lambda: Machine(2).irq.generic_handle_irq(24, -1), errno.EINVAL, "no cpu -1"),
         (lambda: driven(packets=0), errno.EINVAL, "a burst has 1 to"),

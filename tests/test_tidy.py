@@ -59,13 +59,3 @@ def test_every_c_file_is_compiled_into_the_core() -> None:
     listed = set(re.findall(r'"(csrc/[\w/]+\.c)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
     present = {str(path.relative_to(ROOT)) for path in files("csrc/**/*.c")}
     assert present == listed
-
-
-def test_every_public_python_name_has_a_docstring() -> None:
-    """Public docstrings are the manual."""
-    for path in files("vmbusirq/**/*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert ast.get_docstring(tree) or not tree.body, path
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{path}: {node.name}"

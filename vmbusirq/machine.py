@@ -72,6 +72,8 @@ class Machine:
         seed: int = 0,
         scenario: Scenario | None = None,
     ) -> None:
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise IrqError(errno.EINVAL, f"seed: {seed!r} is no whole number below 2**64 (EINVAL)")
         if design not in DESIGNS:
             raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
         if scenario is None:

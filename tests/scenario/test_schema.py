@@ -50,6 +50,12 @@ def test_every_builtin_scenario_is_valid_and_bears_its_file_name(name: str) -> N
             '[cpus]\npossible = 4\n[[device]]\nname = "a"\nclass = "toaster"',
             "device[0].class: no 'toaster'",
         ),
+        (
+            "[cpus]\npossible = 4\n[[irq]]\nirq = 24\nname = 'x'\nhwirq = 8\nflow = 'edge'",
+            "irq[0].irq: 24 is out",
+        ),
+        ("[cpus]\npossible = 4\n[[irq]]\nirq = 8\nname = 'x'\nhwirq = 24\nflow = 'edge'", "irq[0].hwirq: 24 is out"),
+        (2 * "[[irq]]\nirq = 8\nname = 'x'\nhwirq = 8\nflow = 'edge'\n" + "[cpus]\npossible = 4", "used twice"),
         (DEVICE + 'instance = "1234"', "device[0].instance: '1234' is not a GUID"),
         ("[cpus]\npossible = 4\n[presets]\nHVS = [-1]", "presets.HVS: wants a list of counts"),
         ("[cpus]\npossible = 4\n[presets]\nHVS = [4294967296]", "presets.HVS: wants a list of counts"),

@@ -273,6 +273,7 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
     arch = top.one_of("arch", ("x86", "arm64"), "x86")
     cpus = _read_cpus(top.table("cpus"))
     platform = top.table("platform")
+    gsi_top = platform.number("gsi_top", 0, 1024, 24)
     control = top.table("control")
     presets = top.table("presets")
     stat = presets.table("stat")
@@ -283,11 +284,11 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         source=source or name,
         arch=arch,
         cpus=cpus,
-        gsi_top=platform.number("gsi_top", 0, 1024, 24),
+        gsi_top=gsi_top,
         legacy_irqs=platform.number("legacy_irqs", 0, 16, 0),
         rows=_read_rows(platform, "rows"),
         impossible=_read_rows(platform, "impossible"),
-        irqs=tuple(_read_irq(table, cpus.possible) for table in top.tables("irq")),
+        irqs=_read_irqs(top, cpus.possible, gsi_top),
         devices=devices,
         channels=_read_channels(top, devices),
         messages=control.number("messages", 0, 1_000_000, 0),
@@ -345,17 +346,23 @@ def _read_presets(table: _Table, arch: str, possible: int) -> dict[str, tuple[in
     return presets
 
 
-def _read_irq(table: _Table, possible: int) -> PlatformIrq:
-    irq = PlatformIrq(
-        irq=table.number("irq", 0, 1023),
-        name=table.name("name"),
-        chip=table.name("chip", "IO-APIC"),
-        hwirq=table.number("hwirq", 0, 1 << 31),
-        flow=table.one_of("flow", ("edge", "fasteoi", "level")),
-        counts=table.counts("counts", table.take("counts", list, []), possible),
-    )
-    table.done()
-    return irq
+def _read_irqs(top: _Table, possible: int, gsi_top: int) -> tuple[PlatformIrq, ...]:
+    irqs: list[PlatformIrq] = []
+    for table in top.tables("irq"):
+        line = PlatformIrq(
+            irq=table.number("irq", 0, max(gsi_top - 1, 0)),
+            name=table.name("name"),
+            chip=table.name("chip", "IO-APIC"),
+            hwirq=table.number("hwirq", 0, max(gsi_top - 1, 0)),
+            flow=table.one_of("flow", ("edge", "fasteoi", "level")),
+            counts=table.counts("counts", table.take("counts", list, []), possible),
+        )
+        table.done()
+        for other in irqs:
+            if line.irq == other.irq or line.hwirq == other.hwirq:
+                raise table.fail("irq", f"{line.irq} or its hwirq {line.hwirq} is used twice")
+        irqs.append(line)
+    return tuple(irqs)
 
 
 def _read_device(table: _Table) -> DeviceSpec:

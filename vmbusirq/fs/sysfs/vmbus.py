@@ -18,6 +18,7 @@ from uuid import UUID
 from vmbusirq.errors import IrqError
 from vmbusirq.fs.filesystem import FileSystem
 from vmbusirq.fs.node import SYSFS, Directory, File, Node, StaticDirectory, Symlink
+from vmbusirq.fs.procfs.irq import irq_number
 from vmbusirq.fs.sysfs.kernel_irq import PAGE_TEXT
 from vmbusirq.vmbus.channel import Channel, ChannelStats, RingState
 from vmbusirq.vmbus.connection import VmbusConnection
@@ -123,16 +124,17 @@ class _ChannelsDir(Directory):
         self._vmbus = vmbus
         self._device = device
 
-    def _channels(self) -> dict[str, Channel]:
-        return {} if self._device.removed else {str(channel.relid): channel for channel in tuple(self._device.channels)}
+    def _channels(self) -> tuple[Channel, ...]:
+        return () if self._device.removed else tuple(self._device.channels)
 
     def names(self) -> Iterable[str]:
         """Return the relids."""
-        return self._channels()
+        return [str(channel.relid) for channel in self._channels()]
 
     def lookup(self, name: str) -> Node | None:
         """Return the directory of a channel."""
-        channel = self._channels().get(name)
+        relid = irq_number(name)
+        channel = next((channel for channel in self._channels() if channel.relid == relid), None)
         return None if channel is None else _ChannelDir(self._vmbus, self._device, channel)
 
 
