@@ -447,7 +447,7 @@ def test_handler_that_raises_itself_for_ever_is_eloop_and_no_hang() -> None:
 
 
 def test_guest_writes_and_host_reads_the_out_ring() -> None:
-    """The other direction of the same rings: the first packet into an empty ring asks for a signal, the second does not."""
+    """The other direction: the first packet into an empty ring asks for a signal, the second does not."""
     machine = Machine(2)
     channel = machine.attach("heartbeat", 7)
     out, host = lib.vi_channel_out(channel.c), lib.vi_vsp_out(machine.host.channels[7].handle)

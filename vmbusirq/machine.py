@@ -15,6 +15,7 @@ from vmbusirq.cpumask import cpumask_all, cpus_of
 from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
 from vmbusirq.errors import IrqError
 from vmbusirq.fs import FileSystem, StatPresets, kernel_files
+from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
 from vmbusirq.host.bus import HostBus, Traffic
@@ -104,7 +105,8 @@ class Machine:
         self.host: Final = HostBus(self.core, self.synic)
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
-        self.fs: Final[FileSystem] = kernel_files(self, self.vmbus)
+        self.fs: Final[FileSystem] = kernel_files(self)
+        add_vmbus_files(self.fs, self.vmbus)
 
     @classmethod
     def load(

@@ -149,7 +149,7 @@ def test_tasklets_of_one_scan_run_in_one_softirq(engine: str) -> None:
 
 
 def test_a_softirq_that_never_ends_leaves_after_ten_rounds(engine: str) -> None:
-    """MAX_SOFTIRQ_RESTART: the rest runs later. An index that is never reached keeps end_read busy: settling gives up."""
+    """MAX_SOFTIRQ_RESTART: the rest runs later. An index never reached keeps end_read busy: settling gives up."""
     with Rig(engine) as rig:
         ch = draining(rig, "batched")
         ch.rings[0].hdr.write_index = 1 << 31  # outside the data: never reached

@@ -13,9 +13,7 @@ from vmbusirq.fs.procfs.softirqs import SoftirqsText
 from vmbusirq.fs.procfs.stat import StatText
 from vmbusirq.fs.sysfs.cpu import cpu_list_files
 from vmbusirq.fs.sysfs.kernel_irq import SysKernelIrqDir
-from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.fs.view import CpuTimes, KernelView, StatPresets
-from vmbusirq.vmbus.connection import VmbusConnection
 
 __all__ = [
     "PROCFS",
@@ -35,8 +33,11 @@ __all__ = [
 ]
 
 
-def kernel_files(view: KernelView, vmbus: VmbusConnection | None = None) -> FileSystem:
-    """Return /proc and /sys of a kernel, as far as interrupts show there; a kernel without VMBus has no such bus."""
+def kernel_files(view: KernelView) -> FileSystem:
+    """Return /proc and /sys of a kernel, as far as interrupts show there.
+
+    Its VMBus, if it has one, is added by add_vmbus_files() of vmbusirq/fs/sysfs/vmbus.py.
+    """
     files = FileSystem()
     files.add("/proc", File("interrupts", 0o444, PROCFS, InterruptsText(view).show))
     files.add("/proc", ProcIrqDir(view))
@@ -45,6 +46,4 @@ def kernel_files(view: KernelView, vmbus: VmbusConnection | None = None) -> File
     files.add("/sys/kernel", SysKernelIrqDir(view))
     for file in cpu_list_files(view):
         files.add("/sys/devices/system/cpu", file)
-    if vmbus is not None:
-        add_vmbus_files(files, vmbus)
     return files
