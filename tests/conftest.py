@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 GOLDENS = Path(__file__).parent / "goldens"
 
-settings.register_profile("default", derandomize=True, deadline=None, database=None)
+# how fast a busy machine draws examples is no property of the code
+_BY_THE_CLOCK = [HealthCheck.too_slow]
+settings.register_profile(
+    "default", derandomize=True, deadline=None, database=None, suppress_health_check=_BY_THE_CLOCK
+)
 settings.load_profile("default")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -446,6 +447,38 @@ def test_handler_that_raises_itself_for_ever_is_eloop_and_no_hang() -> None:
     assert errno.ELOOP == error.value.errno
 
 
+def test_control_plane_belongs_to_the_thread_that_made_the_machine() -> None:
+    """Attach, close and a write to a file from another thread are EBUSY, and nothing happens."""
+    machine = Machine(2, design="legacy")
+    channel = machine.attach("heartbeat", 7)
+    cpu_file = f"/sys/bus/vmbus/devices/{channel_dir(machine)}/channels/7/cpu"
+    errors: list[int | None] = []
+
+    def other_thread() -> None:
+        for call in (
+            lambda: machine.attach("shutdown", 8),
+            lambda: machine.vmbus.close(channel),
+            lambda: machine.fs.write(cpu_file, b"1"),
+        ):
+            try:
+                call()
+            except IrqError as error:
+                errors.append(error.errno)
+
+    thread = threading.Thread(target=other_thread)
+    thread.start()
+    thread.join()
+
+    assert [errno.EBUSY] * 3 == errors
+    assert (0, {7}) == (channel.target_cpu, set(machine.vmbus.channels))
+
+
+def channel_dir(machine: Machine) -> str:
+    """Return the one device's directory name below /sys/bus/vmbus/devices."""
+    (name,) = machine.fs.listdir("/sys/bus/vmbus/devices")
+    return name
+
+
 def test_guest_writes_and_host_reads_the_out_ring() -> None:
     """The other direction: the first packet into an empty ring asks for a signal, the second does not."""
     machine = Machine(2)
@@ -558,6 +591,9 @@ def test_scenario_may_be_a_path(tmp_path: Path) -> None:
         (lambda: Machine(2).host.send(2048), errno.ENOENT, "1 to 2047"),
         (lambda: Machine(2).detach(5), errno.ENOENT, "channel 5"),
         (lambda: Machine(2).attach("toaster", 5), errno.EINVAL, "heartbeat"),
+        (lambda: Machine(2).attach("scsi", 5, scsi_host=-4), errno.EINVAL, "0 to 65535"),
+        (lambda: Machine(2).attach("scsi", 5, sub=-1), errno.EINVAL, "sub-channel -1"),
+        (lambda: Machine(2).attach("scsi", 5, device="a\nb"), errno.EINVAL, "printable"),
         (lambda: Machine(2).synic.signal(2, 5), errno.EINVAL, "0 to 1"),
         (lambda: Machine(2).synic.signal(0, 2048), errno.EINVAL, "2047"),
         (lambda: Machine(2).host.post_message(bytes(241)), errno.EMSGSIZE, "240"),

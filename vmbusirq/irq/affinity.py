@@ -127,7 +127,7 @@ class AffinityLayer(DescTable):
         Raises:
             IrqError(EINVAL): no CPU of the mask is online; others as irq_set_affinity().
         """
-        self._own()
+        self.check_owner()
         self.irq_to_desc(irq)
         self._check_mask(f"irq {irq}", mask)
         if not mask & self.online:
@@ -136,7 +136,7 @@ class AffinityLayer(DescTable):
 
     def irq_set_affinity_steps(self, irq: int, mask: int, *, force: bool = False) -> Steps[None]:
         """Yield the steps of irq_set_affinity()."""
-        self._own()
+        self.check_owner()
         desc = self.irq_to_desc(irq)
         self._check_mask(f"irq {irq}", mask)
         yield Step(f"irq {irq}: irq_set_affinity takes desc->lock", takes=desc.lock)
@@ -228,7 +228,7 @@ class AffinityLayer(DescTable):
         Nothing happens while the IRQ is disabled. A chip that is busy leaves the move pending. The kernel calls it from
         the chip's ack; here the descriptor's lock is held there, so who delivers to such a chip calls it afterwards.
         """
-        self._own()
+        self.check_owner()
         desc = self.irq_to_desc(irq)
         if not desc.move_pending or desc.state & IRQD_IRQ_DISABLED:
             return
@@ -283,7 +283,7 @@ class AffinityLayer(DescTable):
         Raises:
             IrqError(EINVAL): no CPU of the mask is online.
         """
-        self._own()
+        self.check_owner()
         self._check_mask("default_smp_affinity", mask)
         if not mask & self.online:
             raise self._not_online("default_smp_affinity", mask)
@@ -297,7 +297,7 @@ class AffinityLayer(DescTable):
         Raises:
             IrqError(EINVAL): no such IRQ, or a per-CPU-devid one.
         """
-        self._own()
+        self.check_owner()
         desc = self.irq_to_desc(irq)
         if desc.settings & IRQ_PER_CPU_DEVID:
             raise IrqError(errno.EINVAL, f"irq {irq}: per-CPU interrupts take no affinity hint")
@@ -320,7 +320,7 @@ class AffinityLayer(DescTable):
         Raises:
             IrqError(EINVAL): no such IRQ.
         """
-        self._own()
+        self.check_owner()
         desc = self.irq_to_desc(irq)
         before, desc.affinity_notify = desc.affinity_notify, notify
         if before is not None:
@@ -333,7 +333,7 @@ class AffinityLayer(DescTable):
 
     def run_work(self) -> int:
         """Run what was left for process context, notifiers of affinity changes; return how many ran."""
-        self._own()
+        self.check_owner()
         ran = 0
         while self._work:
             desc, notify = self._work.popleft()

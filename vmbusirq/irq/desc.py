@@ -289,7 +289,7 @@ class DescTable:
         """Yield the descriptors in the order of their numbers."""
         return iter([self.descs[irq] for irq in sorted(self.descs)])
 
-    def _own(self) -> None:
+    def check_owner(self) -> None:
         """Refuse callers that may not change the control plane now."""
         if threading.get_ident() != self._thread:
             raise IrqError(errno.EBUSY, "irq core: called from a thread that does not own the machine")
@@ -298,9 +298,9 @@ class DescTable:
                 errno.EDEADLK, "irq core: called from a chip callback, which runs under the descriptor's lock"
             )
 
-    def _may_wait(self, what: str) -> None:
+    def may_wait(self, what: str) -> None:
         """Refuse to wait inside a handler for that handler to end."""
-        self._own()
+        self.check_owner()
         if in_handler():
             raise IrqError(errno.EDEADLK, f"{what}: would wait for running handlers, and is called from one")
 
@@ -332,7 +332,7 @@ class DescTable:
             IrqError(EEXIST): that exact number is taken.
             IrqError(ENOMEM): past the last descriptor of the machine.
         """
-        self._own()
+        self.check_owner()
         if cnt < 1:
             raise IrqError(errno.EINVAL, f"irq: cannot allocate {cnt} descriptors")
         if irq >= 0:
@@ -380,7 +380,7 @@ class DescTable:
         Raises:
             IrqError(EBUSY): an action is left, or a domain still maps it. The kernel would free it under its user.
         """
-        self._may_wait(f"irq {irq}: free descriptor")
+        self.may_wait(f"irq {irq}: free descriptor")
         descs = [self.irq_to_desc(number) for number in range(irq, irq + cnt)]
         for desc in descs:
             self._check_free(desc)
@@ -406,14 +406,14 @@ class DescTable:
 
     def modify_status(self, irq: int, *, clear: int = 0, set_: int = 0) -> None:
         """Change IRQ_* settings and the state that follows them (irq_modify_status)."""
-        self._own()
+        self.check_owner()
         desc = self.irq_to_desc(irq)
         check(lib.vi_irq_modify_settings(self.machine, desc.irq, clear, set_), f"irq {irq}: cannot change its settings")
         self.layout_version += 1
 
     def set_chip_and_handler(self, irq: int, chip: IrqChip | None, flow: Flow, name: str | None = None) -> None:
         """Set chip, flow handler and flow name (irq_set_chip_and_handler_name). No chip means NO_IRQ_CHIP."""
-        self._own()
+        self.check_owner()
         desc = self.irq_to_desc(irq)
         c_chip = ffi.NULL if chip is None or chip is NO_IRQ_CHIP else chip.c
         check(lib.vi_irq_set_chip_and_flow(self.machine, irq, c_chip, flow), f"irq {irq}: no flow handler {int(flow)}")
@@ -424,5 +424,5 @@ class DescTable:
 
     def set_handler_data(self, irq: int, data: Any) -> None:
         """Remember ``data`` with the IRQ (irq_set_handler_data)."""
-        self._own()
+        self.check_owner()
         self.irq_to_desc(irq).handler_data = data

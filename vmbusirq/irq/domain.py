@@ -126,7 +126,7 @@ class DomainLayer(PercpuLayer):
             IrqError(EINVAL): no slots, or for ``demux`` more than 2048.
             IrqError(EBUSY): a second ``demux`` domain.
         """
-        self._own()
+        self.check_owner()
         name = fwnode.name if fwnode is not None else ""
         flags = IRQ_DOMAIN_NAME_ALLOCATED
         if size < 1:
@@ -148,12 +148,12 @@ class DomainLayer(PercpuLayer):
 
     def irq_set_default_host(self, domain: IrqDomain | None) -> None:
         """Set the domain of mappings that name none."""
-        self._own()
+        self.check_owner()
         self.default_domain = domain
 
     def irq_domain_remove(self, domain: IrqDomain) -> None:
         """Take a domain away. Raises IrqError(EBUSY): hwirqs are still mapped."""
-        self._own()
+        self.check_owner()
         if domain.revmap:
             raise IrqError(
                 errno.EBUSY, f"irq domain {domain.name}: {domain.mapcount} hwirqs are still mapped; dispose them first"
@@ -169,7 +169,7 @@ class DomainLayer(PercpuLayer):
 
         See: kernel/irq/irqdomain.c, irq_create_mapping_affinity, v6.10.
         """
-        self._own()
+        self.check_owner()
         domain = domain or self.default_domain
         if domain is None:
             self.log.warn(f"irq_create_mapping_affinity(, {hwirq:x}) called with NULL domain")
@@ -205,7 +205,7 @@ class DomainLayer(PercpuLayer):
             IrqError(EINVAL): hwirq past the domain, no such IRQ, or one that has a domain.
             IrqError: what ops.map raises.
         """
-        self._own()
+        self.check_owner()
         self._associate(domain, irq, hwirq)
 
     def _associate(self, domain: IrqDomain, irq: int, hwirq: int) -> None:
@@ -260,7 +260,7 @@ class DomainLayer(PercpuLayer):
             IrqError(EBUSY): it has an action; the kernel would leave that on a dying descriptor.
             IrqError(EDEADLK): called from an interrupt handler.
         """
-        self._may_wait(f"irq {irq}: irq_dispose_mapping")
+        self.may_wait(f"irq {irq}: irq_dispose_mapping")
         desc = self.descs.get(irq)
         if irq == 0 or desc is None:
             return

@@ -108,7 +108,7 @@ class ManageLayer(AffinityLayer):
         self, irq: int, handler: Any, flags: int, name: str | None, dev_id: Any, *, batched: bool = False
     ) -> Steps[None]:
         """Yield the steps of request_irq()."""
-        self._own()
+        self.check_owner()
         if irq == IRQ_NOTCONNECTED:
             raise IrqError(errno.ENOTCONN, f"irq {irq:#x}: the device's interrupt is not connected")
         _check_request_flags(irq, flags, dev_id)
@@ -261,7 +261,7 @@ class ManageLayer(AffinityLayer):
 
     def init_irq_proc(self) -> None:
         """Make /proc/irq/N for every IRQ that has a chip when the file system comes up."""
-        self._own()
+        self.check_owner()
         for desc in self:
             self.register_irq_proc(desc)
 
@@ -291,7 +291,7 @@ class ManageLayer(AffinityLayer):
 
     def free_irq_steps(self, irq: int, dev_id: Any = None) -> Steps[str | None]:
         """Yield the steps of free_irq()."""
-        self._may_wait(f"irq {irq}: free_irq")
+        self.may_wait(f"irq {irq}: free_irq")
         desc = self.irq_to_desc(irq)
         if desc.settings & IRQ_PER_CPU_DEVID:
             self.log.warn(f"WARNING: free_irq of per-CPU irq {irq}")
@@ -342,7 +342,7 @@ class ManageLayer(AffinityLayer):
 
     def disable_irq_nosync(self, irq: int) -> int:
         """Disable once more and return the new depth; handlers may still run. Raises IrqError(EINVAL): no such IRQ."""
-        self._own()
+        self.check_owner()
         self._global_desc(irq)
         return check(lib.vi_irq_disable(self.machine, irq), f"irq {irq}: cannot be disabled")
 
@@ -357,7 +357,7 @@ class ManageLayer(AffinityLayer):
 
     def disable_irq_steps(self, irq: int) -> Steps[int]:
         """Yield the steps of disable_irq()."""
-        self._may_wait(f"irq {irq}: disable_irq")
+        self.may_wait(f"irq {irq}: disable_irq")
         desc = self._global_desc(irq)
         yield Step(f"irq {irq}: disable_irq takes desc->lock", takes=desc.lock)
         depth = self.disable_irq_nosync(irq)
@@ -370,7 +370,7 @@ class ManageLayer(AffinityLayer):
 
     def synchronize_irq_steps(self, irq: int) -> Steps[None]:
         """Yield the steps of synchronize_irq()."""
-        self._may_wait(f"irq {irq}: synchronize_irq")
+        self.may_wait(f"irq {irq}: synchronize_irq")
         desc = self.irq_to_desc(irq)
         yield Step(f"irq {irq}: synchronize_irq waits for running handlers", ready=lambda: not desc.in_progress)
         check(lib.vi_irq_synchronize(self.machine, irq), f"irq {irq}: cannot be waited for")
@@ -387,7 +387,7 @@ class ManageLayer(AffinityLayer):
 
     def enable_irq_steps(self, irq: int) -> Steps[int]:
         """Yield the steps of enable_irq()."""
-        self._own()
+        self.check_owner()
         desc = self._global_desc(irq)
         yield Step(f"irq {irq}: enable_irq takes desc->lock", takes=desc.lock)
         depth = desc.depth
@@ -404,7 +404,7 @@ class ManageLayer(AffinityLayer):
 
     def irq_set_irq_type(self, irq: int, trigger: int) -> None:
         """Set the trigger type (IRQF_TRIGGER_* bits). Raises IrqError(EINVAL): no such IRQ; others from the chip."""
-        self._own()
+        self.check_owner()
         self._set_trigger(self.irq_to_desc(irq), trigger & IRQD_TRIGGER_MASK)
 
     def _set_trigger(self, desc: IrqDesc, trigger: int) -> None:

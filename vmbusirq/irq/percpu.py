@@ -46,7 +46,7 @@ class PercpuLayer(ManageLayer):
                 IRQF_TIMER.
             IrqError: as request_irq().
         """
-        self._own()
+        self.check_owner()
         if percpu_dev_id is None:
             raise IrqError(errno.EINVAL, f"irq {irq}: a per-CPU request needs a cookie per CPU")
         if len(percpu_dev_id) != self.nr_cpus:
@@ -72,7 +72,7 @@ class PercpuLayer(ManageLayer):
             IrqError(EINVAL): no such IRQ, or not a per-CPU-devid one.
             IrqError(EDEADLK): called from an interrupt handler.
         """
-        self._may_wait(f"irq {irq}: free_percpu_irq")
+        self.may_wait(f"irq {irq}: free_percpu_irq")
         desc = self._percpu_desc(irq)
         action = desc.actions[0] if desc.actions else None
         if action is None or action.percpu_dev_id is not percpu_dev_id:
@@ -105,7 +105,7 @@ class PercpuLayer(ManageLayer):
         self._set_percpu(irq, cpu, on=False)
 
     def _set_percpu(self, irq: int, cpu: int, *, on: bool) -> None:
-        self._own()
+        self.check_owner()
         self._percpu_desc(irq)
         if not 0 <= cpu < self.nr_cpus:
             raise IrqError(errno.EINVAL, f"irq {irq}: cpu {cpu} does not exist; cpus are 0-{self.nr_cpus - 1}")

@@ -23,7 +23,6 @@ from vmbusirq.designs import Design
 from vmbusirq.errors import IrqError, check
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import CHandler, Flow, Fwnode, IrqChip, IrqCore, IrqDesc, IrqDomain, IrqDomainOps, nop
-from vmbusirq.irq.callbacks import in_handler
 from vmbusirq.irq.settings import IRQ_HIDDEN, IRQ_MOVE_PCNTXT, IRQ_SET_MASK_OK
 from vmbusirq.limits import MSG_PAYLOAD, RELID_MAX, RELID_MIN, RELIDS
 from vmbusirq.steps import Step, Steps, run
@@ -39,6 +38,7 @@ MESSAGE_HWIRQ: Final = 0  # no channel has relid 0
 MESSAGE_IRQ_NAME: Final = "vmbus-msg"
 PPI_IRQ_NAME: Final = "Hyper-V VMbus"
 CHANNELMSG_COUNT: Final = 25
+SCSI_HOST_MAX: Final = 65535
 _SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
 
 
@@ -182,6 +182,7 @@ class VmbusConnection:
 
     def offer_steps(self, offer: Offer) -> Steps[Channel]:
         """Yield the steps of :meth:`offer`."""
+        self._irq.check_owner()
         self._check_offer(offer)
         device_class = CATALOGUE[offer.device_class]
         name = device_class.irq_name(offer.sub_channel_index, offer.scsi_host)
@@ -216,6 +217,16 @@ class VmbusConnection:
             known = ", ".join(sorted(CATALOGUE))
             raise IrqError(
                 errno.EINVAL, f"channel {relid}: no device class {offer.device_class!r} (EINVAL); known: {known}"
+            )
+        if not offer.device.isprintable() or not 0 <= offer.sub_channel_index <= RELID_MAX:
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {relid}: device {offer.device!r}, sub-channel {offer.sub_channel_index}: a name is "
+                f"printable, an index 0 to {RELID_MAX} (EINVAL)",
+            )
+        if not (offer.scsi_host is None or 0 <= offer.scsi_host <= SCSI_HOST_MAX):
+            raise IrqError(
+                errno.EINVAL, f"channel {relid}: scsi host {offer.scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
             )
         if relid in self._channels:
             owner = self._channels[relid].irq_name
@@ -281,7 +292,7 @@ class VmbusConnection:
 
     def remove(self, channel: Channel) -> None:
         """Take a channel away: close it if it is open, free its IRQ, forget the relid. EDEADLK inside an interrupt."""
-        _may_wait(f"channel {channel.relid}: remove")
+        self._irq.may_wait(f"channel {channel.relid}: remove")
         if channel.state is ChannelState.OPENED:
             self.close(channel)
         lib.vi_channel_set_rescind(channel.c, 1)
@@ -316,7 +327,7 @@ class VmbusConnection:
 
     def open_steps(self, channel: Channel, callback: Callable[[Channel], object] | None = None) -> Steps[None]:
         """Yield the steps of :meth:`open`. An error undoes exactly what was done."""
-        _may_wait(f"channel {channel.relid}: open")
+        self._irq.may_wait(f"channel {channel.relid}: open")
         if channel.state is not ChannelState.OPEN:
             raise IrqError(
                 errno.EINVAL,
@@ -365,7 +376,7 @@ class VmbusConnection:
                 errno.EINVAL,
                 f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)",
             )
-        _may_wait(f"channel {channel.relid}: close")
+        self._irq.may_wait(f"channel {channel.relid}: close")
         channel.clear_callback()
         channel.state = ChannelState.OPEN
         self._host.close(channel.relid)
@@ -418,6 +429,7 @@ class VmbusConnection:
 
     def target_cpu_store_steps(self, channel: Channel, text: bytes) -> Steps[int]:
         """Yield the steps of :meth:`target_cpu_store`."""
+        self._irq.check_owner()
         cpu = _scan_cpu(channel, text)
         if cpu >= self._irq.nr_cpus:
             last = self._irq.nr_cpus - 1
@@ -474,9 +486,3 @@ def _scan_cpu(channel: Channel, text: bytes) -> int:
             errno.EIO, f"channel {channel.relid}: {text[:40].decode('latin-1')!a} is not a cpu; write its number"
         )
     return int(number[1][-32:]) % (1 << 32)  # which divides 10**32
-
-
-def _may_wait(what: str) -> None:
-    """Refuse to wait inside a handler for handlers to end."""
-    if in_handler():
-        raise IrqError(errno.EDEADLK, f"{what}: would wait for running handlers, and is called from one (EDEADLK)")
