@@ -210,6 +210,7 @@ struct vi_machine {
 	/* line 0: what a scan reads */
 	struct vi_irq_slot *slot;
 	int (*scan)(struct vi_cpu *cpu);
+	uint32_t scan_is_all;		/* fast engine on x86, and no message: nothing else to do */
 	uint32_t counts_in_sum;		/* channels have IRQs: a dispatch adds to irqs_sum */
 	uint32_t engine;
 	uint32_t arch;

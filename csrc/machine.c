@@ -72,6 +72,8 @@ int vi_machine_create(const struct vi_config *config, struct vi_machine **out)
 	m->counts_in_sum = m->channel_irqs;
 	m->shutdown_adds_depth = config->shutdown_adds_depth;
 	m->seed = config->seed;
+	m->scan_is_all = m->engine == VI_ENGINE_FAST && m->arch == VI_ARCH_X86 &&
+			 m->hyp_count != VI_HYP_ALWAYS;
 	m->domain.retrigger = vi_synic_raise;
 	if (m->engine == VI_ENGINE_FAST)
 		m->scan = vi_scan_variant(m->simd);

@@ -111,6 +111,14 @@ void vi_take_vector(struct vi_cpu *cpu)
 {
 	struct vi_machine *m = cpu->m;
 
+	/*
+	 * Channels only, and nobody counts the top level: the scan is all there is. A message that
+	 * comes meanwhile has rung the doorbell and is the next vector's.
+	 */
+	if (likely(m->scan_is_all && vi_load(&cpu->vmbus_slot->type) == VI_MSG_NONE)) {
+		(void)m->scan(cpu);
+		return;
+	}
 	if (m->arch == VI_ARCH_ARM64) {
 		if (m->toplevel_desc)
 			m->toplevel_desc->handle_irq(cpu, m->toplevel_desc);
