@@ -143,9 +143,9 @@ def sample_rounds(
 def calmest(
     measure: Callable[[], Mapping[str, Sequence[float]]], *, attempts: int = ATTEMPTS, spread_max: float = SPREAD_MAX
 ) -> dict[str, Timing]:
-    """Measure a table until no contender's p90 / median exceeds ``spread_max``, ``attempts`` times at most.
+    """Measure a table until no p90 / median or median / min in it exceeds ``spread_max``, ``attempts`` times at most.
 
-    Returns the timings of the calmest table.
+    Returns the calmest table: chosen by spread alone, over all contenders, never by a ratio between them.
     """
     best: dict[str, Timing] = {}
     for _ in range(attempts):
