@@ -1,0 +1,68 @@
+"""Machines whose /sys/bus/vmbus the tests of this folder read and write, and short ways to its files."""
+
+from __future__ import annotations
+
+from vmbusirq import Machine
+from vmbusirq.errors import IrqError
+from vmbusirq.scenario.schema import parse_scenario
+
+BUS = "/sys/bus/vmbus"
+
+# Six CPUs on two nodes; CPU 4 is isolated, CPU 5 never comes.
+SMALL = """
+[cpus]
+possible = 6
+present = 5
+isolated = "4"
+nodes = ["0-2", "3-5"]
+
+[[device]]
+name = "disk"
+class = "scsi"
+scsi_host = 0
+
+[[channel]]
+device = "disk"
+relid = 9
+count = 2
+"""
+
+
+def small(design="rfc", **options):
+    """Boot the machine of SMALL."""
+    machine = Machine.load(parse_scenario(SMALL, "small"), design=design, **options)
+    machine.boot()
+    return machine
+
+
+def default(design="rfc"):
+    """Boot the default scenario."""
+    machine = Machine.load("rfc-gen2-8vcpu", design=design)
+    machine.boot()
+    return machine
+
+
+def channel_dir(machine, relid):
+    """Return the directory of a channel."""
+    guid = next(d.guid for d in machine.vmbus.devices.values() if relid in [c.relid for c in d.channels])
+    return f"{BUS}/devices/{guid}/channels/{relid}"
+
+
+def show(machine, relid, name):
+    """Return the text of a channel's file without its newline."""
+    text = machine.fs.read(f"{channel_dir(machine, relid)}/{name}")
+    assert text.endswith(b"\n")
+    return text[:-1].decode()
+
+
+def store(machine, relid, text):
+    """Write to a channel's cpu file."""
+    return machine.fs.write(f"{channel_dir(machine, relid)}/cpu", text)
+
+
+def errno_of(call):
+    """Return what a call returns, or the errno it raises."""
+    try:
+        return call()
+    except IrqError as error:
+        return -error.errno
