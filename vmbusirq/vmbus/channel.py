@@ -6,12 +6,19 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
 from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
+from vmbusirq.vmbus.pages import RingPair
+from vmbusirq.vmbus.send import Sender
+from vmbusirq.wire.protocol import INVALID_RELID, OfferChannel
+
+if TYPE_CHECKING:
+    from vmbusirq.vmbus.device import HvDevice
+    from vmbusirq.vmbus.requestor import Requestor
 
 __all__ = ["Channel", "ChannelState", "ChannelStats", "RingState"]
 
@@ -66,20 +73,6 @@ class RingState:
     bytes_to_write: int
 
 
-class RingPair:
-    """The guest memory that a channel shares with the host: the out ring and the in ring, each mapped twice."""
-
-    def __init__(self, ring_bytes: int) -> None:
-        self.ring_in: Any = _ring(ring_bytes)
-        self.ring_out: Any = _ring(ring_bytes)
-
-
-def _ring(ring_bytes: int) -> Any:
-    mem = ffi.new("struct vi_ring_mem *")
-    check(lib.vi_ring_mem_create(ring_bytes, mem), f"channel: cannot map a ring of {ring_bytes} bytes")
-    return ffi.gc(mem, lib.vi_ring_mem_destroy)
-
-
 def _look(mem: Any) -> RingState:
     hdr = mem.hdr
     return RingState(
@@ -91,43 +84,62 @@ def _look(mem: Any) -> RingState:
     )
 
 
-class Channel:
+class Channel(Sender):
     """A channel from its offer to its removal.
 
     Attributes:
-        relid: 1 to 2047, the host's name for it and its hwirq.
-        device: which device it belongs to; ``device_class`` is that device's row of the catalogue.
+        relid: 1 to 2047, the host's name for it and its hwirq; INVALID_RELID between suspend and the offer after it.
+        dir_name: its directory in sysfs, the relid that it had first.
+        offer: what the host said when it offered the channel last.
+        device_class: its row of the catalogue.
         sub_channel_index: 0 for the primary.
+        primary: the device's primary channel, None for that one itself.
+        device: the device it belongs to, once there is one.
         irq_name: the action name its IRQ will have.
         irq: its Linux IRQ, 0 in a design without channel IRQs.
         target_cpu: the CPU that the guest has asked the host to interrupt.
         irq_requested: request_irq has succeeded and free_irq has not been called since.
+        gpadl: handle of the rings' GPADL, 0 while they are not shared.
+        rescind_ref: a rescind has been taken up.
+        rescind_event: a sub-channel's rescind waits for the close of its primary to end it.
+        probe_done: its device has been made and offered to a driver, or its sub-channel to the driver.
     """
 
-    def __init__(
-        self, core: Core, relid: int, device: str, device_class: DeviceClass, sub_channel_index: int, irq_name: str
-    ) -> None:
-        self.relid: Final = relid
-        self.device: Final = device
-        self.device_class: Final = device_class
-        self.sub_channel_index: Final = sub_channel_index
-        self.irq_name = irq_name
+    def __init__(self, core: Core, offer: OfferChannel, device_class: DeviceClass, primary: Channel | None) -> None:
+        self.relid = offer.child_relid
+        self.dir_name: Final = str(offer.child_relid)
+        self.offer = offer
+        self.device_class = device_class
+        self.sub_channel_index: Final = offer.sub_channel_index
+        self.primary: Final = primary
+        self.device: HvDevice | None = None
+        self.irq_name = device_class.irq_name(offer.sub_channel_index, None)
         self.irq = 0
         self.target_cpu = 0
         self.state = ChannelState.OFFER
         self.irq_requested = False
+        self.gpadl = 0
+        self.rescinded = self.rescind_ref = self.rescind_event = self.probe_done = False
         self.rings: RingPair | None = None
+        self.requestor: Requestor | None = None
+        self.change_target_cpu: Callable[[Channel, int, int], object] | None = None
         self._earlier: tuple[int, ...] = (0, 0, 0, 0)
         self._callback_handle: Any = None
         out = ffi.new("struct vi_channel **")
-        mode = device_class.mode
         check(
-            lib.vi_channel_create(core.handle, relid, mode, out), f"channel {relid}: cannot be made: it exists already"
+            lib.vi_channel_create(core.handle, self.relid, device_class.mode, out),
+            f"channel {self.relid}: cannot be made: it exists already",
         )
         self.c: Any = out[0]
 
     def __repr__(self) -> str:
-        return f"<Channel {self.relid} {self.irq_name} {self.state.name} cpu {self.target_cpu}>"
+        relid = "without relid" if self.relid == INVALID_RELID else self.relid
+        return f"<Channel {relid} {self.irq_name} {self.state.name} cpu {self.target_cpu}>"
+
+    @property
+    def is_hv_sock(self) -> bool:
+        """It is a connection of a socket, not a device."""
+        return self.offer.is_hv_sock
 
     @property
     def mode(self) -> CallbackMode:
@@ -172,12 +184,12 @@ class Channel:
     @property
     def ring_in(self) -> RingState:
         """The host-to-guest ring now. EINVAL while the channel shares no rings."""
-        return _look(self._mapped().ring_in)
+        return _look(self._mapped().ring_in.struct)
 
     @property
     def ring_out(self) -> RingState:
         """The guest-to-host ring now. EINVAL while the channel shares no rings."""
-        return _look(self._mapped().ring_out)
+        return _look(self._mapped().ring_out.struct)
 
     def _mapped(self) -> RingPair:
         rings = self.rings
@@ -186,6 +198,16 @@ class Channel:
                 errno.EINVAL, f"channel {self.relid}: its rings are not mapped: it is {self.state.name}, not OPENED"
             )
         return rings
+
+    def rename(self, relid: int) -> None:
+        """Give an unmapped channel the relid of another offer (resume)."""
+        check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
+        self.relid = relid
+
+    def rescind(self) -> None:
+        """Let no arrival through any more, and no packet out."""
+        self.rescinded = True
+        lib.vi_channel_set_rescind(self.c, 1)
 
     def set_cpu(self, cpu: int) -> None:
         """Expect interrupts on ``cpu``; other CPUs still take theirs, by the slower path."""
@@ -207,7 +229,7 @@ class Channel:
 
     def share_rings(self, rings: RingPair | None) -> None:
         """Take the guest's ends of two rings, or give them up."""
-        pair = (rings.ring_in, rings.ring_out) if rings else (ffi.NULL, ffi.NULL)
+        pair = rings.structs if rings else (ffi.NULL, ffi.NULL)
         earlier = self._end_counts(self.c)
         result = lib.vi_channel_set_rings(self.c, *pair, self.device_class.max_packet)
         if result != -errno.EBUSY:  # the ends, if there are any now, count from 0

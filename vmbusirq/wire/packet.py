@@ -34,13 +34,14 @@ COMPLETION: Final[int] = lib.VI_PKT_COMP
 COMPLETION_REQUESTED: Final[int] = lib.VI_PKT_FLAG_COMPLETION
 
 
-def vmbus_ring_size(payload_bytes: int) -> int:
+def vmbus_ring_size(payload_bytes: int, page_bytes: int = RING_HDR) -> int:
     """Return the bytes of a ring for so much payload: VMBUS_RING_SIZE of ``include/linux/hyperv.h``, v6.10.
 
-    Below 32 KiB the control page is added, from there on it is taken out of the payload.
+    The control page takes a page of the guest's. Below eight of them it is added, from there on it is taken out of the
+    payload.
     """
-    header = 0 if payload_bytes >= 8 * RING_HDR else RING_HDR
-    return -(-(payload_bytes + header) // RING_HDR) * RING_HDR
+    header = 0 if payload_bytes >= 8 * page_bytes else page_bytes
+    return -(-(payload_bytes + header) // page_bytes) * page_bytes
 
 
 @dataclass(frozen=True, slots=True)
