@@ -76,7 +76,7 @@ class RingMemory:
         elif not inside or len(pfns) >= 1 << 32:
             result = -errno.EINVAL
         else:
-            result = lib.vi_ring_mem_map(fd, ffi.new("uint64_t[]", pfns), len(pfns), memory._mem)
+            result = lib.vi_ring_mem_map(fd, ffi.new("uint64_t[]", list(pfns)), len(pfns), memory._mem)
         if result:
             raise _not_mapped(-result, fd, pfns)
         return memory
