@@ -193,11 +193,14 @@ class Opener:
             if sub.state is ChannelState.OPENED:
                 yield from self.disconnect(sub)
             if sub.rescinded:
-                yield from self._ctx.control.wait(
-                    f"channel {sub.relid}: wait for its rescind", lambda sub=sub: sub.rescind_event  # type: ignore[misc]
-                )
-                yield from remove(sub)
+                yield from self._wait_for_rescind(sub)
+                if not sub.gone:
+                    yield from remove(sub)
         yield from self.disconnect(channel)
+
+    def _wait_for_rescind(self, sub: Channel) -> Steps[None]:
+        point = f"channel {sub.relid}: wait for its rescind"
+        yield from self._ctx.control.wait(point, lambda: sub.rescind_event or sub.gone)
 
     def disconnect(self, channel: Channel) -> Steps[None]:
         """Stop the callback, tell the host, take the rings back, free the IRQ (vmbus_disconnect_ring).
