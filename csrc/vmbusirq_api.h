@@ -737,7 +737,8 @@ VI_MUST_CHECK int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out);
  * than 2 pages, more than VI_RING_BYTES_MAX, or one outside the file; EBADF: no file; EOPNOTSUPP:
  * pages of this machine are larger than VI_PAGE; ENOMEM. [any]
  */
-VI_MUST_CHECK int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n, struct vi_ring_mem *out);
+VI_MUST_CHECK int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n,
+				  struct vi_ring_mem *out);
 /* Unmap it; a second call does nothing. */
 void vi_ring_mem_destroy(struct vi_ring_mem *mem);
 /*

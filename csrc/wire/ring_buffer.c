@@ -179,7 +179,8 @@ int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n, struct vi_ring_mem
 
 /**
  * vi_ring_mem_destroy - unmap a ring
- * @mem: from vi_ring_mem_create() or vi_ring_mem_map(); all zero afterwards, and then a second call does nothing
+ * @mem: from vi_ring_mem_create() or vi_ring_mem_map(); all zero afterwards, and then a second call
+ *       does nothing
  *
  * Context: no end of the ring is in use any more.
  */

@@ -235,7 +235,7 @@ class RingReader:
         """Return an end over a ``struct vi_ring_reader *`` that C has opened on ``memory`` and keeps.
 
         It is the same end, with the same rules, counters and copy buffer: the C side must not use it meanwhile, and
-        must outlive it.
+        must outlive it. One without a copy buffer, as a VSP's is, hands packets out with ``view=True`` only.
 
         Raises:
             IrqError(EINVAL): it reads another ring, or none.
