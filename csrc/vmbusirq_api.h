@@ -26,6 +26,7 @@
 #define VI_SINT_VMBUS 2		/* VMBUS_MESSAGE_SINT */
 #define VI_MSG_PAYLOAD 240	/* bytes of payload in a message slot (TLFS 11.7) */
 #define VI_PAGE 4096
+#define VI_GUEST_MEM_MAX 17592186044416	/* bytes of guest-physical memory: 16 TiB */
 #define VI_IRQS_MAX 65536	/* descriptors of one machine */
 #define VI_ACTIONS_MAX 64	/* actions on one IRQ */
 #define VI_RING_PAYLOAD_MAX 524264	/* VI_PKT_LEN_MAX - VI_PKT_DESC: what len8 can say */
@@ -612,6 +613,29 @@ VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t 
  */
 int vi_scan(struct vi_machine *m, uint32_t cpu);
 
+/* ---- hyperv/: guest-physical memory ---------------------------------------------------------- */
+
+/* Memory of one partition: a sparse file, mapped once as a whole. */
+struct vi_guest_mem {
+	uint8_t *base;			/* guest-physical address 0 */
+	uint64_t bytes;
+	int32_t fd;			/* the file, for vi_ring_mem_map() */
+	uint32_t reserved;
+};
+
+/*
+ * Make @bytes that read as zeroes and cost nothing until they are touched. EINVAL: not whole pages
+ * of VI_PAGE, 0 or more than VI_GUEST_MEM_MAX; EMFILE, ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_guest_mem_create(uint64_t bytes, struct vi_guest_mem *out);
+/* Give it up; a second call does nothing. Rings mapped from its file keep their pages. */
+void vi_guest_mem_destroy(struct vi_guest_mem *mem);
+/*
+ * Give the contents of @pages pages from @pfn on back to the system: they read as zeroes again, in
+ * whatever ring they are mapped. EFAULT: outside, nothing is dropped; ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_guest_mem_drop(const struct vi_guest_mem *mem, uint64_t pfn, uint64_t pages);
+
 /* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------ */
 
 #define VI_RING_HDR 4096		/* bytes of the control page */
@@ -752,6 +776,14 @@ struct vi_ring_tally {
  * Map a ring of @bytes in all and reset it. EINVAL: not whole pages, too small, too large; ENOMEM.
  */
 VI_MUST_CHECK int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out);
+/*
+ * Map a ring that lies in a file of memory, as it stands: page @pfns[0] of VI_PAGE bytes is the
+ * control page, the others are the data, in any order. Who opens the ring resets it. EINVAL: fewer
+ * than 2 pages, more than VI_RING_BYTES_MAX, or one outside the file; EBADF: no file; EOPNOTSUPP:
+ * pages of this machine are larger than VI_PAGE; ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n,
+				  struct vi_ring_mem *out);
 /* Unmap it; a second call does nothing. */
 void vi_ring_mem_destroy(struct vi_ring_mem *mem);
 /*
