@@ -556,6 +556,51 @@ uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
  */
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
+
+/* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
+
+#define VI_CONNECTION_ID_MAX 0xffffff	/* ids have 24 bits; 0 is none */
+#define VI_CONNECTIONS_MAX 6144		/* at once, in one machine */
+#define VI_EVENT_PORTS 4096
+#define VI_EVENT_PORT_WORDS 64		/* the same in 64-bit words */
+/* in place of an event port: a connection to a message port, or to a port that was deleted */
+#define VI_EVENT_PORT_NONE 4096
+
+/* What HvSignalEvent answers (TLFS; vmbusirq/hyperv/hypercall.py has all of them). */
+enum vi_hv_status {
+	VI_HV_SUCCESS = 0,
+	VI_HV_INVALID_PARAMETER = 5,
+	VI_HV_INVALID_PORT_ID = 17,
+	VI_HV_INVALID_CONNECTION_ID = 18
+};
+
+/*
+ * Let @connection_id signal @port_index, or VI_EVENT_PORT_NONE. Signals may go on meanwhile.
+ * EINVAL: id or index does not exist; EEXIST: it is connected; ENOSPC: VI_CONNECTIONS_MAX are.
+ */
+VI_MUST_CHECK int vi_connect_event(struct vi_machine *m, uint32_t connection_id,
+				   uint32_t port_index);
+/* Let it signal another port from now on. ENOENT: it is not connected; EINVAL as above. */
+VI_MUST_CHECK int vi_redirect_event(struct vi_machine *m, uint32_t connection_id,
+				    uint32_t port_index);
+/* ENOENT: it is not connected. A signal that was seen before stays. */
+VI_MUST_CHECK int vi_disconnect_event(struct vi_machine *m, uint32_t connection_id);
+/*
+ * HvSignalEvent of the guest. A port has one flag, number 0, as VMBus uses it. Return: enum
+ * vi_hv_status: an id that is not connected, a connection without an event port, another flag.
+ * [any]
+ */
+uint32_t vi_signal_event(struct vi_machine *m, uint32_t connection_id, uint32_t flag);
+/*
+ * Take the ports that were signalled since the last call, bit n of words[n / 64] for port n.
+ * @words: VI_EVENT_PORT_WORDS of them. Return: how many ports. [any thread, one at a time]
+ */
+uint32_t vi_take_events(struct vi_machine *m, uint64_t *words);
+/*
+ * Clear @mask in a group of the guest-to-host monitor page. Return: which of its bits were set.
+ * [any]
+ */
+uint32_t vi_monitor_take(uint32_t *pending, uint32_t mask);
 /*
  * Sub-steps of a scan, for who explores orders: claim what one word holds; run one claimed relid.
  * [cpu]
@@ -925,11 +970,22 @@ void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);
 /*
- * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent): counts
- * sig_events. [cpu]
+ * How vi_channel_setevent() reaches the host: HvSignalEvent on @connection_id (0: nobody hears it),
+ * or @monitor_bit of @monitor_pending, a group of the guest-to-host monitor page, where that is not
+ * NULL. In either case the relid's bit is set first in @send_int_page, the guest-to-host half of
+ * the interrupt page, unless NULL: the caller knows whether the channel has a dedicated interrupt.
+ * Both must outlive the channel or the next call. EINVAL: no such connection id or bit; EBUSY: the
+ * channel is open, a CPU may be signalling.
+ */
+VI_MUST_CHECK int vi_channel_set_signal(struct vi_channel *ch, uint32_t connection_id,
+					uint64_t *send_int_page, uint32_t *monitor_pending,
+					uint32_t monitor_bit);
+/*
+ * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent). Counts
+ * sig_events, unless the signal goes by the monitor page. [cpu]
  */
 void vi_channel_setevent(struct vi_channel *ch);
-/* 1 if the guest did so since the last call: what the hypercall will carry to the host. */
+/* 1 if the guest made that hypercall since the last call. */
 uint32_t vi_channel_take_event(struct vi_channel *ch);
 
 /* ---- host/: a VSP's half of a channel -------------------------------------------------------- */
