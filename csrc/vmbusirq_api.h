@@ -548,6 +548,9 @@ VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t s
  */
 VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
 				const void *payload, uint32_t size);
+/* Free a slot by hand, as a crashing guest does, if it still holds what was seen. [cpu] */
+VI_MUST_CHECK int vi_synic_eom(struct vi_machine *m, uint32_t cpu, uint32_t sint,
+			       uint32_t seen_type);
 /* EOM writes of @cpu so far: a host that has messages waiting looks at it. [any] */
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
 /*
@@ -955,6 +958,11 @@ void vi_channel_destroy(struct vi_channel *ch);
  */
 VI_MUST_CHECK int vi_channel_map(struct vi_channel *ch, uint32_t irq);
 VI_MUST_CHECK int vi_channel_unmap(struct vi_channel *ch);
+/*
+ * Another name for an unmapped channel: what the host offers after a suspend. EINVAL: no relid;
+ * EBUSY: it is mapped.
+ */
+VI_MUST_CHECK int vi_channel_set_relid(struct vi_channel *ch, uint32_t relid);
 /* Fill an action for request_irq so that it runs this channel. */
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
 /*

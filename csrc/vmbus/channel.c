@@ -39,6 +39,12 @@ void vi_channels_exit(struct vi_machine *m)
 	free(m->channel_memory);
 }
 
+/* Its relid may be another channel's by now: a suspended channel keeps the name that it had. */
+static bool is_mapped(const struct vi_channel *ch)
+{
+	return ch->m->channel[ch->relid] == ch;
+}
+
 /* ---- callbacks ------------------------------------------------------------------------------- */
 
 /* Read everything that is there; the host hears of it if it waits for room. */
@@ -214,6 +220,26 @@ static void hold_tasklet(struct vi_channel *ch)
 		sched_yield();
 }
 
+/*
+ * The relid's own place in the pool, or any other one: a channel that waits for another relid (a
+ * suspended one) keeps its place.
+ */
+static struct vi_channel *free_place(struct vi_machine *m, uint32_t relid)
+{
+	if (m->channel[relid])
+		return NULL;
+	for (uint32_t i = 0; i < VI_RELIDS; i++) {
+		uint32_t place = m->channel_place[(relid + i) % VI_RELIDS];
+		struct vi_channel *ch =
+			(struct vi_channel *)(void *)(m->channel_pool +
+						      (size_t)place * VI_CHANNEL_SLOT);
+
+		if (!ch->m)
+			return ch;
+	}
+	return NULL;
+}
+
 int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
 		      struct vi_channel **result)
 {
@@ -221,9 +247,8 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
 
 	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX || mode > VI_CALL_ISR)
 		return -EINVAL;
-	ch = (struct vi_channel *)(void *)(m->channel_pool +
-					   (size_t)m->channel_place[relid] * VI_CHANNEL_SLOT);
-	if (ch->m)
+	ch = free_place(m, relid);
+	if (!ch)
 		return -EEXIST;
 	memset(ch, 0, offsetof(struct vi_channel, tasklet));
 	memset(&ch->interrupts, 0, sizeof(*ch) - offsetof(struct vi_channel, interrupts));
@@ -244,7 +269,7 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
  */
 void vi_channel_destroy(struct vi_channel *ch)
 {
-	VI_BUG_ON(ch->callback || ch->m->channel[ch->relid]);
+	VI_BUG_ON(ch->callback || is_mapped(ch));
 	free(ch->in.pkt_buffer);
 	ch->in.pkt_buffer = NULL;
 	ch->m = NULL;
@@ -307,7 +332,7 @@ static uint64_t uncollected_interrupts(const struct vi_channel *ch)
 	const struct vi_machine *m = ch->m;
 	uint64_t arrivals = 0;
 
-	if (m->engine == VI_ENGINE_LINUX || !m->channel[ch->relid])
+	if (m->engine == VI_ENGINE_LINUX || !is_mapped(ch))
 		return 0;
 	for (uint32_t c = 0; c < m->nr_cpus; c++)
 		arrivals += vi_load_relaxed(&m->cpus[c].kstat[ch->column]);
@@ -347,7 +372,7 @@ int vi_channel_unmap(struct vi_channel *ch)
 	struct vi_machine *m = ch->m;
 	struct vi_irq_desc *desc = m->desc[ch->column];
 
-	if (!m->channel[ch->relid])
+	if (!is_mapped(ch))
 		return -ENOENT;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
@@ -387,7 +412,7 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = callback_drain,
 		[VI_CALLBACK_NAPI] = callback_napi, [VI_CALLBACK_COUNT] = callback_count,
 	};
-	struct vi_irq_desc *desc = ch->m->channel[ch->relid] ? ch->m->desc[ch->column] : NULL;
+	struct vi_irq_desc *desc = is_mapped(ch) ? ch->m->desc[ch->column] : NULL;
 
 	if (callback > VI_CALLBACK_HOOK || (callback == VI_CALLBACK_HOOK && !fn) ||
 	    (callback == VI_CALLBACK_COUNT && !context))
@@ -432,8 +457,18 @@ int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu)
 	if (cpu >= ch->m->nr_cpus)
 		return -EINVAL;
 	ch->target_cpu = cpu;
-	if (ch->m->channel[ch->relid])
+	if (is_mapped(ch))
 		vi_desc_set_owner(ch->m, ch->m->desc[ch->column], cpu);
+	return 0;
+}
+
+int vi_channel_set_relid(struct vi_channel *ch, uint32_t relid)
+{
+	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX)
+		return -EINVAL;
+	if (is_mapped(ch))
+		return -EBUSY;
+	ch->relid = relid;
 	return 0;
 }
 
@@ -442,7 +477,7 @@ void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind)
 	struct vi_machine *m = ch->m;
 
 	vi_store(&ch->rescind, rescind != 0);
-	if (m->channel[ch->relid])
+	if (is_mapped(ch))
 		vi_slot_set_drop(m, m->desc[ch->column], rescind ? &m->rescinded : NULL);
 }
 

@@ -68,6 +68,18 @@ class Synic:
         self._cpu(cpu, what)
         return what
 
+    def take_message(self, cpu: int, sint: int = SINT_VMBUS) -> bytes | None:
+        """Take the message out of a slot by hand, as a crashing guest does; None if there is none. EINVAL: no slot."""
+        slot = lib.vi_synic_slot(self._core.handle, cpu, sint)
+        if slot == ffi.NULL:
+            raise IrqError(errno.EINVAL, f"synic: no sint {sint} on cpu {cpu} (EINVAL)")
+        seen = int(slot.type)
+        if seen == lib.VI_MSG_NONE:
+            return None
+        payload = bytes(ffi.buffer(slot.payload, min(slot.payload_size, MSG_PAYLOAD)))
+        self._raise(lib.vi_synic_eom(self._core.handle, cpu, sint, seen), f"synic: no sint {sint}", cpu)
+        return payload
+
     def flags_set(self, cpu: int, sint: int = SINT_VMBUS) -> tuple[int, ...]:
         """Return the event flags of ``cpu`` that are set and not yet claimed, ascending."""
         words = lib.vi_synic_flags(self._core.handle, cpu, sint)

@@ -97,6 +97,7 @@ class Channel(Sender):
         device: the device it belongs to, once there is one.
         irq_name: the action name its IRQ will have.
         irq: its Linux IRQ, 0 in a design without channel IRQs.
+        mapped: flags of its relid reach it.
         target_cpu: the CPU that the guest has asked the host to interrupt.
         irq_requested: request_irq has succeeded and free_irq has not been called since.
         gpadl: handle of the rings' GPADL, 0 while they are not shared.
@@ -119,6 +120,7 @@ class Channel(Sender):
         self.state = ChannelState.OFFER
         self.irq_requested = False
         self.gpadl = 0
+        self.mapped = False
         self.rescinded = self.rescind_ref = self.rescind_event = self.probe_done = False
         self.rings: RingPair | None = None
         self.requestor: Requestor | None = None
@@ -204,6 +206,20 @@ class Channel(Sender):
         check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
         self.relid = relid
 
+    def set_signal(self, connection_id: int, interrupt_page: Any, monitor_pending: Any, monitor_bit: int) -> None:
+        """Set how the host is signalled: by hypercall, or through a bit of a monitor page if one is given.
+
+        Args:
+            connection_id: for HvSignalEvent.
+            interrupt_page: pointer to the guest-to-host half of the interrupt page; None with a dedicated interrupt.
+            monitor_pending: pointer to the pending word of a monitor group, None: not monitored.
+            monitor_bit: the bit in it.
+        """
+        page = ffi.NULL if interrupt_page is None else ffi.cast("uint64_t *", interrupt_page)
+        pending = ffi.NULL if monitor_pending is None else ffi.cast("uint32_t *", monitor_pending)
+        result = lib.vi_channel_set_signal(self.c, connection_id, page, pending, monitor_bit)
+        check(result, f"channel {self.relid}: cannot signal the host through connection {connection_id:#x}")
+
     def rescind(self) -> None:
         """Let no arrival through any more, and no packet out."""
         self.rescinded = True
@@ -218,10 +234,12 @@ class Channel(Sender):
         """Let flags of this relid reach ``irq``, or the channel itself where there is none."""
         check(lib.vi_channel_map(self.c, irq), f"channel {self.relid}: cannot be mapped to irq {irq}")
         self.irq = irq
+        self.mapped = True
 
     def unmap(self) -> None:
         """Undo :meth:`map`. EDEADLK from inside an interrupt."""
         check(lib.vi_channel_unmap(self.c), f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+        self.mapped = False
 
     def bind_action(self, action: Any) -> None:
         """Fill a ``struct vi_irqaction *`` so that it runs this channel."""

@@ -7,6 +7,7 @@ its device's driver. A rescind undoes all that, in the order that lets no interr
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 from vmbusirq.errors import IrqError, errno_name
@@ -55,6 +56,7 @@ class ChannelManager:
         devices: Devices,
         work: WorkQueues,
         domain: IrqDomain,
+        set_signal: Callable[[Channel], None],
         assignment: VpAssignment,
     ) -> None:
         self._ctx = context
@@ -62,6 +64,7 @@ class ChannelManager:
         self._devices = devices
         self._work = work
         self._domain = domain
+        self._set_signal = set_signal
         self._log = context.irq.log
         self.assignment: Final = assignment
         self.channels: Final = context.channels
@@ -90,7 +93,7 @@ class ChannelManager:
     def onoffer(self, offer: OfferChannel) -> Steps[None]:
         """Process an offer (vmbus_onoffer)."""
         control = self._ctx.control
-        if control.version is None:  # unloaded meanwhile
+        if not control.connected:  # unloaded meanwhile
             self.offers_in_progress -= 1
             return
         control.trace_received(offer)
@@ -148,7 +151,7 @@ class ChannelManager:
         self.offers_in_progress -= 1
         self.channels[channel.relid] = channel
         self._devices.enlist(channel)
-        self._apply_signal(channel)
+        self._set_signal(channel)
         mapped = self._map(channel)
         irq = f", irq {channel.irq}" if channel.irq else ""
         self._log.info(
@@ -169,10 +172,6 @@ class ChannelManager:
         if primary is not None and primary.device is not None:
             used = [other.target_cpu for other in primary.device.channels]
         return self.assignment.assign(channel.device_class.perf, channel.sub_channel_index, used)
-
-    def _apply_signal(self, channel: Channel) -> None:
-        """Let the channel signal the host as its offer says."""
-        channel.set_signal(self._ctx)
 
     def _map(self, channel: Channel) -> bool:
         """Map the relid (vmbus_channel_map_relid, RFC patch 08); False and a log line if it cannot be."""
@@ -227,7 +226,7 @@ class ChannelManager:
         channel.rename(relid)
         channel.offer = offer
         self.channels[relid] = channel
-        self._apply_signal(channel)
+        self._set_signal(channel)
         if not self._map(channel):
             return
         what = " and another connection id" if changed else ""
@@ -239,6 +238,8 @@ class ChannelManager:
     def onrescind(self, message: RescindChannelOffer) -> Steps[None]:
         """Process a rescind (vmbus_onoffer_rescind)."""
         control = self._ctx.control
+        if not control.connected:
+            return
         control.trace_received(message)
         yield from control.wait("rescind: wait for the offers in progress", lambda: self.offers_in_progress == 0)
         channel = self.channels.get(message.child_relid)
@@ -285,7 +286,7 @@ class ChannelManager:
         channel.destroy()
         if channel.device_class.perf and not self.perf_channel_on(cpu):
             self.assignment.unmark(cpu)
-        if relid != INVALID_RELID and self._ctx.control.version is not None:
+        if relid != INVALID_RELID and self._ctx.control.connected:
             try:
                 yield from self._ctx.control.post(RelidReleased(relid))
             except IrqError as error:

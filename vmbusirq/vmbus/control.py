@@ -105,7 +105,8 @@ class Control:
     """Messages to and from the host.
 
     Attributes:
-        version: agreed upon; None while there is none.
+        version: agreed upon last; None before.
+        connected: the host knows the guest.
         msg_conn_id: connection that messages are posted to.
         received: messages that were taken out of the slot, by type.
         requests: what is being waited for.
@@ -116,6 +117,7 @@ class Control:
     hv: Hypervisor
     log: Log
     version: Version | None = None
+    connected: bool = False
     msg_conn_id: int = VMBUS_MESSAGE_CONNECTION_ID
     received: dict[int, int] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)

@@ -140,6 +140,8 @@ class Retarget:
             raise IrqError(
                 errno.EINVAL, f"channel {channel.relid}: cpu {cpu} is past the last; cpus are 0-{irq.nr_cpus - 1}"
             )
+        if not channel.mapped:
+            raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
         if self._ctx.design.channel_irqs:
             yield from irq.irq_set_affinity_steps(channel.irq, 1 << cpu)
             return 0 if self._ctx.options.strict_rfc else len(text)
