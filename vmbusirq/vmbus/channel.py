@@ -12,8 +12,9 @@ from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
 from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
+from vmbusirq.wire.packet import Packet
 
-__all__ = ["Channel", "ChannelState", "ChannelStats", "RingState"]
+__all__ = ["Attention", "Channel", "ChannelState", "ChannelStats", "RingState"]
 
 
 class ChannelState(IntEnum):
@@ -23,6 +24,14 @@ class ChannelState(IntEnum):
     OPENING = 1
     OPEN = 2
     OPENED = 3
+
+
+class Attention(IntEnum):
+    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
+
+    NONE = lib.VI_ATTENTION_NONE
+    SPECIAL = lib.VI_ATTENTION_SPECIAL
+    ALL = lib.VI_ATTENTION_ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,9 @@ class ChannelStats:
         intr_in_full: of them, because a host that waited has room again.
         intr_out_empty: signals because the out ring was empty.
         out_full_first: episodes of a full out ring; ``out_full_total``: writes that it refused.
+        attended: packets handed to :meth:`Channel.set_attention`'s callable, which are not in ``packets``.
+        replies: heartbeat and timesync requests that the reader has answered; ``replies_dropped``: answers that found
+            the out ring full.
     """
 
     interrupts: int
@@ -53,6 +65,9 @@ class ChannelStats:
     intr_out_empty: int
     out_full_first: int
     out_full_total: int
+    attended: int
+    replies: int
+    replies_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,13 @@ def _look(mem: Any) -> RingState:
     )
 
 
+class _Watcher:
+    """What is behind the handle that C passes back with a packet."""
+
+    def __init__(self, on_packet: Callable[[Packet], object]) -> None:
+        self.on_packet = on_packet
+
+
 class Channel:
     """A channel from its offer to its removal.
 
@@ -119,6 +141,7 @@ class Channel:
         self.rings: RingPair | None = None
         self._earlier: tuple[int, ...] = (0, 0, 0, 0)
         self._callback_handle: Any = None
+        self._attention_handle: Any = None
         out = ffi.new("struct vi_channel **")
         mode = device_class.mode
         check(
@@ -155,6 +178,9 @@ class Channel:
             out.resyncs,
             out.sig_events,
             *self._end_counts(c),
+            out.attended,
+            out.replies,
+            out.replies_dropped,
         )
 
     def _present(self) -> Any:
@@ -218,10 +244,38 @@ class Channel:
     def set_callback(self, callback: Callable[[Channel], object] | None) -> None:
         """Set what an arrival calls: a Python callable, or None for the driver's own reader in C."""
         if callback is None:
-            kind = lib.VI_CALLBACK_NAPI if self.device_class.napi else lib.VI_CALLBACK_DRAIN
-            self._set_callback(kind, ffi.NULL, None)
+            self._set_callback(self._own_reader, ffi.NULL, None)
         else:
             self._set_callback(lib.VI_CALLBACK_HOOK, lib.vi_py_channel_callback, (self, callback))
+
+    @property
+    def _own_reader(self) -> int:
+        device_class = self.device_class
+        if device_class.napi:
+            return int(lib.VI_CALLBACK_NAPI)
+        return int(lib.VI_CALLBACK_UTIL if device_class.util else lib.VI_CALLBACK_DRAIN)
+
+    def set_attention(self, mode: Attention, on_packet: Callable[[Packet], object] | None = None) -> None:
+        """Say which packets the driver's own reader hands to ``on_packet``; the others are read and added up in C.
+
+        Args:
+            mode: SPECIAL: packets that are not in-band or have a flag, and what a heartbeat or timesync channel cannot
+                answer itself; ALL: every packet; NONE: none.
+            on_packet: called with a copy of each, in the channel's callback: it must not wait. What it raises is
+                raised again where the machine was driven from.
+        Raises:
+            IrqError: EINVAL a mode without a callable or the reverse; EDEADLK from inside an interrupt.
+        """
+        if (mode is Attention.NONE) != (on_packet is None):
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {self.relid}: attention {mode.name} with on_packet={on_packet!r}: SPECIAL and ALL need a "
+                "callable, NONE has none (EINVAL)",
+            )
+        handle = ffi.NULL if on_packet is None else ffi.new_handle(_Watcher(on_packet))
+        result = lib.vi_channel_set_attention(self._present(), mode, handle)
+        check(result, f"channel {self.relid}: its attention cannot be changed from inside an interrupt")
+        self._attention_handle = handle
 
     def clear_callback(self) -> None:
         """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""

@@ -112,7 +112,7 @@ class VmbusConnection:
             Fwnode.named("hv-vmbus"), RELIDS, IrqDomainOps(map=self._map), self, demux=True
         )
         irq.owner.rooms[ROOM] = self
-        irq.owner.set_hooks(message=lib.vi_py_message)
+        irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         if ppi_irq:
             self._request_ppi(ppi_irq)
         if design.message_irq:
