@@ -384,12 +384,18 @@ enum vi_report {
 	VI_REPORT_SPURIOUS_PERCPU = 4,
 	VI_REPORT_WAKE_WITHOUT_THREAD = 5
 };
+struct vi_packet;
 struct vi_hooks {
 	/* Run batched handlers: @n IRQs of one scan in, one enum vi_irqreturn each out. */
 	void (*batch)(struct vi_cpu *cpu, uint32_t n, const uint32_t *irqs, uint32_t *results);
 	/* A message that the guest took out of its slot (a copy; the slot is freed afterwards). */
 	void (*message)(struct vi_cpu *cpu, const struct vi_message *message);
 	void (*report)(struct vi_cpu *cpu, uint32_t what, uint32_t irq, uint32_t value);
+	/*
+	 * A packet that wants attention (vi_channel_set_attention()): @handle as given there, the
+	 * packet a checked copy that is good until the hook returns. It must not read the in ring.
+	 */
+	void (*packet)(struct vi_cpu *cpu, void *handle, const struct vi_packet *packet);
 };
 
 /*
@@ -923,18 +929,31 @@ enum vi_callback {
 	VI_CALLBACK_NAPI = 2,	/* ISR mode only: mask the ring, poll from NET_RX (netvsc) */
 	/* add one to the uint64_t that is its context: the benchmarks' trivial callback */
 	VI_CALLBACK_COUNT = 3,
-	VI_CALLBACK_HOOK = 4	/* call the vi_handler_t given */
+	VI_CALLBACK_HOOK = 4,	/* call the vi_handler_t given */
+	/* DRAIN, and heartbeat and timesync requests are answered (hv_utils) */
+	VI_CALLBACK_UTIL = 5
+};
+
+/* Which packets the driver's own reader (DRAIN, NAPI, UTIL) hands to vi_hooks.packet. */
+enum vi_attention {
+	VI_ATTENTION_NONE = 0,		/* none: all are added up */
+	VI_ATTENTION_SPECIAL = 1,	/* not in-band, or with a flag; UTIL: what it cannot answer */
+	VI_ATTENTION_ALL = 2		/* every one; UTIL answers none */
 };
 
 struct vi_channel_stats {
 	uint64_t interrupts;	/* channel->interrupts: arrivals that found a callback */
 	uint64_t no_callback;
-	uint64_t calls;		/* runs of DRAIN, polls of NAPI */
-	uint64_t packets, bytes, checksum;	/* what DRAIN and NAPI have read */
+	uint64_t calls;		/* runs of DRAIN and UTIL, polls of NAPI */
+	/* what DRAIN, NAPI and UTIL have read, but for attended packets */
+	uint64_t packets, bytes, checksum;
 	/* times they found no sense in the ring and dropped the rest of it */
 	uint64_t resyncs;
 	uint64_t sig_events;	/* guest -> host signals */
 	uint64_t intr_in_full;
+	uint64_t attended;	/* packets handed to vi_hooks.packet instead of added up */
+	uint64_t replies;	/* requests that UTIL has answered */
+	uint64_t replies_dropped;	/* answers that a full out ring refused */
 };
 
 /*
@@ -967,11 +986,17 @@ VI_MUST_CHECK int vi_channel_set_relid(struct vi_channel *ch, uint32_t relid);
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
 /*
  * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or
- * one that this mode does not have, or nothing to read: DRAIN, NAPI and mode BATCHED need rings;
- * EDEADLK from inside an interrupt.
+ * one that this mode does not have, or nothing to read: DRAIN, NAPI, UTIL and mode BATCHED need
+ * rings; EDEADLK from inside an interrupt.
  */
 VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
 					  void *context);
+/*
+ * Say which packets go to vi_hooks.packet, with @handle. Open or closed; outlives both. Waits until
+ * a reader at work has ended, after which the old handle is not used any more. EINVAL: unknown mode;
+ * EDEADLK from inside an interrupt.
+ */
+VI_MUST_CHECK int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
@@ -996,6 +1021,64 @@ void vi_channel_setevent(struct vi_channel *ch);
 /* 1 if the guest made that hypercall since the last call. */
 uint32_t vi_channel_take_event(struct vi_channel *ch);
 
+/* ---- integration services: what hv_utils and its host say to each other (vmbus.md 1.16) ------- */
+/*
+ * The payload of an in-band packet: vi_pipe_header, vi_ic_header, body. A reply is the request with
+ * VI_IC_TRANSACTION | VI_IC_RESPONSE as its flags and the same transaction id. Layouts as in
+ * include/linux/hyperv.h v6.10; the bodies follow at offset 28, which is not theirs to be aligned at.
+ */
+#define VI_PIPE_DATA 1		/* vi_pipe_header.flags */
+#define VI_IC_TRANSACTION 1	/* vi_ic_header.flags */
+#define VI_IC_REQUEST 2
+#define VI_IC_RESPONSE 4
+
+enum vi_ic_type {
+	VI_IC_NEGOTIATE = 0,
+	VI_IC_HEARTBEAT = 1,
+	VI_IC_KVP = 2,
+	VI_IC_SHUTDOWN = 3,
+	VI_IC_TIMESYNC = 4,
+	VI_IC_VSS = 5,
+	VI_IC_FCOPY = 7
+};
+
+struct vi_pipe_header {
+	uint32_t flags;
+	uint32_t msgsize;		/* bytes that follow */
+};
+
+struct vi_ic_version {
+	uint16_t major;
+	uint16_t minor;
+};
+
+struct vi_ic_header {
+	struct vi_ic_version framework;
+	uint16_t type;			/* enum vi_ic_type */
+	struct vi_ic_version message;
+	uint16_t size;			/* bytes of body */
+	uint32_t status;
+	uint8_t transaction;
+	uint8_t flags;			/* VI_IC_TRANSACTION, _REQUEST, _RESPONSE */
+	uint8_t reserved[2];
+};
+
+struct vi_ic_heartbeat {
+	uint64_t seq_num;		/* the guest adds one */
+	uint32_t reserved[8];
+};
+
+/* Since timesync 4.0; before, 25 bytes. On the wire without the padding at its end. */
+struct vi_ic_timesync_ref {
+	uint64_t parent_time;		/* 100 ns since 1601 */
+	uint64_t vm_reference_time;	/* partition reference time */
+	uint8_t flags;
+	uint8_t leap_flags;
+	uint8_t stratum;
+	uint8_t reserved[3];
+};
+#define VI_IC_TIMESYNC_REF 22	/* its bytes on the wire */
+
 /* ---- host/: a VSP's half of a channel -------------------------------------------------------- */
 
 struct vi_vsp;
@@ -1006,7 +1089,9 @@ struct vi_vsp_stats {
 	uint64_t edges;				/* of them, flags that went 0 -> 1 */
 	uint64_t dropped_signals;		/* target SynIC off: the flag is lost */
 	uint64_t full;				/* writes refused by a full ring */
+	uint64_t responses, response_bytes;	/* packets that vi_vsp_drain() took, payload */
 };
+#define VI_VSP_TEMPLATE_MAX 256
 
 /* One entry of bulk traffic: @interrupts times @packets packets of @payload bytes. */
 struct vi_traffic {
@@ -1041,10 +1126,27 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp);
 /* HvSignalEvent for this channel as the guest sees it. Return: as vi_synic_signal(). */
 VI_MUST_CHECK int vi_vsp_signal(struct vi_vsp *vsp);
 /*
+ * Begin the payload of each packet of vi_vsp_send() with @len bytes of @bytes (copied); smaller
+ * payloads become @len bytes. 0: patterned bytes alone again. EINVAL: more than
+ * VI_VSP_TEMPLATE_MAX.
+ */
+VI_MUST_CHECK int vi_vsp_set_template(struct vi_vsp *vsp, const void *bytes, uint32_t len);
+/*
+ * Let vi_drive() read what the guest answers (vi_vsp_drain()) after each burst, or leave the out
+ * ring to somebody else.
+ */
+void vi_vsp_set_drains(struct vi_vsp *vsp, uint32_t on);
+/*
+ * Read all packets of the out ring and count them in stats.responses; signal the guest if it waits
+ * for room. Return: packets; EIO: the guest's ring is broken, vi_vsp_out()->error says how. [any
+ * thread, one at a time per VSP]
+ */
+VI_MUST_CHECK int64_t vi_vsp_drain(struct vi_vsp *vsp);
+/*
  * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64
  * from @seed), send one burst, run the target CPU until it is idle. Return: vectors taken, or the
  * first error (-EAGAIN: a ring stayed full; -ENXIO: target is off; -EINVAL: an entry of 0 packets;
- * -ELOOP as vi_machine_settle()).
+ * -EIO as vi_vsp_drain(); -ELOOP as vi_machine_settle()).
  */
 VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n,
 			       uint64_t seed);

@@ -19,6 +19,7 @@ from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
 from vmbusirq.host.bus import HostBus, Traffic
+from vmbusirq.host.ic import REQUESTS
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
@@ -250,6 +251,7 @@ class Machine:
         """
         offer = Offer(device or f"{device_class}-{relid}", device_class, relid, sub, scsi_host, instance)
         channel = self.vmbus.offer(offer)
+        self.host.set_template(relid, REQUESTS.get(device_class, b""))
         try:
             self.vmbus.open(channel)
         except BaseException:

@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and
- * who reads the ring (drivers/hv/{vmbus_drv,connection}.c, v6.10).
+ * who reads the ring (drivers/hv/{vmbus_drv,connection}.c, v6.10). How it is read is reading.c's.
  *
  * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the
  * same decisions are taken once, when something changes (apply()), and put into the action's
  * handler; the arrival itself decides nothing.
  */
 #include "internals.h"
-
-#define NAPI_BUDGET 64
 
 _Static_assert(VI_RELIDS == VI_DOMAIN_SIZE, "a slot per relid");
 
@@ -46,49 +44,6 @@ static bool is_mapped(const struct vi_channel *ch)
 }
 
 /* ---- callbacks ------------------------------------------------------------------------------- */
-
-/* Read everything that is there; the host hears of it if it waits for room. */
-static uint64_t drain(struct vi_channel *ch, uint32_t budget)
-{
-	uint64_t before = ch->tally.packets;
-
-	ch->calls++;
-	if (vi_ring_drain(&ch->in, budget, &ch->tally) == 1)
-		vi_channel_setevent(ch);
-	return ch->tally.packets - before;
-}
-
-static uint32_t callback_drain(struct vi_cpu *cpu, uint32_t irq, void *context)
-{
-	(void)cpu;
-	(void)irq;
-	drain(context, UINT32_MAX);
-	return VI_IRQ_HANDLED;
-}
-
-static void napi_poll(struct vi_cpu *cpu, void *data)
-{
-	struct vi_channel *ch = data;
-
-	if (!vi_load(&ch->callback))
-		return;
-	if (drain(ch, NAPI_BUDGET) == NAPI_BUDGET) {
-		vi_napi_schedule(cpu, &ch->tasklet);
-	} else if (vi_ring_end_read(&ch->in)) {
-		vi_ring_begin_read(&ch->in);
-		vi_napi_schedule(cpu, &ch->tasklet);
-	}
-}
-
-static uint32_t callback_napi(struct vi_cpu *cpu, uint32_t irq, void *context)
-{
-	struct vi_channel *ch = context;
-
-	(void)irq;
-	vi_ring_begin_read(&ch->in);
-	vi_napi_schedule(cpu, &ch->tasklet);
-	return VI_IRQ_HANDLED;
-}
 
 static uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq, void *context)
 {
@@ -402,46 +357,34 @@ static bool reads_ring(const struct vi_channel *ch, uint32_t callback)
 	if (callback == VI_CALLBACK_NONE)
 		return false;
 	return ch->callback_mode == VI_CALL_BATCHED || callback == VI_CALLBACK_DRAIN ||
-	       callback == VI_CALLBACK_NAPI;
+	       callback == VI_CALLBACK_NAPI || callback == VI_CALLBACK_UTIL;
 }
 
-int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
-			    void *context)
+/*
+ * Until release(), nobody runs the callback, or is between reading the handler and reading its
+ * cookie. Return: the locked descriptor of a mapped channel, NULL of any other.
+ */
+static struct vi_irq_desc *hold(struct vi_channel *ch)
 {
-	static const vi_handler_t builtin[] = {
-		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = callback_drain,
-		[VI_CALLBACK_NAPI] = callback_napi, [VI_CALLBACK_COUNT] = callback_count,
-	};
 	struct vi_irq_desc *desc = is_mapped(ch) ? ch->m->desc[ch->column] : NULL;
 
-	if (callback > VI_CALLBACK_HOOK || (callback == VI_CALLBACK_HOOK && !fn) ||
-	    (callback == VI_CALLBACK_COUNT && !context))
-		return -EINVAL;
-	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
-		return -EINVAL;
-	if (reads_ring(ch, callback) && !ch->in.hdr)
-		return -EINVAL;
-	if (vi_inside_interrupt(ch->m))
-		return -EDEADLK;
 	hold_tasklet(ch);
-	for (;;) {	/* nobody may be between reading the handler and reading its cookie */
-		if (desc) {
-			vi_lock(&desc->lock);
-			vi_slot_fence(ch->m, desc->slot);
-			if (!(desc->state & VI_IRQD_INPROGRESS) &&
-			    !vi_slot_hazard(ch->m, desc->slot, NULL))
-				break;
-			vi_unlock(&desc->lock);
-			sched_yield();
-		} else {
+	while (desc) {
+		vi_lock(&desc->lock);
+		vi_slot_fence(ch->m, desc->slot);
+		if (!(desc->state & VI_IRQD_INPROGRESS) &&
+		    !vi_slot_hazard(ch->m, desc->slot, NULL))
 			break;
-		}
+		vi_unlock(&desc->lock);
+		sched_yield();
 	}
 	vi_lock(&ch->sched_lock);
-	vi_store(&ch->callback, callback == VI_CALLBACK_HOOK ? fn : builtin[callback]);
-	ch->callback_kind = callback;
-	ch->context = callback >= VI_CALLBACK_COUNT ? context : ch;
-	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? napi_poll : on_event;
+	return desc;
+}
+
+static void release(struct vi_channel *ch, struct vi_irq_desc *desc)
+{
+	ch->looks = vi_looks_of(ch->callback_kind, ch->attention);
 	vi_unlock(&ch->sched_lock);
 	apply(ch);
 	if (desc) {
@@ -449,6 +392,48 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		vi_unlock(&desc->lock);
 	}
 	vi_store(&ch->tasklet.running, 0);
+}
+
+int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
+			    void *context)
+{
+	static const vi_handler_t builtin[] = {
+		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = vi_read_drain,
+		[VI_CALLBACK_NAPI] = vi_read_napi, [VI_CALLBACK_COUNT] = callback_count,
+		[VI_CALLBACK_HOOK] = NULL, [VI_CALLBACK_UTIL] = vi_read_drain,
+	};
+	const bool hook = callback == VI_CALLBACK_HOOK, count = callback == VI_CALLBACK_COUNT;
+	struct vi_irq_desc *desc;
+
+	if (callback > VI_CALLBACK_UTIL || (hook && !fn) || (count && !context))
+		return -EINVAL;
+	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
+		return -EINVAL;
+	if (reads_ring(ch, callback) && !ch->in.hdr)
+		return -EINVAL;
+	if (vi_inside_interrupt(ch->m))
+		return -EDEADLK;
+	desc = hold(ch);
+	vi_store(&ch->callback, hook ? fn : builtin[callback]);
+	ch->callback_kind = callback;
+	ch->context = hook || count ? context : ch;
+	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? vi_read_napi_poll : on_event;
+	release(ch, desc);
+	return 0;
+}
+
+int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle)
+{
+	struct vi_irq_desc *desc;
+
+	if (mode > VI_ATTENTION_ALL)
+		return -EINVAL;
+	if (vi_inside_interrupt(ch->m))
+		return -EDEADLK;
+	desc = hold(ch);
+	ch->attention = mode;
+	ch->attention_handle = handle;
+	release(ch, desc);
 	return 0;
 }
 
@@ -493,6 +478,9 @@ void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *
 		.resyncs = ch->tally.resyncs,
 		.sig_events = ch->sig_events,
 		.intr_in_full = ch->in.intr_in_full,
+		.attended = ch->attended,
+		.replies = ch->replies,
+		.replies_dropped = ch->replies_dropped,
 	};
 }
 

@@ -14,13 +14,14 @@ from vmbusirq.errors import IrqError, check
 from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
 from vmbusirq.vmbus.pages import RingPair
 from vmbusirq.vmbus.send import Sender
+from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import INVALID_RELID, OfferChannel
 
 if TYPE_CHECKING:
     from vmbusirq.vmbus.device import HvDevice
     from vmbusirq.vmbus.requestor import Requestor
 
-__all__ = ["Channel", "ChannelState", "ChannelStats", "RingState"]
+__all__ = ["Attention", "Channel", "ChannelState", "ChannelStats", "RingState"]
 
 
 class ChannelState(IntEnum):
@@ -30,6 +31,14 @@ class ChannelState(IntEnum):
     OPENING = 1
     OPEN = 2
     OPENED = 3
+
+
+class Attention(IntEnum):
+    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
+
+    NONE = lib.VI_ATTENTION_NONE
+    SPECIAL = lib.VI_ATTENTION_SPECIAL
+    ALL = lib.VI_ATTENTION_ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,9 @@ class ChannelStats:
         intr_in_full: of them, because a host that waited has room again.
         intr_out_empty: signals because the out ring was empty.
         out_full_first: episodes of a full out ring; ``out_full_total``: writes that it refused.
+        attended: packets handed to :meth:`Channel.set_attention`'s callable, which are not in ``packets``.
+        replies: heartbeat and timesync requests that the reader has answered; ``replies_dropped``: answers that found
+            the out ring full.
     """
 
     interrupts: int
@@ -60,6 +72,9 @@ class ChannelStats:
     intr_out_empty: int
     out_full_first: int
     out_full_total: int
+    attended: int
+    replies: int
+    replies_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,13 @@ def _look(mem: Any) -> RingState:
         bytes_to_read=int(lib.vi_ring_bytes_to_read(hdr, mem.data_size)),
         bytes_to_write=int(lib.vi_ring_bytes_to_write(hdr, mem.data_size)),
     )
+
+
+class _Watcher:
+    """What is behind the handle that C passes back with a packet."""
+
+    def __init__(self, on_packet: Callable[[Packet], object]) -> None:
+        self.on_packet = on_packet
 
 
 class Channel(Sender):
@@ -127,6 +149,7 @@ class Channel(Sender):
         self.change_target_cpu: Callable[[Channel, int, int], object] | None = None
         self._earlier: tuple[int, ...] = (0, 0, 0, 0)
         self._callback_handle: Any = None
+        self._attention_handle: Any = None
         out = ffi.new("struct vi_channel **")
         check(
             lib.vi_channel_create(core.handle, self.relid, device_class.mode, out),
@@ -169,6 +192,9 @@ class Channel(Sender):
             out.resyncs,
             out.sig_events,
             *self._end_counts(c),
+            out.attended,
+            out.replies,
+            out.replies_dropped,
         )
 
     def _present(self) -> Any:
@@ -258,10 +284,38 @@ class Channel(Sender):
     def set_callback(self, callback: Callable[[Channel], object] | None) -> None:
         """Set what an arrival calls: a Python callable, or None for the driver's own reader in C."""
         if callback is None:
-            kind = lib.VI_CALLBACK_NAPI if self.device_class.napi else lib.VI_CALLBACK_DRAIN
-            self._set_callback(kind, ffi.NULL, None)
+            self._set_callback(self._own_reader, ffi.NULL, None)
         else:
             self._set_callback(lib.VI_CALLBACK_HOOK, lib.vi_py_channel_callback, (self, callback))
+
+    @property
+    def _own_reader(self) -> int:
+        device_class = self.device_class
+        if device_class.napi:
+            return int(lib.VI_CALLBACK_NAPI)
+        return int(lib.VI_CALLBACK_UTIL if device_class.util else lib.VI_CALLBACK_DRAIN)
+
+    def set_attention(self, mode: Attention, on_packet: Callable[[Packet], object] | None = None) -> None:
+        """Say which packets the driver's own reader hands to ``on_packet``; the others are read and added up in C.
+
+        Args:
+            mode: SPECIAL: packets that are not in-band or have a flag, and what a heartbeat or timesync channel cannot
+                answer itself; ALL: every packet; NONE: none.
+            on_packet: called with a copy of each, in the channel's callback: it must not wait. What it raises is
+                raised again where the machine was driven from.
+        Raises:
+            IrqError: EINVAL a mode without a callable or the reverse; EDEADLK from inside an interrupt.
+        """
+        if (mode is Attention.NONE) != (on_packet is None):
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {self.relid}: attention {mode.name} with on_packet={on_packet!r}: SPECIAL and ALL need a "
+                "callable, NONE has none (EINVAL)",
+            )
+        handle = ffi.NULL if on_packet is None else ffi.new_handle(_Watcher(on_packet))
+        result = lib.vi_channel_set_attention(self._present(), mode, handle)
+        check(result, f"channel {self.relid}: its attention cannot be changed from inside an interrupt")
+        self._attention_handle = handle
 
     def clear_callback(self) -> None:
         """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""

@@ -112,7 +112,7 @@ class VmbusConnection:
             self.devices.drivers[name] = driver(self)
         self._take_messages()
         irq.owner.rooms[ROOM] = self
-        irq.owner.set_hooks(message=lib.vi_py_message)
+        irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
         if ppi_irq:
             request_ppi(core, irq, design, ppi_irq)

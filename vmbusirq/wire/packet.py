@@ -20,6 +20,7 @@ __all__ = [
     "PKT_TRAILER",
     "RING_HDR",
     "Packet",
+    "packet_from_c",
     "packets_to_c",
     "vmbus_ring_size",
 ]
@@ -66,6 +67,18 @@ class Packet:
     def ring_bytes(self) -> int:
         """Bytes of ring that the packet takes: descriptor, ranges, padded payload, trailer."""
         return (PKT_DESC + len(self.ranges) + len(self.payload) + 7) // 8 * 8 + PKT_TRAILER
+
+
+def packet_from_c(p: Any) -> Packet:
+    """Return a copy of a ``struct vi_packet *`` as a value."""
+    header = p.offset8 * 8
+    return Packet(
+        payload=bytes(ffi.buffer(p.payload, p.payload_len)),
+        type=int(p.type),
+        flags=int(p.flags),
+        trans_id=int(p.trans_id),
+        ranges=bytes(ffi.buffer(p.desc + PKT_DESC, header - PKT_DESC)),
+    )
 
 
 def packets_to_c(packets: Sequence[Packet]) -> tuple[Any, list[Any]]:

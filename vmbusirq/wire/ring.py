@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError
-from vmbusirq.wire.packet import PKT_DESC, PKT_TRAILER, Packet, packets_to_c
+from vmbusirq.wire.packet import PKT_DESC, PKT_TRAILER, Packet, packet_from_c, packets_to_c
 from vmbusirq.wire.ring_memory import Control, RingMemory
 
 __all__ = [
@@ -362,15 +362,7 @@ class RingReader:
             raise self._unreadable(-result)
         if result == 0:
             return None
-        p = self._packet
-        header = p.offset8 * 8
-        return Packet(
-            payload=bytes(ffi.buffer(p.payload, p.payload_len)),
-            type=int(p.type),
-            flags=int(p.flags),
-            trans_id=int(p.trans_id),
-            ranges=bytes(ffi.buffer(p.desc + PKT_DESC, header - PKT_DESC)),
-        )
+        return packet_from_c(self._packet)
 
     def _unreadable(self, error: int) -> IrqError:
         if error == errno.ENOBUFS:
