@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from vmbusirq._ffi import lib
@@ -50,6 +50,8 @@ from vmbusirq.wire.protocol import (
 )
 
 __all__ = ["VmbusConnection"]
+
+T = TypeVar("T")
 
 RESUME_TIMEOUT_TICKS: Final = 10 * TICKS_PER_S
 CRASH_POLL_TICKS: Final = 10 * TICKS_PER_MS
@@ -352,9 +354,8 @@ class VmbusConnection:
         """Let a driver serve one more class. EEXIST: it does."""
         self._run(self.devices.new_id(self.devices.drivers[driver], class_id))
 
-    def _run[T](self, steps: Steps[T]) -> T:
-        result = run(steps, self._hv.idle)
-        return result
+    def _run(self, steps: Steps[T]) -> T:
+        return run(steps, self._hv.idle)
 
     # ---- leaving
 
