@@ -182,19 +182,23 @@ class Channel(Sender):
         c = self._present()
         out = ffi.new("struct vi_channel_stats *")
         lib.vi_channel_get_stats(c, out)
+        intr_in_full, intr_out_empty, out_full_first, out_full_total = self._end_counts(c)
         return ChannelStats(
-            out.interrupts,
-            out.no_callback,
-            out.calls,
-            out.packets,
-            out.bytes,
-            out.checksum,
-            out.resyncs,
-            out.sig_events,
-            *self._end_counts(c),
-            out.attended,
-            out.replies,
-            out.replies_dropped,
+            interrupts=out.interrupts,
+            no_callback=out.no_callback,
+            calls=out.calls,
+            packets=out.packets,
+            bytes=out.bytes,
+            checksum=out.checksum,
+            resyncs=out.resyncs,
+            sig_events=out.sig_events,
+            intr_in_full=intr_in_full,
+            intr_out_empty=intr_out_empty,
+            out_full_first=out_full_first,
+            out_full_total=out_full_total,
+            attended=out.attended,
+            replies=out.replies,
+            replies_dropped=out.replies_dropped,
         )
 
     def _present(self) -> Any:
@@ -229,7 +233,10 @@ class Channel(Sender):
 
     def rename(self, relid: int) -> None:
         """Give an unmapped channel the relid of another offer (resume)."""
-        check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
+        check(
+            lib.vi_channel_set_relid(self._present(), relid),
+            f"channel {self.relid}: cannot become {relid}: it is mapped",
+        )
         self.relid = relid
 
     def set_signal(self, connection_id: int, interrupt_page: Any, monitor_pending: Any, monitor_bit: int) -> None:
@@ -272,10 +279,14 @@ class Channel(Sender):
         lib.vi_channel_bind_action(self.c, action)
 
     def share_rings(self, rings: RingPair | None) -> None:
-        """Take the guest's ends of two rings, or give them up."""
+        """Take the guest's ends of two rings, or give them up. ENODEV: the channel is gone."""
+        if self.gone and rings is None:
+            self.rings = None  # its removal overtook the error path of who had shared them
+            return
+        c = self._present()
         pair = rings.structs if rings else (ffi.NULL, ffi.NULL)
-        earlier = self._end_counts(self.c)
-        result = lib.vi_channel_set_rings(self.c, *pair, self.device_class.max_packet)
+        earlier = self._end_counts(c)
+        result = lib.vi_channel_set_rings(c, *pair, self.device_class.max_packet)
         if result != -errno.EBUSY:  # the ends, if there are any now, count from 0
             self._earlier = earlier
         check(result, f"channel {self.relid}: cannot take its rings while it is open")
@@ -319,13 +330,15 @@ class Channel(Sender):
 
     def clear_callback(self) -> None:
         """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""
+        if self.gone:
+            return
         self._set_callback(lib.VI_CALLBACK_NONE, ffi.NULL, None)
 
     def _set_callback(
         self, kind: int, function: Any, context: tuple[Channel, Callable[[Channel], object]] | None
     ) -> None:
         handle = ffi.new_handle(context) if context else ffi.NULL
-        result = lib.vi_channel_set_callback(self.c, kind, function, handle)
+        result = lib.vi_channel_set_callback(self._present(), kind, function, handle)
         check(result, f"channel {self.relid}: the callback cannot be changed from inside an interrupt")
         self._callback_handle = handle
 

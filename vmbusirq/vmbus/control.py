@@ -208,7 +208,7 @@ class Control:
             message = decode(payload, self.version, Direction.TO_GUEST, size=size)
         except ProtocolError as error:
             if not error.is_silent:
-                self.log.once((error.refusal, error.msgtype), Level.WARNING, f"hv_vmbus: {error}")
+                self.log.once(error.refusal, Level.WARNING, f"hv_vmbus: {error}")  # a WARN_ONCE() for each reason
             return
         self.received[msgtype] = self.received.get(msgtype, 0) + 1
         handler = self.handlers.get(message.msgtype)

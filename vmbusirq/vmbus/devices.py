@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -86,10 +87,8 @@ class Devices(Mapping[UUID, HvDevice]):
         device.registered = True
         driver = next((driver for driver in self.drivers.values() if self.matches(driver, device)), None)
         if driver is not None:
-            try:
+            with suppress(IrqError):  # the device stays, without a driver
                 yield from self._probe(driver, device)
-            except IrqError:
-                pass  # the device stays, without a driver
 
     def unregister(self, device: HvDevice) -> Steps[None]:
         """Let its driver go and hide it (vmbus_device_unregister)."""
@@ -114,6 +113,13 @@ class Devices(Mapping[UUID, HvDevice]):
             return device.driver_override == driver.name.encode()
         return device.class_id in self.dynamic_ids.get(driver.name, ()) or device.device_class.driver == driver.name
 
+    def driver(self, name: str) -> Driver:
+        """Return the driver of a name. ENODEV: there is none."""
+        driver = self.drivers.get(name)
+        if driver is None:
+            raise IrqError(errno.ENODEV, f"vmbus: no driver {name!r} (ENODEV); there are: {', '.join(self.drivers)}")
+        return driver
+
     def bind(self, driver: Driver, device: HvDevice) -> Steps[None]:
         """Bind by hand (drivers/<name>/bind).
 
@@ -123,7 +129,9 @@ class Devices(Mapping[UUID, HvDevice]):
         if not self.matches(driver, device):
             raise IrqError(errno.ENODEV, f"device {device.guid}: {driver.name} does not serve its class (ENODEV)")
         if device.driver is not None:
-            raise IrqError(errno.EBUSY, f"device {device.guid}: is bound to {device.driver.name}; unbind it first (EBUSY)")
+            raise IrqError(
+                errno.EBUSY, f"device {device.guid}: is bound to {device.driver.name}; unbind it first (EBUSY)"
+            )
         yield from self._probe(driver, device)
 
     def _probe(self, driver: Driver, device: HvDevice) -> Steps[None]:
@@ -140,12 +148,17 @@ class Devices(Mapping[UUID, HvDevice]):
             raise
 
     def unbind(self, device: HvDevice) -> Steps[None]:
-        """Let the driver of a device go (drivers/<name>/unbind)."""
+        """Let the driver of a device go (drivers/<name>/unbind). ENODEV: none is bound.
+
+        What its remove() fails with is logged; the driver is gone all the same (vmbus_remove).
+        """
         driver = device.driver
         if driver is None:
             raise IrqError(errno.ENODEV, f"device {device.guid}: no driver is bound to it (ENODEV)")
         try:
             yield from driver.remove(device)
+        except IrqError as error:
+            self._log.err(f"vmbus {device.guid}: {driver.name} could not let go: {error}")
         finally:
             device.driver = None
             device.driver_data = None
