@@ -116,6 +116,7 @@ class VmbusConnection:
         irq.owner.rooms[ROOM] = self
         irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
+        irq.idle = hv.idle
         if ppi_irq:
             request_ppi(core, irq, design, ppi_irq)
         if design.message_irq:
