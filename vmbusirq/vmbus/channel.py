@@ -147,7 +147,7 @@ class Channel(Sender):
         self.rings: RingPair | None = None
         self.requestor: Requestor | None = None
         self.change_target_cpu: Callable[[Channel, int, int], object] | None = None
-        self._earlier: tuple[int, ...] = (0, 0, 0, 0)
+        self._earlier = (0, 0, 0, 0)
         self._callback_handle: Any = None
         self._attention_handle: Any = None
         out = ffi.new("struct vi_channel **")
@@ -203,11 +203,16 @@ class Channel(Sender):
             raise IrqError(errno.ENODEV, f"channel {self.relid}: is gone")
         return c
 
-    def _end_counts(self, c: Any) -> tuple[int, ...]:
+    def _end_counts(self, c: Any) -> tuple[int, int, int, int]:
         """Return the last four of ChannelStats: what both ends of the rings counted, in this opening and before."""
         reader, writer = lib.vi_channel_in(c), lib.vi_channel_out(c)
-        now = (reader.intr_in_full, writer.intr_out_empty, writer.out_full_first, writer.out_full_total)
-        return tuple(before + int(count) for before, count in zip(self._earlier, now, strict=True))
+        first, second, third, fourth = self._earlier
+        return (
+            first + int(reader.intr_in_full),
+            second + int(writer.intr_out_empty),
+            third + int(writer.out_full_first),
+            fourth + int(writer.out_full_total),
+        )
 
     @property
     def ring_in(self) -> RingState:

@@ -195,7 +195,10 @@ class VmbusConnection:
             self.retarget.synic_online |= 1 << cpu
 
     def connect(self) -> None:
-        """Agree on a version and ask for the offers, which come as the machine runs. Errors as :meth:`connect_steps`."""
+        """Agree on a version and ask for the offers, which come as the machine runs.
+
+        Errors as :meth:`connect_steps`.
+        """
         self._run(self.connect_steps())
 
     def connect_steps(self) -> Steps[None]:

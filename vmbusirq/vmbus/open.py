@@ -179,15 +179,14 @@ class Opener:
         """Close a primary channel, its sub-channels first (vmbus_close).
 
         Args:
+            channel: the primary.
             subs: its sub-channels.
             remove: what ends the life of a sub-channel whose rescind was waiting for this.
         Raises:
             IrqError: EINVAL for a sub-channel, or unless it is open; EDEADLK from inside an interrupt.
         """
         if channel.primary is not None:
-            raise IrqError(
-                errno.EINVAL, f"channel {channel.relid}: is a sub-channel: its primary closes it (EINVAL)"
-            )
+            raise IrqError(errno.EINVAL, f"channel {channel.relid}: is a sub-channel: its primary closes it (EINVAL)")
         self._ctx.irq.may_wait(f"channel {channel.relid}: close")
         for sub in tuple(subs):
             if sub.state is ChannelState.OPENED:

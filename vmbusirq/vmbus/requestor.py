@@ -1,4 +1,6 @@
 RQST_ERROR = 2**64 - 2
+
+
 class Requestor:
     def next_id(self, address: int) -> int: ...
     def release(self, trans_id: int) -> int: ...

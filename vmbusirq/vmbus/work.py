@@ -91,14 +91,10 @@ class WorkQueues:
         """The system's own queue, for what drivers put off."""
         self._all: Final = (self.con, self.rescind, self.pri_chan, self.sub_chan, self.system)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        """Yield the queues."""
-        return iter(self._all)
-
     def pump(self) -> bool:
         """Let every queue go on until all wait; return whether anything ran."""
         moved = False
-        while any([queue.advance() for queue in self._all]):
+        while sum(queue.advance() for queue in self._all):
             moved = True
         return moved
 
