@@ -126,7 +126,7 @@ struct vi_tasklet_list {
 	struct vi_tasklet *tail;
 };
 
-/* ---- wire/ ------------------------------------------------------------------------------------ */
+/* ---- wire/ ----------------------------------------------------------------------------------- */
 
 /* Who sees packets that vi_ring_drain_with() reads: special ones, or all. */
 struct vi_ring_looker {

@@ -37,7 +37,7 @@ static int body_min(uint32_t type)
 	}
 }
 
-/* Return: enum vi_ic_type of a request that can be answered here; -1 for any other, and nonsense. */
+/* Return: enum vi_ic_type of a request that can be answered here; -1: any other, or nonsense. */
 static int answerable(const struct vi_packet *p)
 {
 	struct vi_pipe_header pipe;
