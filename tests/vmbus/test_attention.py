@@ -289,7 +289,9 @@ def test_a_mode_and_its_callable_go_together() -> None:
 def test_page_ranges_arrive_with_the_packet() -> None:
     """1.7: what stands between descriptor and payload."""
     seen = Seen()
-    direct = Packet(b"x" * 16, type=DATA_USING_GPA_DIRECT, trans_id=1, ranges=bytes([0, 0, 0, 0, 1, 0, 0, 0]) + bytes(24))
+    direct = Packet(
+        b"x" * 16, type=DATA_USING_GPA_DIRECT, trans_id=1, ranges=bytes([0, 0, 0, 0, 1, 0, 0, 0]) + bytes(24)
+    )
     with Rig() as rig:
         ch = watched(rig, "batched", Attention.SPECIAL, seen)
         write(ch, direct)

@@ -67,7 +67,7 @@ def as_answer(request: bytes, seq_num: int | None = None) -> bytes:
 @every_engine
 @pytest.mark.parametrize("mode", MODES)
 def test_a_heartbeat_comes_back_with_one_added(engine: str, mode: str) -> None:
-    """heartbeat_onchannelcallback(): seq_num + 1, TRANSACTION | RESPONSE, in-band, the same transaction id, no flags."""
+    """heartbeat_onchannelcallback(): seq_num + 1, TRANSACTION | RESPONSE, in-band, same transaction id, no flags."""
     with Rig(engine) as rig:
         ch = responder(rig, mode)
         for seq_num in (0, 7, 0xFFFF_FFFF, 2**64 - 1):

@@ -168,6 +168,7 @@ class Channel:
         c = self._present()
         out = ffi.new("struct vi_channel_stats *")
         lib.vi_channel_get_stats(c, out)
+        in_full, out_empty, full_first, full_total = self._end_counts(c)
         return ChannelStats(
             out.interrupts,
             out.no_callback,
@@ -177,7 +178,10 @@ class Channel:
             out.checksum,
             out.resyncs,
             out.sig_events,
-            *self._end_counts(c),
+            in_full,
+            out_empty,
+            full_first,
+            full_total,
             out.attended,
             out.replies,
             out.replies_dropped,
@@ -190,7 +194,7 @@ class Channel:
         return c
 
     def _end_counts(self, c: Any) -> tuple[int, ...]:
-        """Return the last four of ChannelStats: what both ends of the rings counted, in this opening and before."""
+        """Return four of ChannelStats: what both ends of the rings counted, in this opening and before."""
         reader, writer = lib.vi_channel_in(c), lib.vi_channel_out(c)
         now = (reader.intr_in_full, writer.intr_out_empty, writer.out_full_first, writer.out_full_total)
         return tuple(before + int(count) for before, count in zip(self._earlier, now, strict=True))
