@@ -38,6 +38,13 @@ static bool answers(const struct vi_channel *ch, const struct vi_packet *p)
 	       (ch->attention == VI_ATTENTION_SPECIAL && !vi_ring_special(p));
 }
 
+/* Bytes on a channel of hv_utils that are no message of it: nobody's business. */
+static bool is_bulk(const struct vi_channel *ch, const struct vi_packet *p)
+{
+	return ch->callback_kind == VI_CALLBACK_UTIL && ch->attention == VI_ATTENTION_SPECIAL &&
+	       !vi_ring_special(p) && !vi_util_is_message(p);
+}
+
 /* Answer it, or hand it to who watches, or add it up. */
 static void look(struct vi_ring_looker *looker, const struct vi_packet *p,
 		 struct vi_ring_tally *tally)
@@ -47,7 +54,7 @@ static void look(struct vi_ring_looker *looker, const struct vi_packet *p,
 
 	if (answers(ch, p) && vi_util_answer(ch, p, tally))
 		return;
-	if (ch->attention == VI_ATTENTION_NONE || !ch->m->hooks.packet) {
+	if (ch->attention == VI_ATTENTION_NONE || !ch->m->hooks.packet || is_bulk(ch, p)) {
 		vi_ring_add(tally, p);
 		return;
 	}

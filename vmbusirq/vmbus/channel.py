@@ -182,6 +182,7 @@ class Channel(Sender):
         c = self._present()
         out = ffi.new("struct vi_channel_stats *")
         lib.vi_channel_get_stats(c, out)
+        in_full, out_empty, full_first, full_total = self._end_counts(c)
         return ChannelStats(
             out.interrupts,
             out.no_callback,
@@ -191,7 +192,10 @@ class Channel(Sender):
             out.checksum,
             out.resyncs,
             out.sig_events,
-            *self._end_counts(c),
+            in_full,
+            out_empty,
+            full_first,
+            full_total,
             out.attended,
             out.replies,
             out.replies_dropped,
@@ -204,7 +208,7 @@ class Channel(Sender):
         return c
 
     def _end_counts(self, c: Any) -> tuple[int, int, int, int]:
-        """Return the last four of ChannelStats: what both ends of the rings counted, in this opening and before."""
+        """Return four of ChannelStats: what both ends of the rings counted, in this opening and before."""
         reader, writer = lib.vi_channel_in(c), lib.vi_channel_out(c)
         first, second, third, fourth = self._earlier
         return (
