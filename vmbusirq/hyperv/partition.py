@@ -10,21 +10,19 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
+from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Step
-
-if TYPE_CHECKING:
-    from vmbusirq.hyperv.memory import GuestMemory
 
 __all__ = ["Partition"]
 
@@ -63,8 +61,6 @@ class Partition:
     def memory(self) -> GuestMemory:
         """Guest-physical memory."""
         if self._memory is None:
-            from vmbusirq.hyperv.memory import GuestMemory
-
             self._memory = GuestMemory()
         return self._memory
 
