@@ -241,20 +241,6 @@ class Channel(Sender):
         check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
         self.relid = relid
 
-    def set_signal(self, connection_id: int, interrupt_page: Any, monitor_pending: Any, monitor_bit: int) -> None:
-        """Set how the host is signalled: by hypercall, or through a bit of a monitor page if one is given.
-
-        Args:
-            connection_id: for HvSignalEvent.
-            interrupt_page: pointer to the guest-to-host half of the interrupt page; None with a dedicated interrupt.
-            monitor_pending: pointer to the pending word of a monitor group, None: not monitored.
-            monitor_bit: the bit in it.
-        """
-        page = ffi.NULL if interrupt_page is None else ffi.cast("uint64_t *", interrupt_page)
-        pending = ffi.NULL if monitor_pending is None else ffi.cast("uint32_t *", monitor_pending)
-        result = lib.vi_channel_set_signal(self.c, connection_id, page, pending, monitor_bit)
-        check(result, f"channel {self.relid}: cannot signal the host through connection {connection_id:#x}")
-
     def rescind(self) -> None:
         """Let no arrival through any more, and no packet out."""
         self.rescinded = True
