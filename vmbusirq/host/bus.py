@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
+from vmbusirq.host.stats import Traffic, VspStats
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.limits import RELID_MAX, RELID_MIN
 
@@ -28,37 +28,6 @@ _WHY_NOT_DRIVEN: Final = {
     errno.ELOOP: "a handler raises itself for ever, or a ring's writer is broken",
     errno.ENOMEM: "out of memory",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class VspStats:
-    """What a VSP has done, in units: packets, bytes (payload with padding), sums modulo 2**64, calls.
-
-    Attributes:
-        packets, bytes, checksum: written to the in ring; a reader that lost nothing has the same three numbers.
-        signals: HvSignalEvent calls.
-        edges: of them, flags that went from 0 to 1, which is what the guest can count.
-        dropped_signals: the target's SynIC was off, so the flag was lost.
-        full: writes that a full ring refused.
-    """
-
-    packets: int
-    bytes: int
-    checksum: int
-    signals: int
-    edges: int
-    dropped_signals: int
-    full: int
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """One line of bulk traffic: ``interrupts`` times ``packets`` packets of ``payload`` bytes on channel ``relid``."""
-
-    relid: int
-    interrupts: int
-    packets: int = 1
-    payload: int = 64
 
 
 class HostChannel:
@@ -86,7 +55,7 @@ class HostChannel:
         """Return a snapshot of the counters."""
         out = ffi.new("struct vi_vsp_stats *")
         lib.vi_vsp_get_stats(self.handle, out)
-        return VspStats(out.packets, out.bytes, out.checksum, out.signals, out.edges, out.dropped_signals, out.full)
+        return VspStats.from_c(out)
 
 
 class HostBus:
