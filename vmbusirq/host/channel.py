@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from vmbusirq.errors import IrqError
 from vmbusirq.host.stats import VspStats
 from vmbusirq.wire.packet import COMPLETION_REQUESTED, Packet
-from vmbusirq.wire.protocol import INVALID_RELID
+from vmbusirq.wire.protocol import INVALID_RELID, OpenChannel, OpenReservedChannel
 
 if TYPE_CHECKING:
     from vmbusirq.host.device import HostDevice
     from vmbusirq.host.gpadl import HostGpadl
     from vmbusirq.host.rings import HostRings
-    from vmbusirq.wire.protocol import OpenChannel, OpenReservedChannel
 
 __all__ = ["ChannelState", "HostChannel"]
 
@@ -92,6 +91,7 @@ class HostChannel:
         self.failure = ""
         self.failures = 0
         self.rings: HostRings | None = None
+        self.ring_gpadl: HostGpadl | None = None
         self._past = VspStats()
         self._next_trans_id = FIRST_TRANS_ID
         self._requests: dict[int, tuple[int, Callable[[Packet], object] | None]] = {}
@@ -110,6 +110,11 @@ class HostChannel:
     def is_open(self) -> bool:
         """It has rings."""
         return self.rings is not None
+
+    @property
+    def is_reserved(self) -> bool:
+        """It was opened by OPEN_RESERVED_CHANNEL: it outlives UNLOAD and cannot be moved."""
+        return isinstance(self.open_message, OpenReservedChannel)
 
     @property
     def userdata(self) -> bytes:

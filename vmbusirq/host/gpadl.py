@@ -176,8 +176,8 @@ class GpadlTable:
         return gpadl if gpadl is not None and gpadl.state is GpadlState.ACCEPTED else None
 
     def of(self, channel: HostChannel) -> tuple[HostGpadl, ...]:
-        """Return all GPADLs of a channel."""
-        return tuple(gpadl for gpadl in self._by_key.values() if gpadl.channel is channel)
+        """Return all GPADLs under a channel's relid."""
+        return tuple(gpadl for gpadl in self._by_key.values() if gpadl.relid == channel.relid)
 
     def remove(self, gpadl: HostGpadl) -> None:
         """Forget one and give its quota back; a second call does nothing."""

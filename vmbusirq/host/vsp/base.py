@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from vmbusirq.wire.packet import Packet
@@ -27,6 +27,8 @@ class Vsp:
         user_def: of the offer, at most 120 bytes.
         mmio_megabytes: of the offer.
         max_sub_channels: how many sub-channels the device offers at most, whatever the guest asks for.
+        closes_for_good: the host rescinds the device when the guest has closed its channel, as with hv_sock
+            connections (vmbus.md 7.6).
         device: set when the VSP is added to a bus.
     """
 
@@ -36,10 +38,8 @@ class Vsp:
     user_def: bytes = b""
     mmio_megabytes: int = 0
     max_sub_channels: int = 0
+    closes_for_good: bool = False
     device: HostDevice
-
-    closes_for_good: ClassVar[bool] = False
-    """The host rescinds the channel when the guest has closed it, as with hv_sock connections (vmbus.md 7.6)."""
 
     def opened(self, channel: HostChannel) -> None:
         """The guest has opened a channel; both rings can be used from here on."""
