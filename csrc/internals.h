@@ -199,6 +199,11 @@ struct vi_channel {
 	uint64_t no_callback;
 	/* the guest has rung the host since vi_channel_take_event() */
 	uint32_t signalled;
+	/* where vi_channel_setevent() goes (vi_channel_set_signal) */
+	uint32_t connection_id;
+	uint32_t monitor_mask;
+	uint32_t *monitor_pending;
+	uint64_t *send_int_page;
 };
 #define VI_CHANNEL_SLOT 1024
 _Static_assert(offsetof(struct vi_channel, rescind) == 226, "as in the kernel");
@@ -247,6 +252,7 @@ struct vi_machine {
 	uint32_t irq_err_count;
 	uint32_t irq_mis_count;
 	void *synic_pages;
+	struct vi_connections *connections;
 	uint64_t *resend;		/* one bit per IRQ: the resend tasklet's list */
 	uint32_t resend_pending;	/* the boot CPU is asked to schedule the resend tasklet */
 	struct vi_tasklet resend_tasklet;
@@ -346,6 +352,10 @@ int vi_synic_init(struct vi_machine *m);
 void vi_synic_exit(struct vi_machine *m);
 void vi_synic_raise(struct vi_cpu *cpu, uint32_t flag);
 void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t seen_type);
+
+/* hyperv/connection.c */
+int vi_connections_init(struct vi_machine *m);
+void vi_connections_exit(struct vi_machine *m);
 
 /* vmbus/ */
 typedef int (*vi_scan_t)(struct vi_cpu *cpu);

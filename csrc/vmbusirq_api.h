@@ -26,6 +26,7 @@
 #define VI_SINT_VMBUS 2		/* VMBUS_MESSAGE_SINT */
 #define VI_MSG_PAYLOAD 240	/* bytes of payload in a message slot (TLFS 11.7) */
 #define VI_PAGE 4096
+#define VI_GUEST_MEM_MAX 17592186044416	/* bytes of guest-physical memory: 16 TiB */
 #define VI_IRQS_MAX 65536	/* descriptors of one machine */
 #define VI_ACTIONS_MAX 64	/* actions on one IRQ */
 #define VI_RING_PAYLOAD_MAX 524264	/* VI_PKT_LEN_MAX - VI_PKT_DESC: what len8 can say */
@@ -555,6 +556,51 @@ uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
  */
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
+
+/* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
+
+#define VI_CONNECTION_ID_MAX 0xffffff	/* ids have 24 bits; 0 is none */
+#define VI_CONNECTIONS_MAX 6144		/* at once, in one machine */
+#define VI_EVENT_PORTS 4096
+#define VI_EVENT_PORT_WORDS 64		/* the same in 64-bit words */
+/* in place of an event port: a connection to a message port, or to a port that was deleted */
+#define VI_EVENT_PORT_NONE 4096
+
+/* What HvSignalEvent answers (TLFS; vmbusirq/hyperv/hypercall.py has all of them). */
+enum vi_hv_status {
+	VI_HV_SUCCESS = 0,
+	VI_HV_INVALID_PARAMETER = 5,
+	VI_HV_INVALID_PORT_ID = 17,
+	VI_HV_INVALID_CONNECTION_ID = 18
+};
+
+/*
+ * Let @connection_id signal @port_index, or VI_EVENT_PORT_NONE. Signals may go on meanwhile.
+ * EINVAL: id or index does not exist; EEXIST: it is connected; ENOSPC: VI_CONNECTIONS_MAX are.
+ */
+VI_MUST_CHECK int vi_connect_event(struct vi_machine *m, uint32_t connection_id,
+				   uint32_t port_index);
+/* Let it signal another port from now on. ENOENT: it is not connected; EINVAL as above. */
+VI_MUST_CHECK int vi_redirect_event(struct vi_machine *m, uint32_t connection_id,
+				    uint32_t port_index);
+/* ENOENT: it is not connected. A signal that was seen before stays. */
+VI_MUST_CHECK int vi_disconnect_event(struct vi_machine *m, uint32_t connection_id);
+/*
+ * HvSignalEvent of the guest. A port has one flag, number 0, as VMBus uses it. Return: enum
+ * vi_hv_status: an id that is not connected, a connection without an event port, another flag.
+ * [any]
+ */
+uint32_t vi_signal_event(struct vi_machine *m, uint32_t connection_id, uint32_t flag);
+/*
+ * Take the ports that were signalled since the last call, bit n of words[n / 64] for port n.
+ * @words: VI_EVENT_PORT_WORDS of them. Return: how many ports. [any thread, one at a time]
+ */
+uint32_t vi_take_events(struct vi_machine *m, uint64_t *words);
+/*
+ * Clear @mask in a group of the guest-to-host monitor page. Return: which of its bits were set.
+ * [any]
+ */
+uint32_t vi_monitor_take(uint32_t *pending, uint32_t mask);
 /*
  * Sub-steps of a scan, for who explores orders: claim what one word holds; run one claimed relid.
  * [cpu]
@@ -566,6 +612,29 @@ VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t 
  * of that scan. [cpu]
  */
 int vi_scan(struct vi_machine *m, uint32_t cpu);
+
+/* ---- hyperv/: guest-physical memory ---------------------------------------------------------- */
+
+/* Memory of one partition: a sparse file, mapped once as a whole. */
+struct vi_guest_mem {
+	uint8_t *base;			/* guest-physical address 0 */
+	uint64_t bytes;
+	int32_t fd;			/* the file, for vi_ring_mem_map() */
+	uint32_t reserved;
+};
+
+/*
+ * Make @bytes that read as zeroes and cost nothing until they are touched. EINVAL: not whole pages
+ * of VI_PAGE, 0 or more than VI_GUEST_MEM_MAX; EMFILE, ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_guest_mem_create(uint64_t bytes, struct vi_guest_mem *out);
+/* Give it up; a second call does nothing. Rings mapped from its file keep their pages. */
+void vi_guest_mem_destroy(struct vi_guest_mem *mem);
+/*
+ * Give the contents of @pages pages from @pfn on back to the system: they read as zeroes again, in
+ * whatever ring they are mapped. EFAULT: outside, nothing is dropped; ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_guest_mem_drop(const struct vi_guest_mem *mem, uint64_t pfn, uint64_t pages);
 
 /* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------ */
 
@@ -707,6 +776,14 @@ struct vi_ring_tally {
  * Map a ring of @bytes in all and reset it. EINVAL: not whole pages, too small, too large; ENOMEM.
  */
 VI_MUST_CHECK int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out);
+/*
+ * Map a ring that lies in a file of memory, as it stands: page @pfns[0] of VI_PAGE bytes is the
+ * control page, the others are the data, in any order. Who opens the ring resets it. EINVAL: fewer
+ * than 2 pages, more than VI_RING_BYTES_MAX, or one outside the file; EBADF: no file; EOPNOTSUPP:
+ * pages of this machine are larger than VI_PAGE; ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n,
+				  struct vi_ring_mem *out);
 /* Unmap it; a second call does nothing. */
 void vi_ring_mem_destroy(struct vi_ring_mem *mem);
 /*
@@ -893,11 +970,22 @@ void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);
 /*
- * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent): counts
- * sig_events. [cpu]
+ * How vi_channel_setevent() reaches the host: HvSignalEvent on @connection_id (0: nobody hears it),
+ * or @monitor_bit of @monitor_pending, a group of the guest-to-host monitor page, where that is not
+ * NULL. In either case the relid's bit is set first in @send_int_page, the guest-to-host half of
+ * the interrupt page, unless NULL: the caller knows whether the channel has a dedicated interrupt.
+ * Both must outlive the channel or the next call. EINVAL: no such connection id or bit; EBUSY: the
+ * channel is open, a CPU may be signalling.
+ */
+VI_MUST_CHECK int vi_channel_set_signal(struct vi_channel *ch, uint32_t connection_id,
+					uint64_t *send_int_page, uint32_t *monitor_pending,
+					uint32_t monitor_bit);
+/*
+ * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent). Counts
+ * sig_events, unless the signal goes by the monitor page. [cpu]
  */
 void vi_channel_setevent(struct vi_channel *ch);
-/* 1 if the guest did so since the last call: what the hypercall will carry to the host. */
+/* 1 if the guest made that hypercall since the last call. */
 uint32_t vi_channel_take_event(struct vi_channel *ch);
 
 /* ---- host/: a VSP's half of a channel -------------------------------------------------------- */

@@ -471,10 +471,38 @@ struct vi_ring_writer *vi_channel_out(struct vi_channel *ch)
 	return &ch->out;
 }
 
+int vi_channel_set_signal(struct vi_channel *ch, uint32_t connection_id, uint64_t *send_int_page,
+			  uint32_t *monitor_pending, uint32_t monitor_bit)
+{
+	if (connection_id > VI_CONNECTION_ID_MAX || monitor_bit >= 32)
+		return -EINVAL;
+	if (ch->callback)
+		return -EBUSY;
+	ch->connection_id = connection_id;
+	ch->send_int_page = send_int_page;
+	ch->monitor_pending = monitor_pending;
+	ch->monitor_mask = 1u << monitor_bit;
+	return 0;
+}
+
+/*
+ * The relid's bit comes before what makes the host look for it; a monitored signal is not counted
+ * (vmbus_setevent, vmbus_set_event).
+ */
 void vi_channel_setevent(struct vi_channel *ch)
 {
+	if (ch->send_int_page)
+		__atomic_fetch_or(&ch->send_int_page[ch->relid / 64], 1ull << (ch->relid % 64),
+				  __ATOMIC_SEQ_CST);
+	if (ch->monitor_pending) {
+		__atomic_fetch_or(ch->monitor_pending, ch->monitor_mask, __ATOMIC_SEQ_CST);
+		return;
+	}
 	ch->sig_events++;
 	vi_store(&ch->signalled, 1);
+	/* v6.10 does not look at the status either */
+	if (ch->connection_id)
+		(void)vi_signal_event(ch->m, ch->connection_id, 0);
 }
 
 uint32_t vi_channel_take_event(struct vi_channel *ch)

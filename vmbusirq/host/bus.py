@@ -7,7 +7,6 @@ control messages queue when the guest's slot is busy and go out one per EOM, in 
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
 from vmbusirq.host.stats import Traffic, VspStats
-from vmbusirq.hyperv.synic import Synic
+from vmbusirq.hyperv.partition import Partition
 from vmbusirq.limits import RELID_MAX, RELID_MIN
 
 __all__ = ["HostBus", "HostChannel", "Traffic", "VspStats"]
@@ -61,11 +60,10 @@ class HostChannel:
 class HostBus:
     """All channels that the host offers, and its control messages."""
 
-    def __init__(self, core: Core, synic: Synic) -> None:
-        self._core = core
-        self._synic = synic
+    def __init__(self, partition: Partition) -> None:
+        self._core = partition.core
+        self._partition = partition
         self._channels: dict[int, HostChannel] = {}
-        self._waiting: dict[int, deque[bytes]] = {}
         self.messages_posted = 0
 
     @property
@@ -145,28 +143,14 @@ class HostBus:
             )
 
     def post_message(self, payload: bytes, vp: int = 0) -> None:
-        """Post a control message, or queue it behind those that wait for ``vp``'s slot.
-
-        Errors as :meth:`Synic.post`.
-        """
-        queue = self._waiting.setdefault(vp, deque())
-        if queue or not self._synic.post(vp, payload):
-            queue.append(bytes(payload))
+        """Post a control message; it waits behind others for ``vp``'s slot. Errors as Partition.post_to_guest."""
+        self._partition.post_to_guest(vp, payload)
         self.messages_posted += 1
-
-    def pump(self) -> bool:
-        """Try to post what waits; return True if something went out. The machine calls this whenever CPUs are idle."""
-        moved = False
-        for vp, queue in self._waiting.items():
-            while queue and self._synic.post(vp, queue[0]):
-                queue.popleft()
-                moved = True
-        return moved
 
     @property
     def messages_waiting(self) -> int:
         """Messages that no slot had room for yet."""
-        return sum(len(queue) for queue in self._waiting.values())
+        return self._partition.messages_waiting
 
     def _find(self, relid: int) -> HostChannel:
         if relid not in self._channels:
