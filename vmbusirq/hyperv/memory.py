@@ -42,7 +42,8 @@ class GuestMemory:
         if not 2 * HV_PAGE <= size_bytes <= most or size_bytes % HV_PAGE:
             raise IrqError(
                 errno.EINVAL,
-                f"guest memory cannot have {size_bytes} bytes (EINVAL); multiples of {HV_PAGE} from {2 * HV_PAGE} to {most}",
+                f"guest memory cannot have {size_bytes} bytes (EINVAL); "
+                f"multiples of {HV_PAGE} from {2 * HV_PAGE} to {most}",
             )
         what = f"guest memory of {size_bytes} bytes: no memory, address space or descriptor left; close other machines"
         check(lib.vi_guest_mem_create(size_bytes, self._mem), what)
@@ -99,7 +100,7 @@ class GuestMemory:
         pages = self._allocated.get(pfn)
         if pages is None:
             raise IrqError(
-                errno.EINVAL, f"guest memory: cannot free pfn {pfn:#x}: no allocation begins there (EINVAL); free it once"
+                errno.EINVAL, f"guest memory: cannot free pfn {pfn:#x}: no allocation begins there (EINVAL); free once"
             )
         check(lib.vi_guest_mem_drop(mem, pfn, pages), f"guest memory: cannot drop {pages} pages from pfn {pfn:#x}")
         del self._allocated[pfn]
@@ -161,8 +162,8 @@ class GuestMemory:
 class _FreeRuns:
     """The free runs of pages, none of which touch.
 
-    They are kept by start, by end, and by the number of bits of their length: a request looks only at lengths that could
-    do, so that many small holes do not slow large allocations down.
+    They are kept by start, by end, and by the number of bits of their length: a request looks only at lengths that
+    could do, so that many small holes do not slow large allocations down.
     """
 
     __slots__ = ("_by_bits", "_end_of", "_start_of")
