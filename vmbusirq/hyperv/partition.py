@@ -217,14 +217,15 @@ class Partition:
 
     def _settle(self, *, guest: bool) -> tuple[int, bool]:
         """Return the runs of CPUs, and whether anything moved."""
-        total, any_moved, moved = 0, False, True
-        while moved:
+        total, any_moved, pumped = 0, False, True
+        while pumped:
             runs, moved = self._quiet(guest)
-            total += runs
+            pumped = False
             for pump in self._pumps:
                 if not pump.running and (not pump.guest or self._guest_runs(guest)):
-                    moved |= self._run_pump(pump)
-            any_moved |= moved
+                    pumped |= self._run_pump(pump)
+            total += runs
+            any_moved |= moved or pumped
         for check in self._checks:
             check()
         return total, any_moved
