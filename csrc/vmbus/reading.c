@@ -54,10 +54,9 @@ static void look(struct vi_ring_looker *looker, const struct vi_packet *p,
 
 	if (answers(ch, p) && vi_util_answer(ch, p, tally))
 		return;
-	if (ch->attention == VI_ATTENTION_NONE || !ch->m->hooks.packet || is_bulk(ch, p)) {
-		vi_ring_add(tally, p);
+	vi_ring_add(tally, p);
+	if (ch->attention == VI_ATTENTION_NONE || !ch->m->hooks.packet || is_bulk(ch, p))
 		return;
-	}
 	ch->attended++;
 	ch->m->hooks.packet(now->cpu, ch->attention_handle, p);
 }
@@ -77,7 +76,7 @@ static __attribute__((noinline)) int drain_watched(struct vi_cpu *cpu, struct vi
 /* Read everything that is there; the host hears of it if it waits for room. */
 static uint64_t drain(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t budget)
 {
-	uint64_t before = ch->tally.packets + ch->attended;
+	uint64_t before = ch->tally.packets;
 	int signal;
 
 	ch->calls++;
@@ -87,7 +86,7 @@ static uint64_t drain(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t budget
 		signal = drain_watched(cpu, ch, budget);
 	if (signal == 1)
 		vi_channel_setevent(ch);
-	return ch->tally.packets + ch->attended - before;
+	return ch->tally.packets - before;
 }
 
 /** vi_read_drain() - the callback of VI_CALLBACK_DRAIN and VI_CALLBACK_UTIL */

@@ -162,16 +162,25 @@ class HostBus:
             client.offer(device.primary)
         return device
 
-    def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
+    def _check_relids(self, client: HostConnection, relids: list[int]) -> None:
         for number in relids:
             if not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
                 raise IrqError(errno.EEXIST, f"host: relid {number} is kept for another channel (EEXIST)")
+
+    def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
+        self._check_relids(client, relids)
         if monitor is not None and not 0 <= monitor < MONITORS:
             raise IrqError(errno.EINVAL, f"host: monitor id {monitor}: they are 0 to {MONITORS - 1} (EINVAL)")
         if self.find_instance(client, instance) is not None:
             raise IrqError(errno.EEXIST, f"host: instance {instance} is a device already (EEXIST); remove it first")
+
+    def keep_relid(self, connection: HostConnection, relid: int | None) -> None:
+        """Keep a relid for one more channel of a device; errors as :meth:`add_device`. None: nothing to keep."""
+        if relid is not None:
+            self._check_relids(connection, [relid])
+            self._fixed[connection][relid] += 1
 
     def find_instance(self, connection: HostConnection, instance: UUID) -> HostDevice | None:
         """Return a client's device by its instance GUID."""

@@ -51,9 +51,23 @@ def drive(core: Core, lines: Sequence[tuple[Traffic, HostChannel]], seed: int) -
         entry.vsp = channel.handle
         _check(item)
         entry.interrupts, entry.packets, entry.payload = item.interrupts, item.packets, item.payload
-    result = int(lib.vi_drive(core.handle, entries, len(lines), seed & 0xFFFF_FFFF_FFFF_FFFF))
+    asking = [channel for _, channel in lines if channel.device.vsp.bulk_template]
+    for channel in asking:
+        _set_template(channel, channel.device.vsp.bulk_template)
+    try:
+        result = int(lib.vi_drive(core.handle, entries, len(lines), seed & 0xFFFF_FFFF_FFFF_FFFF))
+    finally:
+        for channel in asking:
+            _set_template(channel, b"")
     why = _WHY_NOT_DRIVEN.get(-result, "")
     return check(result, f"host: cannot drive channels {', '.join(str(item.relid) for item, _ in lines)}: {why}")
+
+
+def _set_template(channel: HostChannel, template: bytes) -> None:
+    """Begin bulk packets with a request, and read its answers in C; nothing: neither."""
+    what = f"host: a template of {len(template)} bytes: {lib.VI_VSP_TEMPLATE_MAX} at most"
+    check(lib.vi_vsp_set_template(channel.handle, template, len(template)), what)
+    lib.vi_vsp_set_drains(channel.handle, bool(template))
 
 
 def _check(item: Traffic) -> None:

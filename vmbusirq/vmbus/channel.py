@@ -55,7 +55,7 @@ class ChannelStats:
         intr_in_full: of them, because a host that waited has room again.
         intr_out_empty: signals because the out ring was empty.
         out_full_first: episodes of a full out ring; ``out_full_total``: writes that it refused.
-        attended: packets handed to :meth:`Channel.set_attention`'s callable, which are not in ``packets``.
+        attended: packets handed to :meth:`Channel.set_attention`'s callable; they are in ``packets`` too.
         replies: heartbeat and timesync requests that the reader has answered; ``replies_dropped``: answers that found
             the out ring full.
     """
