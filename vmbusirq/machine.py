@@ -27,7 +27,7 @@ from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import IrqCore
-from vmbusirq.limits import CPUS_MAX, RELIDS
+from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELIDS
 from vmbusirq.log import Log
 from vmbusirq.platform import Platform, arm64_platform, x86_platform
 from vmbusirq.scenario.schema import DeviceSpec, Scenario, bare_scenario, load_scenario
@@ -38,6 +38,7 @@ from vmbusirq.vmbus.context import GuestOptions
 __all__ = ["Machine", "Progress"]
 
 Progress = Callable[[int, int, str], None]
+SCSI_HOST_MAX: Final = 65535
 BOOT_TICKS: Final = 2 * TICKS_PER_S  # when VMBus comes up
 IRQS_BESIDE_VMBUS: Final = 64  # room for descriptors above the boot-time slots and one per relid
 
@@ -278,6 +279,7 @@ class Machine:
         *,
         device: str = "",
         sub: int = 0,
+        scsi_host: int | None = None,
         instance: UUID | None = None,
     ) -> Channel:
         """Let the host offer a channel (hot add), and the guest take it up.
@@ -287,16 +289,22 @@ class Machine:
             relid: the relid it gets; None: the lowest that is free.
             device: name of its device; a sub-channel joins the one of that name.
             sub: 0 for a primary channel; else the next sub-channel of a device that is there.
+            scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
             instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class or a relid outside 1..2047, EEXIST for a relid, a device or an instance
-                in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the offer up (see the log).
+            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid, a
+                device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
+                offer up (see the log).
         """
         self.connect()
         name = device or f"{device_class}-{relid}"
+        _check_device(name, sub, scsi_host)
         if sub:
             channel = self._find_device(device_class, name).add_sub_channel(relid, sub)
         else:
+            guid = instance or self._make_instance(device_class, name)
+            if scsi_host is not None:
+                self.vmbus.options.scsi_hosts[str(guid)] = scsi_host
             channel = self._add_device(device_class, name, relid, (), instance).primary
         self.settle()
         if channel.relid not in self.vmbus.channels:
@@ -401,6 +409,18 @@ class Machine:
             self.host.drive(share, self.seed + done)
         self.clock.advance_to(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
         self.settle()
+
+
+def _check_device(name: str, sub: int, scsi_host: int | None) -> None:
+    if not name.isprintable() or not 0 <= sub <= RELID_MAX:
+        raise IrqError(
+            errno.EINVAL,
+            f"device {name!r}, sub-channel {sub}: a name is printable, an index 0 to {RELID_MAX} (EINVAL)",
+        )
+    if scsi_host is not None and not 0 <= scsi_host <= SCSI_HOST_MAX:
+        raise IrqError(
+            errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
+        )
 
 
 _SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second
