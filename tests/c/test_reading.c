@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_reading.c - the driver's own readers with somebody who looks: hosts that write nonsense, for
- * the address sanitizer, and a host, two CPUs and a control plane at once, for the thread sanitizer.
+ * the address sanitizer; a host, two CPUs and a control plane at once, for the thread sanitizer.
  *
  * 	test_reading [packets, default 200000]
  */
