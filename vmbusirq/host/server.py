@@ -1,7 +1,7 @@
 """The host's side of VMBus: a server that behaves like Hyper-V's, usable without any guest of this project.
 
-It meets its guest in the ports, pages and memory of a :class:`Partition` only. Whatever a guest does wrong is logged and
-dropped, or answered as the tables of vmbus.md 2.10 say; nothing of it raises.
+It meets its guest in the ports, pages and memory of a :class:`Partition` only. Whatever a guest does wrong is logged
+and dropped, or answered as the tables of vmbus.md 2.10 say; nothing of it raises.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ class HostBus:
             vsp: its host end, of this device only.
             instance: the instance GUID.
             name: for people.
-            relid, sub_relids: kept for the primary and its sub-channels; None: the lowest that is free when offered.
+            relid: kept for the primary; None: the lowest that is free when it is offered.
+            sub_relids: the same for its sub-channels.
             monitor: monitor id of the primary; it takes effect if the client has monitor pages.
             connection: whose device, if not the default client's.
         Raises:
@@ -201,7 +202,7 @@ class HostBus:
         self._fixed[device.connection].subtract(device.fixed_relids)
 
     def rescind(self, relid: int, connection: HostConnection | None = None) -> None:
-        """Rescind a channel: of a primary the whole device, of a sub-channel this one alone. ENOENT: none is offered."""
+        """Rescind a channel: of a primary the whole device, of a sub-channel this one alone. ENOENT: not offered."""
         client = self.default if connection is None else connection
         channel = client.channel(relid)
         if channel is None or not channel.is_offered:
