@@ -126,6 +126,15 @@ struct vi_tasklet_list {
 	struct vi_tasklet *tail;
 };
 
+/* ---- wire/ ------------------------------------------------------------------------------------ */
+
+/* Who sees packets that vi_ring_drain_with() reads: special ones, or all. */
+struct vi_ring_looker {
+	void (*look)(struct vi_ring_looker *looker, const struct vi_packet *p,
+		     struct vi_ring_tally *tally);
+	uint32_t all;
+};
+
 /* entropy pool of the linux engine (linux_shaped/entropy.c) */
 struct vi_lx_fast_pool {
 	uint64_t state[4];
@@ -197,9 +206,23 @@ struct vi_channel {
 	struct vi_ring_tally tally;
 	uint64_t calls;
 	uint64_t no_callback;
+	/* what the driver's own reader does beside adding up (vmbus/reading.c) */
+	uint32_t looks;			/* enum vi_looks: what must be looked at */
+	uint32_t attention;		/* enum vi_attention */
+	void *attention_handle;
+	uint64_t attended;
+	uint64_t replies;
+	uint64_t replies_dropped;
 	/* the guest has rung the host since vi_channel_take_event() */
 	uint32_t signalled;
+	/* where vi_channel_setevent() goes (vi_channel_set_signal) */
+	uint32_t connection_id;
+	uint32_t monitor_mask;
+	uint32_t *monitor_pending;
+	uint64_t *send_int_page;
 };
+/* Nothing (the plain drain), special packets, every packet. */
+enum vi_looks { VI_LOOKS_NONE, VI_LOOKS_SPECIAL, VI_LOOKS_ALL };
 #define VI_CHANNEL_SLOT 1024
 _Static_assert(offsetof(struct vi_channel, rescind) == 226, "as in the kernel");
 _Static_assert(offsetof(struct vi_channel, callback) == 576, "as in the kernel");
@@ -247,6 +270,7 @@ struct vi_machine {
 	uint32_t irq_err_count;
 	uint32_t irq_mis_count;
 	void *synic_pages;
+	struct vi_connections *connections;
 	uint64_t *resend;		/* one bit per IRQ: the resend tasklet's list */
 	uint32_t resend_pending;	/* the boot CPU is asked to schedule the resend tasklet */
 	struct vi_tasklet resend_tasklet;
@@ -346,6 +370,23 @@ int vi_synic_init(struct vi_machine *m);
 void vi_synic_exit(struct vi_machine *m);
 void vi_synic_raise(struct vi_cpu *cpu, uint32_t flag);
 void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t seen_type);
+
+/* hyperv/connection.c */
+int vi_connections_init(struct vi_machine *m);
+void vi_connections_exit(struct vi_machine *m);
+
+/* wire/ */
+int vi_ring_drain_with(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally,
+		       struct vi_ring_looker *looker);
+
+/* vmbus/reading.c */
+uint32_t vi_looks_of(uint32_t callback, uint32_t attention);
+uint32_t vi_read_drain(struct vi_cpu *cpu, uint32_t irq, void *context);
+uint32_t vi_read_napi(struct vi_cpu *cpu, uint32_t irq, void *context);
+void vi_read_napi_poll(struct vi_cpu *cpu, void *data);
+
+/* vmbus/util.c */
+bool vi_util_answer(struct vi_channel *ch, const struct vi_packet *p, struct vi_ring_tally *tally);
 
 /* vmbus/ */
 typedef int (*vi_scan_t)(struct vi_cpu *cpu);

@@ -85,6 +85,8 @@ int vi_machine_create(const struct vi_config *config, struct vi_machine **out)
 	if (result == 0)
 		result = vi_synic_init(m);
 	if (result == 0)
+		result = vi_connections_init(m);
+	if (result == 0)
 		result = vi_channels_init(m);
 	if (result < 0) {
 		vi_machine_destroy(m);
@@ -99,6 +101,7 @@ void vi_machine_destroy(struct vi_machine *m)
 	if (!m)
 		return;
 	vi_channels_exit(m);
+	vi_connections_exit(m);
 	vi_synic_exit(m);
 	vi_irq_core_exit(m);
 	free(m->cpus);

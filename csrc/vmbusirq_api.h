@@ -26,6 +26,7 @@
 #define VI_SINT_VMBUS 2		/* VMBUS_MESSAGE_SINT */
 #define VI_MSG_PAYLOAD 240	/* bytes of payload in a message slot (TLFS 11.7) */
 #define VI_PAGE 4096
+#define VI_GUEST_MEM_MAX 17592186044416	/* bytes of guest-physical memory: 16 TiB */
 #define VI_IRQS_MAX 65536	/* descriptors of one machine */
 #define VI_ACTIONS_MAX 64	/* actions on one IRQ */
 #define VI_RING_PAYLOAD_MAX 524264	/* VI_PKT_LEN_MAX - VI_PKT_DESC: what len8 can say */
@@ -383,12 +384,18 @@ enum vi_report {
 	VI_REPORT_SPURIOUS_PERCPU = 4,
 	VI_REPORT_WAKE_WITHOUT_THREAD = 5
 };
+struct vi_packet;
 struct vi_hooks {
 	/* Run batched handlers: @n IRQs of one scan in, one enum vi_irqreturn each out. */
 	void (*batch)(struct vi_cpu *cpu, uint32_t n, const uint32_t *irqs, uint32_t *results);
 	/* A message that the guest took out of its slot (a copy; the slot is freed afterwards). */
 	void (*message)(struct vi_cpu *cpu, const struct vi_message *message);
 	void (*report)(struct vi_cpu *cpu, uint32_t what, uint32_t irq, uint32_t value);
+	/*
+	 * A packet that wants attention (vi_channel_set_attention()): @handle as given there, the
+	 * packet a checked copy that is good until the hook returns. It must not read the in ring.
+	 */
+	void (*packet)(struct vi_cpu *cpu, void *handle, const struct vi_packet *packet);
 };
 
 /*
@@ -547,6 +554,9 @@ VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t s
  */
 VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
 				const void *payload, uint32_t size);
+/* Free a slot by hand, as a crashing guest does, if it still holds what was seen. [cpu] */
+VI_MUST_CHECK int vi_synic_eom(struct vi_machine *m, uint32_t cpu, uint32_t sint,
+			       uint32_t seen_type);
 /* EOM writes of @cpu so far: a host that has messages waiting looks at it. [any] */
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
 /*
@@ -555,6 +565,51 @@ uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
  */
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
+
+/* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
+
+#define VI_CONNECTION_ID_MAX 0xffffff	/* ids have 24 bits; 0 is none */
+#define VI_CONNECTIONS_MAX 6144		/* at once, in one machine */
+#define VI_EVENT_PORTS 4096
+#define VI_EVENT_PORT_WORDS 64		/* the same in 64-bit words */
+/* in place of an event port: a connection to a message port, or to a port that was deleted */
+#define VI_EVENT_PORT_NONE 4096
+
+/* What HvSignalEvent answers (TLFS; vmbusirq/hyperv/hypercall.py has all of them). */
+enum vi_hv_status {
+	VI_HV_SUCCESS = 0,
+	VI_HV_INVALID_PARAMETER = 5,
+	VI_HV_INVALID_PORT_ID = 17,
+	VI_HV_INVALID_CONNECTION_ID = 18
+};
+
+/*
+ * Let @connection_id signal @port_index, or VI_EVENT_PORT_NONE. Signals may go on meanwhile.
+ * EINVAL: id or index does not exist; EEXIST: it is connected; ENOSPC: VI_CONNECTIONS_MAX are.
+ */
+VI_MUST_CHECK int vi_connect_event(struct vi_machine *m, uint32_t connection_id,
+				   uint32_t port_index);
+/* Let it signal another port from now on. ENOENT: it is not connected; EINVAL as above. */
+VI_MUST_CHECK int vi_redirect_event(struct vi_machine *m, uint32_t connection_id,
+				    uint32_t port_index);
+/* ENOENT: it is not connected. A signal that was seen before stays. */
+VI_MUST_CHECK int vi_disconnect_event(struct vi_machine *m, uint32_t connection_id);
+/*
+ * HvSignalEvent of the guest. A port has one flag, number 0, as VMBus uses it. Return: enum
+ * vi_hv_status: an id that is not connected, a connection without an event port, another flag.
+ * [any]
+ */
+uint32_t vi_signal_event(struct vi_machine *m, uint32_t connection_id, uint32_t flag);
+/*
+ * Take the ports that were signalled since the last call, bit n of words[n / 64] for port n.
+ * @words: VI_EVENT_PORT_WORDS of them. Return: how many ports. [any thread, one at a time]
+ */
+uint32_t vi_take_events(struct vi_machine *m, uint64_t *words);
+/*
+ * Clear @mask in a group of the guest-to-host monitor page. Return: which of its bits were set.
+ * [any]
+ */
+uint32_t vi_monitor_take(uint32_t *pending, uint32_t mask);
 /*
  * Sub-steps of a scan, for who explores orders: claim what one word holds; run one claimed relid.
  * [cpu]
@@ -566,6 +621,29 @@ VI_MUST_CHECK int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t 
  * of that scan. [cpu]
  */
 int vi_scan(struct vi_machine *m, uint32_t cpu);
+
+/* ---- hyperv/: guest-physical memory ---------------------------------------------------------- */
+
+/* Memory of one partition: a sparse file, mapped once as a whole. */
+struct vi_guest_mem {
+	uint8_t *base;			/* guest-physical address 0 */
+	uint64_t bytes;
+	int32_t fd;			/* the file, for vi_ring_mem_map() */
+	uint32_t reserved;
+};
+
+/*
+ * Make @bytes that read as zeroes and cost nothing until they are touched. EINVAL: not whole pages
+ * of VI_PAGE, 0 or more than VI_GUEST_MEM_MAX; EMFILE, ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_guest_mem_create(uint64_t bytes, struct vi_guest_mem *out);
+/* Give it up; a second call does nothing. Rings mapped from its file keep their pages. */
+void vi_guest_mem_destroy(struct vi_guest_mem *mem);
+/*
+ * Give the contents of @pages pages from @pfn on back to the system: they read as zeroes again, in
+ * whatever ring they are mapped. EFAULT: outside, nothing is dropped; ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_guest_mem_drop(const struct vi_guest_mem *mem, uint64_t pfn, uint64_t pages);
 
 /* ---- wire/: the ring (vmbus.md 1) ------------------------------------------------------------ */
 
@@ -707,6 +785,14 @@ struct vi_ring_tally {
  * Map a ring of @bytes in all and reset it. EINVAL: not whole pages, too small, too large; ENOMEM.
  */
 VI_MUST_CHECK int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out);
+/*
+ * Map a ring that lies in a file of memory, as it stands: page @pfns[0] of VI_PAGE bytes is the
+ * control page, the others are the data, in any order. Who opens the ring resets it. EINVAL: fewer
+ * than 2 pages, more than VI_RING_BYTES_MAX, or one outside the file; EBADF: no file; EOPNOTSUPP:
+ * pages of this machine are larger than VI_PAGE; ENOMEM. [any]
+ */
+VI_MUST_CHECK int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n,
+				  struct vi_ring_mem *out);
 /* Unmap it; a second call does nothing. */
 void vi_ring_mem_destroy(struct vi_ring_mem *mem);
 /*
@@ -843,18 +929,31 @@ enum vi_callback {
 	VI_CALLBACK_NAPI = 2,	/* ISR mode only: mask the ring, poll from NET_RX (netvsc) */
 	/* add one to the uint64_t that is its context: the benchmarks' trivial callback */
 	VI_CALLBACK_COUNT = 3,
-	VI_CALLBACK_HOOK = 4	/* call the vi_handler_t given */
+	VI_CALLBACK_HOOK = 4,	/* call the vi_handler_t given */
+	/* DRAIN, and heartbeat and timesync requests are answered (hv_utils) */
+	VI_CALLBACK_UTIL = 5
+};
+
+/* Which packets the driver's own reader (DRAIN, NAPI, UTIL) hands to vi_hooks.packet. */
+enum vi_attention {
+	VI_ATTENTION_NONE = 0,		/* none: all are added up */
+	VI_ATTENTION_SPECIAL = 1,	/* not in-band, or with a flag; UTIL: what it cannot answer */
+	VI_ATTENTION_ALL = 2		/* every one; UTIL answers none */
 };
 
 struct vi_channel_stats {
 	uint64_t interrupts;	/* channel->interrupts: arrivals that found a callback */
 	uint64_t no_callback;
-	uint64_t calls;		/* runs of DRAIN, polls of NAPI */
-	uint64_t packets, bytes, checksum;	/* what DRAIN and NAPI have read */
+	uint64_t calls;		/* runs of DRAIN and UTIL, polls of NAPI */
+	/* what DRAIN, NAPI and UTIL have read, but for attended packets */
+	uint64_t packets, bytes, checksum;
 	/* times they found no sense in the ring and dropped the rest of it */
 	uint64_t resyncs;
 	uint64_t sig_events;	/* guest -> host signals */
 	uint64_t intr_in_full;
+	uint64_t attended;	/* packets handed to vi_hooks.packet instead of added up */
+	uint64_t replies;	/* requests that UTIL has answered */
+	uint64_t replies_dropped;	/* answers that a full out ring refused */
 };
 
 /*
@@ -878,27 +977,107 @@ void vi_channel_destroy(struct vi_channel *ch);
  */
 VI_MUST_CHECK int vi_channel_map(struct vi_channel *ch, uint32_t irq);
 VI_MUST_CHECK int vi_channel_unmap(struct vi_channel *ch);
+/*
+ * Another name for an unmapped channel: what the host offers after a suspend. EINVAL: no relid;
+ * EBUSY: it is mapped.
+ */
+VI_MUST_CHECK int vi_channel_set_relid(struct vi_channel *ch, uint32_t relid);
 /* Fill an action for request_irq so that it runs this channel. */
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
 /*
  * Set or clear what an arrival calls. Waits until the old one has ended. EINVAL: not a callback, or
- * one that this mode does not have, or nothing to read: DRAIN, NAPI and mode BATCHED need rings;
- * EDEADLK from inside an interrupt.
+ * one that this mode does not have, or nothing to read: DRAIN, NAPI, UTIL and mode BATCHED need
+ * rings; EDEADLK from inside an interrupt.
  */
 VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
 					  void *context);
+/*
+ * Say which packets go to vi_hooks.packet, with @handle. Open or closed; outlives both. Waits until
+ * a reader at work has ended, after which the old handle is not used any more. EINVAL: unknown mode;
+ * EDEADLK from inside an interrupt.
+ */
+VI_MUST_CHECK int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);
 /*
- * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent): counts
- * sig_events. [cpu]
+ * How vi_channel_setevent() reaches the host: HvSignalEvent on @connection_id (0: nobody hears it),
+ * or @monitor_bit of @monitor_pending, a group of the guest-to-host monitor page, where that is not
+ * NULL. In either case the relid's bit is set first in @send_int_page, the guest-to-host half of
+ * the interrupt page, unless NULL: the caller knows whether the channel has a dedicated interrupt.
+ * Both must outlive the channel or the next call. EINVAL: no such connection id or bit; EBUSY: the
+ * channel is open, a CPU may be signalling.
+ */
+VI_MUST_CHECK int vi_channel_set_signal(struct vi_channel *ch, uint32_t connection_id,
+					uint64_t *send_int_page, uint32_t *monitor_pending,
+					uint32_t monitor_bit);
+/*
+ * Tell the host about the out ring, or that there is room in the in ring (vmbus_setevent). Counts
+ * sig_events, unless the signal goes by the monitor page. [cpu]
  */
 void vi_channel_setevent(struct vi_channel *ch);
-/* 1 if the guest did so since the last call: what the hypercall will carry to the host. */
+/* 1 if the guest made that hypercall since the last call. */
 uint32_t vi_channel_take_event(struct vi_channel *ch);
+
+/* ---- integration services: what hv_utils and its host say to each other (vmbus.md 1.16) ------- */
+/*
+ * The payload of an in-band packet: vi_pipe_header, vi_ic_header, body. A reply is the request with
+ * VI_IC_TRANSACTION | VI_IC_RESPONSE as its flags and the same transaction id. Layouts as in
+ * include/linux/hyperv.h v6.10; the bodies follow at offset 28, which is not theirs to be aligned at.
+ */
+#define VI_PIPE_DATA 1		/* vi_pipe_header.flags */
+#define VI_IC_TRANSACTION 1	/* vi_ic_header.flags */
+#define VI_IC_REQUEST 2
+#define VI_IC_RESPONSE 4
+
+enum vi_ic_type {
+	VI_IC_NEGOTIATE = 0,
+	VI_IC_HEARTBEAT = 1,
+	VI_IC_KVP = 2,
+	VI_IC_SHUTDOWN = 3,
+	VI_IC_TIMESYNC = 4,
+	VI_IC_VSS = 5,
+	VI_IC_FCOPY = 7
+};
+
+struct vi_pipe_header {
+	uint32_t flags;
+	uint32_t msgsize;		/* bytes that follow */
+};
+
+struct vi_ic_version {
+	uint16_t major;
+	uint16_t minor;
+};
+
+struct vi_ic_header {
+	struct vi_ic_version framework;
+	uint16_t type;			/* enum vi_ic_type */
+	struct vi_ic_version message;
+	uint16_t size;			/* bytes of body */
+	uint32_t status;
+	uint8_t transaction;
+	uint8_t flags;			/* VI_IC_TRANSACTION, _REQUEST, _RESPONSE */
+	uint8_t reserved[2];
+};
+
+struct vi_ic_heartbeat {
+	uint64_t seq_num;		/* the guest adds one */
+	uint32_t reserved[8];
+};
+
+/* Since timesync 4.0; before, 25 bytes. On the wire without the padding at its end. */
+struct vi_ic_timesync_ref {
+	uint64_t parent_time;		/* 100 ns since 1601 */
+	uint64_t vm_reference_time;	/* partition reference time */
+	uint8_t flags;
+	uint8_t leap_flags;
+	uint8_t stratum;
+	uint8_t reserved[3];
+};
+#define VI_IC_TIMESYNC_REF 22	/* its bytes on the wire */
 
 /* ---- host/: a VSP's half of a channel -------------------------------------------------------- */
 
@@ -910,7 +1089,9 @@ struct vi_vsp_stats {
 	uint64_t edges;				/* of them, flags that went 0 -> 1 */
 	uint64_t dropped_signals;		/* target SynIC off: the flag is lost */
 	uint64_t full;				/* writes refused by a full ring */
+	uint64_t responses, response_bytes;	/* packets that vi_vsp_drain() took, payload */
 };
+#define VI_VSP_TEMPLATE_MAX 256
 
 /* One entry of bulk traffic: @interrupts times @packets packets of @payload bytes. */
 struct vi_traffic {
@@ -945,10 +1126,27 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp);
 /* HvSignalEvent for this channel as the guest sees it. Return: as vi_synic_signal(). */
 VI_MUST_CHECK int vi_vsp_signal(struct vi_vsp *vsp);
 /*
+ * Begin the payload of each packet of vi_vsp_send() with @len bytes of @bytes (copied); smaller
+ * payloads become @len bytes. 0: patterned bytes alone again. EINVAL: more than
+ * VI_VSP_TEMPLATE_MAX.
+ */
+VI_MUST_CHECK int vi_vsp_set_template(struct vi_vsp *vsp, const void *bytes, uint32_t len);
+/*
+ * Let vi_drive() read what the guest answers (vi_vsp_drain()) after each burst, or leave the out
+ * ring to somebody else.
+ */
+void vi_vsp_set_drains(struct vi_vsp *vsp, uint32_t on);
+/*
+ * Read all packets of the out ring and count them in stats.responses; signal the guest if it waits
+ * for room. Return: packets; EIO: the guest's ring is broken, vi_vsp_out()->error says how. [any
+ * thread, one at a time per VSP]
+ */
+VI_MUST_CHECK int64_t vi_vsp_drain(struct vi_vsp *vsp);
+/*
  * Deliver bulk traffic: pick entries at random in proportion to what they have left (splitmix64
  * from @seed), send one burst, run the target CPU until it is idle. Return: vectors taken, or the
  * first error (-EAGAIN: a ring stayed full; -ENXIO: target is off; -EINVAL: an entry of 0 packets;
- * -ELOOP as vi_machine_settle()).
+ * -EIO as vi_vsp_drain(); -ELOOP as vi_machine_settle()).
  */
 VI_MUST_CHECK int64_t vi_drive(struct vi_machine *m, const struct vi_traffic *traffic, uint32_t n,
 			       uint64_t seed);

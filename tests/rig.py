@@ -128,6 +128,7 @@ class Rig:
         self._keep: list[Any] = [ffi.new_handle(self)]
         lib.vi_machine_set_owner(self.m, self._keep[0])
         hooks = {"batch": lib.vi_py_batch, "message": lib.vi_py_message, "report": lib.vi_py_report}
+        hooks["packet"] = lib.vi_py_packet
         lib.vi_machine_set_hooks(self.m, ffi.new("struct vi_hooks *", hooks))
         for cpu in range(cpus):
             assert 0 == lib.vi_synic_enable(self.m, cpu, 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from vmbusirq.errors import MachineBug
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.steps import Context, Lock, LockKind, Step, holding, run
 
 MUTEX = Lock("mutex", LockKind.SLEEPING)
@@ -36,29 +38,57 @@ def test_run_lets_errors_through():
 
 
 def test_run_waits_for_the_rest_of_the_machine():
-    """A step that waits lets idle() work until the condition holds."""
+    """A step that waits lets idle() work until the condition holds, and says which step it is."""
     left = [3]
+    seen = []
 
     def waits():
-        yield Step("wait", ready=lambda: left[0] == 0)
+        yield Step("wait", locks=(SPIN,), ready=lambda: left[0] == 0)
         return "done"
 
-    def idle():
+    def idle(step):
+        seen.append((step.point, step.irqs_off))
         left[0] -= 1
         return True
 
     assert "done" == run(waits(), idle)
+    assert [("wait", True)] * 3 == seen
 
 
-@pytest.mark.parametrize("idle", [None, lambda: False])
-def test_a_wait_that_nothing_can_end_is_a_bug(idle):
-    """Never a hang."""
+@pytest.mark.parametrize("idle", [None, lambda step: False])
+def test_a_wait_that_nothing_can_end_is_hung(idle):
+    """Never a hang: ETIMEDOUT."""
 
     def waits():
         yield Step("for ever", ready=lambda: False)
 
-    with pytest.raises(MachineBug, match="for ever"):
+    with pytest.raises(Hung, match="for ever") as error:
         run(waits(), idle)
+    assert isinstance(error.value, IrqError)
+    assert errno.ETIMEDOUT == error.value.errno
+
+
+def _broken_idle(step):
+    raise ValueError(step.point)
+
+
+@pytest.mark.parametrize(("idle", "error"), [(None, Hung), (_broken_idle, ValueError)])
+def test_an_operation_that_ends_early_undoes_its_work(idle, error):
+    """Its error path has run when the caller hears of it."""
+    done = ["request"]
+
+    def waits():
+        try:
+            yield Step("wait", ready=lambda: False)
+        except BaseException:
+            done.remove("request")
+            raise
+
+    operation = waits()
+    with pytest.raises(error):
+        run(operation, idle)
+    assert [] == done
+    assert operation.gi_frame is None
 
 
 def test_holding_adds_the_lock_in_front():

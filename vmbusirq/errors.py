@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 
-__all__ = ["IrqError", "MachineBug", "check", "errno_name"]
+__all__ = ["Hung", "IrqError", "MachineBug", "check", "errno_name"]
 
 
 class IrqError(OSError):
@@ -20,6 +20,13 @@ class IrqError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class Hung(IrqError):
+    """ETIMEDOUT: an operation waits for what nobody is going to do; its generator is closed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_errno.ETIMEDOUT, message)
 
 
 class MachineBug(AssertionError):

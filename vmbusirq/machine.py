@@ -19,7 +19,9 @@ from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
 from vmbusirq.host.bus import HostBus, Traffic
+from vmbusirq.host.ic import REQUESTS
 from vmbusirq.hyperv.clock import Clock
+from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import IrqCore
 from vmbusirq.limits import CPUS_MAX, RELIDS
@@ -58,6 +60,7 @@ class Machine:
         host: the host: ``send(relid=..., packets=...)``, ``post_message(...)``.
         vmbus: the guest driver: ``channels`` by relid.
         log: the guest's log.
+        partition: what the guest gets from its hypervisor; ``clock`` and ``synic`` are its.
         clock: virtual time.
     """
 
@@ -98,11 +101,14 @@ class Machine:
             shutdown_adds_depth=self.generation.shutdown_adds_depth,
             seed=seed,
         )
-        self.clock: Final = Clock(self.core)
+        self.partition: Final = Partition(self.core)
+        self.clock: Final[Clock] = self.partition.clock
+        self.synic: Final[Synic] = self.partition.synic
         self.log: Final = Log(lambda: self.core.now)
         self.irq: Final = self._make_irq_core(nr_irqs)
-        self.synic: Final = Synic(self.core)
-        self.host: Final = HostBus(self.core, self.synic)
+        self.partition.add_pump(self.irq.run_work, guest=True)
+        self.partition.add_check(self.irq.reraise)
+        self.host: Final = HostBus(self.partition)
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
         self.fs: Final[FileSystem] = kernel_files(self)
@@ -245,6 +251,7 @@ class Machine:
         """
         offer = Offer(device or f"{device_class}-{relid}", device_class, relid, sub, scsi_host, instance)
         channel = self.vmbus.offer(offer)
+        self.host.set_template(relid, REQUESTS.get(device_class, b""))
         try:
             self.vmbus.open(channel)
         except BaseException:
@@ -267,13 +274,7 @@ class Machine:
         Raises:
             Exception: whatever a Python handler raised meanwhile.
         """
-        runs = 0
-        while True:
-            runs += self.core.settle()
-            if not self.host.pump() and not self.irq.run_work():
-                break
-        self.irq.reraise()
-        return runs
+        return self.partition.settle()
 
     def boot(self) -> None:
         """Bring up the scenario's devices, its control messages and its presets; a second call does nothing."""
@@ -281,7 +282,7 @@ class Machine:
             return
         self.booted = True
         self._apply_presets()
-        self.core.set_time(BOOT_TICKS)
+        self.clock.advance_to(BOOT_TICKS)
         self.log.info(f"hv_vmbus: {len(self.scenario.channels)} channels, design {self.design.name}")
         devices = {device.name: device for device in self.scenario.devices}
         for spec in self.scenario.channels:
@@ -334,7 +335,7 @@ class Machine:
             if progress is not None:
                 progress(done, len(shares), "traffic")
             self.host.drive(share, self.seed + done)
-        self.core.set_time(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
+        self.clock.advance_to(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
         self.settle()
 
 

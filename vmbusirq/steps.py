@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias, TypeVar
 
-from vmbusirq.errors import MachineBug
+from vmbusirq.errors import Hung
 
 __all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "holding", "run"]
 
@@ -69,23 +69,27 @@ class Step:
 Steps: TypeAlias = Generator[Step, None, T]
 
 
-def run(steps: Steps[T], idle: Callable[[], object] | None = None) -> T:
+def run(steps: Steps[T], idle: Callable[[Step], object] | None = None) -> T:
     """Drive an operation to its end and return its value.
 
-    ``idle`` lets the rest of the machine go on while a step waits; it returns false when it found nothing to do.
+    ``idle`` lets the rest of the machine go on while a step waits, and is told which one; it returns false when there
+    was nothing left to do. Whatever ends the operation early closes it, so that its error path undoes its work.
 
     Raises:
-        MachineBug: a step waits for what nobody is going to do.
+        Hung: a step waits for what nobody is going to do.
+        Exception: what the operation raised, or ``idle``.
     """
     try:
         while True:
             step = next(steps)
             while step.ready is not None and not step.ready():
-                if idle is None or not idle():
-                    raise MachineBug(f"{step.point}: waits, and nothing that is left to run can end the wait")
+                if idle is None or not idle(step):
+                    raise Hung(f"{step.point}: waits, and nothing that is left to run can end the wait")
     except StopIteration as end:
         value: T = end.value
         return value
+    finally:
+        steps.close()
 
 
 def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:

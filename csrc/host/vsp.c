@@ -16,6 +16,9 @@ struct vi_vsp {
 	struct vi_ring_writer in;
 	struct vi_ring_reader out;
 	struct vi_vsp_stats stats;
+	uint32_t drains;		/* vi_drive() reads the out ring */
+	uint32_t template_len;
+	uint8_t template[VI_VSP_TEMPLATE_MAX];
 	uint64_t payload[VI_RING_PAYLOAD_MAX / 8 + 1];
 };
 
@@ -68,6 +71,17 @@ int vi_vsp_signal(struct vi_vsp *vsp)
 	return edge;
 }
 
+/* Lay the template over the front of the payload. Return: the sum of all words, anew. */
+static uint64_t begin_with_template(struct vi_vsp *vsp, uint32_t len)
+{
+	uint64_t sum = 0;
+
+	memcpy(vsp->payload, vsp->template, vsp->template_len);
+	for (uint32_t i = 0; i < (len + 7) / 8; i++)
+		sum += vsp->payload[i];
+	return sum;
+}
+
 /*
  * Fill the payload with words that tell packets apart. Return: what a reader's tally will add for
  * it.
@@ -85,7 +99,7 @@ static uint64_t make_payload(struct vi_vsp *vsp, uint32_t len)
 		vsp->payload[words] = word & ((1ull << rest * 8) - 1);
 		sum += vsp->payload[words];
 	}
-	return sum;
+	return vsp->template_len ? begin_with_template(vsp, len) : sum;
 }
 
 int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
@@ -95,6 +109,8 @@ int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
 
 	if (payload > VI_RING_PAYLOAD_MAX)
 		return -EMSGSIZE;
+	if (payload < vsp->template_len)
+		payload = vsp->template_len;
 	for (sent = 0; sent < packets; sent++) {
 		uint64_t sum = make_payload(vsp, payload);
 		struct vi_packet_out packet = {
@@ -121,6 +137,47 @@ int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
 		/* a SynIC that is off loses the signal instead, and the stats say so */
 		return -EINVAL;
 	return (int64_t)sent;
+}
+
+int vi_vsp_set_template(struct vi_vsp *vsp, const void *bytes, uint32_t len)
+{
+	if (len > VI_VSP_TEMPLATE_MAX || (len && !bytes))
+		return -EINVAL;
+	if (len)
+		memcpy(vsp->template, bytes, len);
+	vsp->template_len = len;
+	return 0;
+}
+
+void vi_vsp_set_drains(struct vi_vsp *vsp, uint32_t on)
+{
+	vsp->drains = on != 0;
+}
+
+/*
+ * Nothing of what the guest wrote is used but lengths that were checked, so that views will do.
+ * Empty is empty only when it was seen after a close, as in vi_ring_drain().
+ */
+int64_t vi_vsp_drain(struct vi_vsp *vsp)
+{
+	int64_t packets = 0, before;
+	struct vi_packet p;
+	int ret, signal = 0;
+
+	do {
+		before = packets;
+		for (ret = vi_ring_first_view(&vsp->out, &p); ret > 0;
+		     ret = vi_ring_next_view(&vsp->out, &p)) {
+			packets++;
+			vsp->stats.responses++;
+			vsp->stats.response_bytes += p.payload_len;
+		}
+		signal |= vi_ring_close(&vsp->out);
+	} while (ret == 0 && packets != before);
+	/* a SynIC that is off loses the signal, and the stats say so */
+	if (signal && vi_vsp_signal(vsp) == -EINVAL)
+		return -EINVAL;
+	return ret < 0 ? ret : packets;
 }
 
 void vi_vsp_get_stats(const struct vi_vsp *vsp, struct vi_vsp_stats *out)
@@ -157,6 +214,12 @@ static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 		if (taken < 0)
 			return taken;
 		vectors += taken;
+		if (t->vsp->drains) {
+			int64_t answers = vi_vsp_drain(t->vsp);
+
+			if (answers < 0)
+				return answers;
+		}
 		if (sent == 0 && vi_ring_bytes_to_read(t->vsp->in.hdr, t->vsp->in.data_size))
 			return -EAGAIN;		/* nobody reads */
 		left -= (uint64_t)sent;

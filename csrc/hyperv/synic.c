@@ -153,6 +153,14 @@ void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t s
 		__atomic_fetch_add(&cpu->eom_count, 1, __ATOMIC_SEQ_CST);
 }
 
+int vi_synic_eom(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t seen_type)
+{
+	if (cpu >= m->nr_cpus || sint >= VI_SINTS)
+		return -EINVAL;
+	vi_synic_signal_eom(vi_cpu_of(m, cpu), vi_cpu_of(m, cpu)->message_page + sint, seen_type);
+	return 0;
+}
+
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu)
 {
 	return cpu < m->nr_cpus ? __atomic_load_n(&vi_cpu_of(m, cpu)->eom_count, __ATOMIC_SEQ_CST) :

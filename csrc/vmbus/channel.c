@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and
- * who reads the ring (drivers/hv/{vmbus_drv,connection}.c, v6.10).
+ * who reads the ring (drivers/hv/{vmbus_drv,connection}.c, v6.10). How it is read is reading.c's.
  *
  * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the
  * same decisions are taken once, when something changes (apply()), and put into the action's
  * handler; the arrival itself decides nothing.
  */
 #include "internals.h"
-
-#define NAPI_BUDGET 64
 
 _Static_assert(VI_RELIDS == VI_DOMAIN_SIZE, "a slot per relid");
 
@@ -39,50 +37,13 @@ void vi_channels_exit(struct vi_machine *m)
 	free(m->channel_memory);
 }
 
+/* Its relid may be another channel's by now: a suspended channel keeps the name that it had. */
+static bool is_mapped(const struct vi_channel *ch)
+{
+	return ch->m->channel[ch->relid] == ch;
+}
+
 /* ---- callbacks ------------------------------------------------------------------------------- */
-
-/* Read everything that is there; the host hears of it if it waits for room. */
-static uint64_t drain(struct vi_channel *ch, uint32_t budget)
-{
-	uint64_t before = ch->tally.packets;
-
-	ch->calls++;
-	if (vi_ring_drain(&ch->in, budget, &ch->tally) == 1)
-		vi_channel_setevent(ch);
-	return ch->tally.packets - before;
-}
-
-static uint32_t callback_drain(struct vi_cpu *cpu, uint32_t irq, void *context)
-{
-	(void)cpu;
-	(void)irq;
-	drain(context, UINT32_MAX);
-	return VI_IRQ_HANDLED;
-}
-
-static void napi_poll(struct vi_cpu *cpu, void *data)
-{
-	struct vi_channel *ch = data;
-
-	if (!vi_load(&ch->callback))
-		return;
-	if (drain(ch, NAPI_BUDGET) == NAPI_BUDGET) {
-		vi_napi_schedule(cpu, &ch->tasklet);
-	} else if (vi_ring_end_read(&ch->in)) {
-		vi_ring_begin_read(&ch->in);
-		vi_napi_schedule(cpu, &ch->tasklet);
-	}
-}
-
-static uint32_t callback_napi(struct vi_cpu *cpu, uint32_t irq, void *context)
-{
-	struct vi_channel *ch = context;
-
-	(void)irq;
-	vi_ring_begin_read(&ch->in);
-	vi_napi_schedule(cpu, &ch->tasklet);
-	return VI_IRQ_HANDLED;
-}
 
 static uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq, void *context)
 {
@@ -214,6 +175,26 @@ static void hold_tasklet(struct vi_channel *ch)
 		sched_yield();
 }
 
+/*
+ * The relid's own place in the pool, or any other one: a channel that waits for another relid (a
+ * suspended one) keeps its place.
+ */
+static struct vi_channel *free_place(struct vi_machine *m, uint32_t relid)
+{
+	if (m->channel[relid])
+		return NULL;
+	for (uint32_t i = 0; i < VI_RELIDS; i++) {
+		uint32_t place = m->channel_place[(relid + i) % VI_RELIDS];
+		struct vi_channel *ch =
+			(struct vi_channel *)(void *)(m->channel_pool +
+						      (size_t)place * VI_CHANNEL_SLOT);
+
+		if (!ch->m)
+			return ch;
+	}
+	return NULL;
+}
+
 int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
 		      struct vi_channel **result)
 {
@@ -221,9 +202,8 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
 
 	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX || mode > VI_CALL_ISR)
 		return -EINVAL;
-	ch = (struct vi_channel *)(void *)(m->channel_pool +
-					   (size_t)m->channel_place[relid] * VI_CHANNEL_SLOT);
-	if (ch->m)
+	ch = free_place(m, relid);
+	if (!ch)
 		return -EEXIST;
 	memset(ch, 0, offsetof(struct vi_channel, tasklet));
 	memset(&ch->interrupts, 0, sizeof(*ch) - offsetof(struct vi_channel, interrupts));
@@ -244,7 +224,7 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
  */
 void vi_channel_destroy(struct vi_channel *ch)
 {
-	VI_BUG_ON(ch->callback || ch->m->channel[ch->relid]);
+	VI_BUG_ON(ch->callback || is_mapped(ch));
 	free(ch->in.pkt_buffer);
 	ch->in.pkt_buffer = NULL;
 	ch->m = NULL;
@@ -307,7 +287,7 @@ static uint64_t uncollected_interrupts(const struct vi_channel *ch)
 	const struct vi_machine *m = ch->m;
 	uint64_t arrivals = 0;
 
-	if (m->engine == VI_ENGINE_LINUX || !m->channel[ch->relid])
+	if (m->engine == VI_ENGINE_LINUX || !is_mapped(ch))
 		return 0;
 	for (uint32_t c = 0; c < m->nr_cpus; c++)
 		arrivals += vi_load_relaxed(&m->cpus[c].kstat[ch->column]);
@@ -347,7 +327,7 @@ int vi_channel_unmap(struct vi_channel *ch)
 	struct vi_machine *m = ch->m;
 	struct vi_irq_desc *desc = m->desc[ch->column];
 
-	if (!m->channel[ch->relid])
+	if (!is_mapped(ch))
 		return -ENOENT;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
@@ -377,46 +357,34 @@ static bool reads_ring(const struct vi_channel *ch, uint32_t callback)
 	if (callback == VI_CALLBACK_NONE)
 		return false;
 	return ch->callback_mode == VI_CALL_BATCHED || callback == VI_CALLBACK_DRAIN ||
-	       callback == VI_CALLBACK_NAPI;
+	       callback == VI_CALLBACK_NAPI || callback == VI_CALLBACK_UTIL;
 }
 
-int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
-			    void *context)
+/*
+ * Until release(), nobody runs the callback, or is between reading the handler and reading its
+ * cookie. Return: the locked descriptor of a mapped channel, NULL of any other.
+ */
+static struct vi_irq_desc *hold(struct vi_channel *ch)
 {
-	static const vi_handler_t builtin[] = {
-		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = callback_drain,
-		[VI_CALLBACK_NAPI] = callback_napi, [VI_CALLBACK_COUNT] = callback_count,
-	};
-	struct vi_irq_desc *desc = ch->m->channel[ch->relid] ? ch->m->desc[ch->column] : NULL;
+	struct vi_irq_desc *desc = is_mapped(ch) ? ch->m->desc[ch->column] : NULL;
 
-	if (callback > VI_CALLBACK_HOOK || (callback == VI_CALLBACK_HOOK && !fn) ||
-	    (callback == VI_CALLBACK_COUNT && !context))
-		return -EINVAL;
-	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
-		return -EINVAL;
-	if (reads_ring(ch, callback) && !ch->in.hdr)
-		return -EINVAL;
-	if (vi_inside_interrupt(ch->m))
-		return -EDEADLK;
 	hold_tasklet(ch);
-	for (;;) {	/* nobody may be between reading the handler and reading its cookie */
-		if (desc) {
-			vi_lock(&desc->lock);
-			vi_slot_fence(ch->m, desc->slot);
-			if (!(desc->state & VI_IRQD_INPROGRESS) &&
-			    !vi_slot_hazard(ch->m, desc->slot, NULL))
-				break;
-			vi_unlock(&desc->lock);
-			sched_yield();
-		} else {
+	while (desc) {
+		vi_lock(&desc->lock);
+		vi_slot_fence(ch->m, desc->slot);
+		if (!(desc->state & VI_IRQD_INPROGRESS) &&
+		    !vi_slot_hazard(ch->m, desc->slot, NULL))
 			break;
-		}
+		vi_unlock(&desc->lock);
+		sched_yield();
 	}
 	vi_lock(&ch->sched_lock);
-	vi_store(&ch->callback, callback == VI_CALLBACK_HOOK ? fn : builtin[callback]);
-	ch->callback_kind = callback;
-	ch->context = callback >= VI_CALLBACK_COUNT ? context : ch;
-	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? napi_poll : on_event;
+	return desc;
+}
+
+static void release(struct vi_channel *ch, struct vi_irq_desc *desc)
+{
+	ch->looks = vi_looks_of(ch->callback_kind, ch->attention);
 	vi_unlock(&ch->sched_lock);
 	apply(ch);
 	if (desc) {
@@ -424,6 +392,48 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		vi_unlock(&desc->lock);
 	}
 	vi_store(&ch->tasklet.running, 0);
+}
+
+int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
+			    void *context)
+{
+	static const vi_handler_t builtin[] = {
+		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = vi_read_drain,
+		[VI_CALLBACK_NAPI] = vi_read_napi, [VI_CALLBACK_COUNT] = callback_count,
+		[VI_CALLBACK_HOOK] = NULL, [VI_CALLBACK_UTIL] = vi_read_drain,
+	};
+	const bool hook = callback == VI_CALLBACK_HOOK, count = callback == VI_CALLBACK_COUNT;
+	struct vi_irq_desc *desc;
+
+	if (callback > VI_CALLBACK_UTIL || (hook && !fn) || (count && !context))
+		return -EINVAL;
+	if (callback == VI_CALLBACK_NAPI && ch->callback_mode != VI_CALL_ISR)
+		return -EINVAL;
+	if (reads_ring(ch, callback) && !ch->in.hdr)
+		return -EINVAL;
+	if (vi_inside_interrupt(ch->m))
+		return -EDEADLK;
+	desc = hold(ch);
+	vi_store(&ch->callback, hook ? fn : builtin[callback]);
+	ch->callback_kind = callback;
+	ch->context = hook || count ? context : ch;
+	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? vi_read_napi_poll : on_event;
+	release(ch, desc);
+	return 0;
+}
+
+int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle)
+{
+	struct vi_irq_desc *desc;
+
+	if (mode > VI_ATTENTION_ALL)
+		return -EINVAL;
+	if (vi_inside_interrupt(ch->m))
+		return -EDEADLK;
+	desc = hold(ch);
+	ch->attention = mode;
+	ch->attention_handle = handle;
+	release(ch, desc);
 	return 0;
 }
 
@@ -432,8 +442,18 @@ int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu)
 	if (cpu >= ch->m->nr_cpus)
 		return -EINVAL;
 	ch->target_cpu = cpu;
-	if (ch->m->channel[ch->relid])
+	if (is_mapped(ch))
 		vi_desc_set_owner(ch->m, ch->m->desc[ch->column], cpu);
+	return 0;
+}
+
+int vi_channel_set_relid(struct vi_channel *ch, uint32_t relid)
+{
+	if (relid < VI_RELID_MIN || relid > VI_RELID_MAX)
+		return -EINVAL;
+	if (is_mapped(ch))
+		return -EBUSY;
+	ch->relid = relid;
 	return 0;
 }
 
@@ -442,7 +462,7 @@ void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind)
 	struct vi_machine *m = ch->m;
 
 	vi_store(&ch->rescind, rescind != 0);
-	if (m->channel[ch->relid])
+	if (is_mapped(ch))
 		vi_slot_set_drop(m, m->desc[ch->column], rescind ? &m->rescinded : NULL);
 }
 
@@ -458,6 +478,9 @@ void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *
 		.resyncs = ch->tally.resyncs,
 		.sig_events = ch->sig_events,
 		.intr_in_full = ch->in.intr_in_full,
+		.attended = ch->attended,
+		.replies = ch->replies,
+		.replies_dropped = ch->replies_dropped,
 	};
 }
 
@@ -471,10 +494,38 @@ struct vi_ring_writer *vi_channel_out(struct vi_channel *ch)
 	return &ch->out;
 }
 
+int vi_channel_set_signal(struct vi_channel *ch, uint32_t connection_id, uint64_t *send_int_page,
+			  uint32_t *monitor_pending, uint32_t monitor_bit)
+{
+	if (connection_id > VI_CONNECTION_ID_MAX || monitor_bit >= 32)
+		return -EINVAL;
+	if (ch->callback)
+		return -EBUSY;
+	ch->connection_id = connection_id;
+	ch->send_int_page = send_int_page;
+	ch->monitor_pending = monitor_pending;
+	ch->monitor_mask = 1u << monitor_bit;
+	return 0;
+}
+
+/*
+ * The relid's bit comes before what makes the host look for it; a monitored signal is not counted
+ * (vmbus_setevent, vmbus_set_event).
+ */
 void vi_channel_setevent(struct vi_channel *ch)
 {
+	if (ch->send_int_page)
+		__atomic_fetch_or(&ch->send_int_page[ch->relid / 64], 1ull << (ch->relid % 64),
+				  __ATOMIC_SEQ_CST);
+	if (ch->monitor_pending) {
+		__atomic_fetch_or(ch->monitor_pending, ch->monitor_mask, __ATOMIC_SEQ_CST);
+		return;
+	}
 	ch->sig_events++;
 	vi_store(&ch->signalled, 1);
+	/* v6.10 does not look at the status either */
+	if (ch->connection_id)
+		(void)vi_signal_event(ch->m, ch->connection_id, 0);
 }
 
 uint32_t vi_channel_take_event(struct vi_channel *ch)

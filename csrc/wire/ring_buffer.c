@@ -8,8 +8,10 @@
  * rules. What "signal" does is the caller's business; here it is decided.
  *
  * The data is mapped twice in a row, so that every copy runs past its end as if the ring were
- * straight (vmbus.md 1.3; hv_ringbuffer_init() does the same with vmap). The memfd is closed at
- * once: a machine has up to 4094 rings, and mappings, unlike descriptors, are plentiful.
+ * straight (vmbus.md 1.3; hv_ringbuffer_init() does the same with vmap). A ring has a memfd of its
+ * own, closed at once (a machine has up to 4094 rings, and mappings, unlike descriptors, are
+ * plentiful), or consists of pages of a file that somebody else keeps: guest memory, in which guest
+ * and host each map the same ring for themselves.
  *
  * Access rules: create, reset and destroy belong to the owner of both ends, while neither is at
  * work. One thread per end: the kernel serialises writers with the out ring's spinlock, here the
@@ -18,6 +20,7 @@
  */
 #define _GNU_SOURCE
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "wire/ring_inline.h"
@@ -39,6 +42,26 @@ static int vi_ring_map(uint8_t *base, int fd, size_t pad, size_t data_size)
 	if (mmap(base + front + data_size, data_size, prot, flags, fd, (off_t)front) == MAP_FAILED)
 		return -ENOMEM;
 	return 0;
+}
+
+/* Room for a ring's mappings, or NULL: what is laid over it goes away with one munmap(). */
+static uint8_t *vi_ring_reservation(size_t map_bytes)
+{
+	void *base = mmap(NULL, map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			  -1, 0);
+
+	return base == MAP_FAILED ? NULL : base;
+}
+
+/* Say where things are in a mapping that has @pad bytes, the control page, and the data twice. */
+static void vi_ring_mem_fill(struct vi_ring_mem *out, uint8_t *base, size_t pad, size_t data_size)
+{
+	out->map = base;
+	out->map_bytes = pad + VI_RING_HDR + 2 * data_size;
+	out->hdr = (struct vi_ring_buffer *)(void *)(base + pad);
+	out->data = base + pad + VI_RING_HDR;
+	out->bytes = (uint32_t)(VI_RING_HDR + data_size);
+	out->data_size = (uint32_t)data_size;
 }
 
 /**
@@ -63,8 +86,8 @@ int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out)
 	if (bytes < VI_RING_BYTES_MIN || bytes > VI_RING_BYTES_MAX || bytes % VI_PAGE ||
 	    data_size % page)
 		return -EINVAL;
-	base = mmap(NULL, map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (base == MAP_FAILED)
+	base = vi_ring_reservation(map_bytes);
+	if (!base)
 		return -ENOMEM;
 	ret = -ENOMEM;
 	fd = memfd_create("vmbus-ring", MFD_CLOEXEC);
@@ -75,12 +98,7 @@ int vi_ring_mem_create(uint32_t bytes, struct vi_ring_mem *out)
 	close(fd);
 	if (ret)
 		goto unmap;
-	out->map = base;
-	out->map_bytes = map_bytes;
-	out->hdr = (struct vi_ring_buffer *)(void *)(base + pad);
-	out->data = base + pad + VI_RING_HDR;
-	out->bytes = bytes;
-	out->data_size = (uint32_t)data_size;
+	vi_ring_mem_fill(out, base, pad, data_size);
 	vi_ring_reset(out);
 	return 0;
 unmap:
@@ -88,9 +106,81 @@ unmap:
 	return ret;
 }
 
+/* Map @n pages of a file in a row; pages that are neighbours in the file too take one mapping. */
+static int vi_ring_map_pages(uint8_t *base, int fd, const uint64_t *pfns, uint32_t n)
+{
+	const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_FIXED;
+	uint32_t run;
+
+	for (uint32_t i = 0; i < n; i += run) {
+		for (run = 1; i + run < n && pfns[i + run] == pfns[i] + run; run++)
+			;
+		if (mmap(base + (size_t)i * VI_PAGE, (size_t)run * VI_PAGE, prot, flags, fd,
+			 (off_t)(pfns[i] * VI_PAGE)) == MAP_FAILED)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Whether every page lies in the file: beyond its end, the first access would be SIGBUS. */
+static int vi_ring_check_pages(int fd, const uint64_t *pfns, uint32_t n)
+{
+	struct stat file;
+
+	if (fstat(fd, &file))
+		return -EBADF;
+	for (uint32_t i = 0; i < n; i++)
+		if (pfns[i] >= (uint64_t)file.st_size / VI_PAGE)
+			return -EINVAL;
+	return 0;
+}
+
+/**
+ * vi_ring_mem_map - map a ring whose pages lie in a file, and leave it as it stands
+ * @fd: the file; it may be closed afterwards and must never shrink
+ * @pfns: its pages, counted in VI_PAGE: the control page, then the data in the order of the ring
+ * @n: how many. A guest with larger pages leaves the rest of its header page out.
+ * @out: the mapping, or all zero on failure
+ *
+ * A page may occur twice: the result makes no sense as a ring, but no index leads out of it.
+ *
+ * Context: any thread; @out belongs to the caller.
+ * Return: 0; -EINVAL for fewer than 2 pages, more than VI_RING_BYTES_MAX bytes, or a page outside
+ * the file; -EBADF when there is no such file; -EOPNOTSUPP where the system cannot map pages of
+ * VI_PAGE; -ENOMEM when it has no memory or mapping left, or the file cannot be mapped.
+ */
+int vi_ring_mem_map(int fd, const uint64_t *pfns, uint32_t n, struct vi_ring_mem *out)
+{
+	const size_t data_size = (size_t)(n - 1) * VI_PAGE;
+	uint8_t *base;
+	int ret;
+
+	memset(out, 0, sizeof(*out));
+	if (n < VI_RING_BYTES_MIN / VI_PAGE || n > VI_RING_BYTES_MAX / VI_PAGE)
+		return -EINVAL;
+	if (sysconf(_SC_PAGESIZE) > VI_PAGE)
+		return -EOPNOTSUPP;
+	ret = vi_ring_check_pages(fd, pfns, n);
+	if (ret)
+		return ret;
+	base = vi_ring_reservation(VI_RING_HDR + 2 * data_size);
+	if (!base)
+		return -ENOMEM;
+	ret = vi_ring_map_pages(base, fd, pfns, n);
+	if (!ret)
+		ret = vi_ring_map_pages(base + VI_RING_HDR + data_size, fd, pfns + 1, n - 1);
+	if (ret) {
+		munmap(base, VI_RING_HDR + 2 * data_size);
+		return ret;
+	}
+	vi_ring_mem_fill(out, base, 0, data_size);
+	return 0;
+}
+
 /**
  * vi_ring_mem_destroy - unmap a ring
- * @mem: from vi_ring_mem_create(); all zero afterwards, and then a second call does nothing
+ * @mem: from vi_ring_mem_create() or vi_ring_mem_map(); all zero afterwards, and then a second call
+ *       does nothing
  *
  * Context: no end of the ring is in use any more.
  */

@@ -259,6 +259,33 @@ static inline void vi_ring_step(struct vi_ring_reader *r)
 	r->pkt_len = 0;
 }
 
+/* Two sums: an addition need not wait for the one before it. @len is a multiple of 8. */
+static inline uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
+{
+	uint64_t even = 0, odd = 0;
+	uint32_t i;
+
+	for (i = 0; i + 16 <= len; i += 16) {
+		even += vi_ring_load64(payload + i);
+		odd += vi_ring_load64(payload + i + 8);
+	}
+	return even + odd + (i < len ? vi_ring_load64(payload + i) : 0);
+}
+
+/* Add a packet that was copied out to what was read: every byte of it is looked at. */
+static inline void vi_ring_add(struct vi_ring_tally *tally, const struct vi_packet *p)
+{
+	tally->packets++;
+	tally->bytes += p->payload_len;
+	tally->checksum += p->trans_id + vi_ring_sum(p->payload, p->payload_len);
+}
+
+/* Whether a packet is more than in-band data that nobody waits for. */
+static inline bool vi_ring_special(const struct vi_packet *p)
+{
+	return p->type != VI_PKT_DATA_INBAND || p->flags;
+}
+
 /* Write the room back. Return: 1 if there was any. */
 static inline int vi_ring_publish_read_inline(struct vi_ring_reader *r)
 {

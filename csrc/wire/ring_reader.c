@@ -378,16 +378,6 @@ int vi_ring_read(struct vi_ring_reader *r, void *buf, uint32_t buflen, uint32_t 
 	return vi_ring_close(r);
 }
 
-static uint64_t vi_ring_sum(const uint8_t *payload, uint32_t len)
-{
-	uint64_t sum = 0;
-	uint32_t i;
-
-	for (i = 0; i < len; i += 8)
-		sum += vi_ring_load64(payload + i);
-	return sum;
-}
-
 /* Something is left that no packet can be: a writer publishes whole ones. */
 static bool less_than_a_packet(const struct vi_ring_reader *r)
 {
@@ -401,6 +391,53 @@ static void resync(struct vi_ring_reader *r)
 
 	if (vi_ring_index_ok(r->data_size, write_index))
 		r->priv_read_index = write_index;
+}
+
+/*
+ * Compiled once without anybody who looks and once with: the plain drain tests nothing per packet
+ * but what the ring itself needs.
+ */
+static inline __attribute__((always_inline)) int drain(struct vi_ring_reader *r, uint32_t budget,
+							struct vi_ring_tally *tally,
+							struct vi_ring_looker *looker)
+{
+	const uint32_t all = looker ? looker->all : 0;
+	struct vi_packet p;
+	uint32_t n = 0, unclosed = 0;
+	bool broken = false;
+	int ret = 0, signal = 0;
+
+	while (n < budget && !broken) {
+		ret = vi_ring_first_inline(r, &p);
+		if (ret <= 0) {
+			if (ret < 0 || !unclosed)
+				break;
+			signal |= vi_ring_close(r);
+			unclosed = 0;
+			continue;
+		}
+		if (looker && unlikely(all || vi_ring_special(&p)))
+			looker->look(looker, &p, tally);
+		else
+			vi_ring_add(tally, &p);
+		broken = r->pkt_len + VI_PKT_TRAILER > r->avail;
+		vi_ring_step(r);
+		n++;
+		if (++unclosed == VI_RING_BATCH) {
+			signal |= vi_ring_close(r);
+			unclosed = 0;
+			broken |= !vi_ring_index_ok(r->data_size,
+						    vi_load_relaxed(&r->hdr->write_index));
+		}
+	}
+	if (unlikely(broken || (ret == 0 && n < budget && less_than_a_packet(r)))) {
+		tally->resyncs++;
+		resync(r);
+		return signal | vi_ring_close(r);
+	}
+	if (n == 0)
+		return ret;
+	return unclosed ? signal | vi_ring_close(r) : signal;
 }
 
 /**
@@ -426,41 +463,24 @@ static void resync(struct vi_ring_reader *r)
  */
 int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally)
 {
-	struct vi_packet p;
-	uint32_t n = 0, unclosed = 0;
-	bool broken = false;
-	int ret = 0, signal = 0;
+	return drain(r, budget, tally, NULL);
+}
 
-	while (n < budget && !broken) {
-		ret = vi_ring_first_inline(r, &p);
-		if (ret <= 0) {
-			if (ret < 0 || !unclosed)
-				break;
-			signal |= vi_ring_close(r);
-			unclosed = 0;
-			continue;
-		}
-		tally->packets++;
-		tally->bytes += p.payload_len;
-		tally->checksum += p.trans_id + vi_ring_sum(p.payload, p.payload_len);
-		broken = r->pkt_len + VI_PKT_TRAILER > r->avail;
-		vi_ring_step(r);
-		n++;
-		if (++unclosed == VI_RING_BATCH) {
-			signal |= vi_ring_close(r);
-			unclosed = 0;
-			broken |= !vi_ring_index_ok(r->data_size,
-						    vi_load_relaxed(&r->hdr->write_index));
-		}
-	}
-	if (unlikely(broken || (ret == 0 && n < budget && less_than_a_packet(r)))) {
-		tally->resyncs++;
-		resync(r);
-		return signal | vi_ring_close(r);
-	}
-	if (n == 0)
-		return ret;
-	return unclosed ? signal | vi_ring_close(r) : signal;
+/**
+ * vi_ring_drain_with - vi_ring_drain() for a reader that wants to see packets itself
+ * @r: reading end with a pkt_buffer
+ * @budget: packets at most, seen ones among them
+ * @tally: what was read is added, but for what the looker takes
+ * @looker: its look() gets each special packet, or each packet, and adds it to the tally or does
+ *  not. The packet is a checked copy, good until look() returns; look() must not touch the reader.
+ *
+ * Context: the reader's thread.
+ * Return: as vi_ring_drain(); a packet that was looked at counts as one that came.
+ */
+int vi_ring_drain_with(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally,
+		       struct vi_ring_looker *looker)
+{
+	return drain(r, budget, tally, looker);
 }
 
 /**

@@ -7,7 +7,6 @@ control messages queue when the guest's slot is busy and go out one per EOM, in 
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
-from vmbusirq.hyperv.synic import Synic
+from vmbusirq.hyperv.partition import Partition
 from vmbusirq.limits import RELID_MAX, RELID_MIN
 
 __all__ = ["HostBus", "HostChannel", "Traffic", "VspStats"]
@@ -26,6 +25,7 @@ _WHY_NOT_DRIVEN: Final = {
     errno.ENXIO: "the SynIC of a target CPU is off",
     errno.EMSGSIZE: "a packet is more than its ring can ever hold",
     errno.ELOOP: "a handler raises itself for ever, or a ring's writer is broken",
+    errno.EIO: "the guest has broken an out ring",
     errno.ENOMEM: "out of memory",
 }
 
@@ -40,6 +40,7 @@ class VspStats:
         edges: of them, flags that went from 0 to 1, which is what the guest can count.
         dropped_signals: the target's SynIC was off, so the flag was lost.
         full: writes that a full ring refused.
+        responses, response_bytes: packets of the guest that :meth:`HostChannel.drain` or bulk traffic has read.
     """
 
     packets: int
@@ -49,6 +50,8 @@ class VspStats:
     edges: int
     dropped_signals: int
     full: int
+    responses: int
+    response_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +89,40 @@ class HostChannel:
         """Return a snapshot of the counters."""
         out = ffi.new("struct vi_vsp_stats *")
         lib.vi_vsp_get_stats(self.handle, out)
-        return VspStats(out.packets, out.bytes, out.checksum, out.signals, out.edges, out.dropped_signals, out.full)
+        return VspStats(
+            out.packets,
+            out.bytes,
+            out.checksum,
+            out.signals,
+            out.edges,
+            out.dropped_signals,
+            out.full,
+            out.responses,
+            out.response_bytes,
+        )
+
+    def set_template(self, template: bytes) -> None:
+        """Begin the payload of every packet sent with ``template``, and read what the guest answers; ``b""``: neither.
+
+        Smaller payloads become as long as the template. EINVAL: more than 256 bytes.
+        """
+        what = f"host: a template of {len(template)} bytes: {lib.VI_VSP_TEMPLATE_MAX} at most"
+        check(lib.vi_vsp_set_template(self.handle, template, len(template)), what)
+        lib.vi_vsp_set_drains(self.handle, bool(template))
+
+    def drain(self) -> int:
+        """Read and count what the guest has written; return how many packets. EIO: its ring is broken."""
+        return check(lib.vi_vsp_drain(self.handle), f"host: the guest has broken the out ring of channel {self.relid}")
 
 
 class HostBus:
     """All channels that the host offers, and its control messages."""
 
-    def __init__(self, core: Core, synic: Synic) -> None:
-        self._core = core
-        self._synic = synic
+    def __init__(self, partition: Partition) -> None:
+        self._core = partition.core
+        self._partition = partition
         self._channels: dict[int, HostChannel] = {}
-        self._waiting: dict[int, deque[bytes]] = {}
+        self._templates: dict[int, bytes] = {}
         self.messages_posted = 0
 
     @property
@@ -112,8 +138,21 @@ class HostBus:
         if relid in self._channels:
             raise IrqError(errno.EEXIST, f"host: channel {relid} is open already; close it first (EEXIST)")
         channel = HostChannel(self._core, relid, ring_in, ring_out, target_vp)
+        channel.set_template(self._templates.get(relid, b""))
         self._channels[relid] = channel
         return channel
+
+    def set_template(self, relid: int, template: bytes) -> None:
+        """Send packets that begin with ``template`` whenever ``relid`` is open, and read the answers; ``b""``: none.
+
+        EINVAL: more than 256 bytes, if it is open.
+        """
+        if relid in self._channels:
+            self._channels[relid].set_template(template)
+        if template:
+            self._templates[relid] = template
+        else:
+            self._templates.pop(relid, None)
 
     def close(self, relid: int) -> None:
         """Let go of a channel's rings; from here on it is never signalled."""
@@ -176,28 +215,22 @@ class HostBus:
             )
 
     def post_message(self, payload: bytes, vp: int = 0) -> None:
-        """Post a control message, or queue it behind those that wait for ``vp``'s slot.
-
-        Errors as :meth:`Synic.post`.
-        """
-        queue = self._waiting.setdefault(vp, deque())
-        if queue or not self._synic.post(vp, payload):
-            queue.append(bytes(payload))
+        """Post a control message; it waits behind others for ``vp``'s slot. Errors as Partition.post_to_guest."""
+        self._partition.post_to_guest(vp, payload)
         self.messages_posted += 1
 
     def pump(self) -> bool:
-        """Try to post what waits; return True if something went out. The machine calls this whenever CPUs are idle."""
+        """Read what was answered; return True if anything moved. The partition calls it when CPUs are idle."""
         moved = False
-        for vp, queue in self._waiting.items():
-            while queue and self._synic.post(vp, queue[0]):
-                queue.popleft()
+        for relid in self._templates:
+            if relid in self._channels and self._channels[relid].drain():
                 moved = True
         return moved
 
     @property
     def messages_waiting(self) -> int:
         """Messages that no slot had room for yet."""
-        return sum(len(queue) for queue in self._waiting.values())
+        return self._partition.messages_waiting
 
     def _find(self, relid: int) -> HostChannel:
         if relid not in self._channels:

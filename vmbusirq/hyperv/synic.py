@@ -51,16 +51,34 @@ class Synic:
         Raises:
             IrqError: EMSGSIZE for more than 240 bytes, EINVAL and ENXIO as in :meth:`signal`.
         """
+        what = self.check_message(cpu, payload, message_type, sint)
+        result = lib.vi_synic_post(self._core.handle, cpu, sint, message_type, payload, len(payload))
+        if result == -errno.EAGAIN:
+            return False
+        self._raise(result, what, cpu)
+        return True
+
+    def check_message(self, cpu: int, payload: bytes, message_type: int, sint: int) -> str:
+        """Raise what :meth:`post` would, ENXIO excepted; return what is asked for, as messages put it."""
         what = f"synic: cannot post {len(payload)} bytes to sint {sint} of cpu {cpu}"
         if len(payload) > MSG_PAYLOAD:
             raise IrqError(errno.EMSGSIZE, f"{what}: a message holds {MSG_PAYLOAD} bytes (EMSGSIZE)")
         if not (0 <= sint < SINTS and 0 < message_type < 1 << 32):
             raise IrqError(errno.EINVAL, f"{what}: SINTs are 0 to {SINTS - 1}, type {message_type} is none (EINVAL)")
-        result = lib.vi_synic_post(self._core.handle, self._cpu(cpu, what), sint, message_type, payload, len(payload))
-        if result == -errno.EAGAIN:
-            return False
-        self._raise(result, what, cpu)
-        return True
+        self._cpu(cpu, what)
+        return what
+
+    def take_message(self, cpu: int, sint: int = SINT_VMBUS) -> bytes | None:
+        """Take the message out of a slot by hand, as a crashing guest does; None if there is none. EINVAL: no slot."""
+        slot = lib.vi_synic_slot(self._core.handle, cpu, sint)
+        if slot == ffi.NULL:
+            raise IrqError(errno.EINVAL, f"synic: no sint {sint} on cpu {cpu} (EINVAL)")
+        seen = int(slot.type)
+        if seen == lib.VI_MSG_NONE:
+            return None
+        payload = bytes(ffi.buffer(slot.payload, min(slot.payload_size, MSG_PAYLOAD)))
+        self._raise(lib.vi_synic_eom(self._core.handle, cpu, sint, seen), f"synic: no sint {sint}", cpu)
+        return payload
 
     def flags_set(self, cpu: int, sint: int = SINT_VMBUS) -> tuple[int, ...]:
         """Return the event flags of ``cpu`` that are set and not yet claimed, ascending."""

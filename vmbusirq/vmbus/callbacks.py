@@ -1,4 +1,5 @@
-"""Where the data plane calls the guest driver: a channel's callback, a control message taken out of its slot."""
+"""Where the data plane calls the guest driver: a channel's callback, a packet that wants attention,
+a control message taken out of its slot."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.irq.callbacks import owner_of, running
+from vmbusirq.wire.packet import packet_from_c
 
 __all__ = ["ROOM"]
 
@@ -37,5 +39,15 @@ def _py_message(cpu: Any, message: Any) -> None:
         owner.keep(error)
 
 
+def _py_packet(cpu: Any, handle: Any, packet: Any) -> None:
+    """Hand a copy of a packet that wants attention to who asked for it; an error is kept, the packet is read."""
+    try:
+        with running(lib.vi_cpu_id(cpu)):
+            ffi.from_handle(handle).on_packet(packet_from_c(packet))
+    except BaseException as error:
+        owner_of(cpu).keep(error)
+
+
 ffi.def_extern(name="vi_py_channel_callback")(_py_channel_callback)
 ffi.def_extern(name="vi_py_message")(_py_message)
+ffi.def_extern(name="vi_py_packet")(_py_packet)

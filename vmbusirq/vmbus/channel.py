@@ -6,14 +6,22 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
 from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
+from vmbusirq.vmbus.pages import RingPair
+from vmbusirq.vmbus.send import Sender
+from vmbusirq.wire.packet import Packet
+from vmbusirq.wire.protocol import INVALID_RELID, OfferChannel
 
-__all__ = ["Channel", "ChannelState", "ChannelStats", "RingState"]
+if TYPE_CHECKING:
+    from vmbusirq.vmbus.device import HvDevice
+    from vmbusirq.vmbus.requestor import Requestor
+
+__all__ = ["Attention", "Channel", "ChannelState", "ChannelStats", "RingState"]
 
 
 class ChannelState(IntEnum):
@@ -23,6 +31,14 @@ class ChannelState(IntEnum):
     OPENING = 1
     OPEN = 2
     OPENED = 3
+
+
+class Attention(IntEnum):
+    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
+
+    NONE = lib.VI_ATTENTION_NONE
+    SPECIAL = lib.VI_ATTENTION_SPECIAL
+    ALL = lib.VI_ATTENTION_ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +55,9 @@ class ChannelStats:
         intr_in_full: of them, because a host that waited has room again.
         intr_out_empty: signals because the out ring was empty.
         out_full_first: episodes of a full out ring; ``out_full_total``: writes that it refused.
+        attended: packets handed to :meth:`Channel.set_attention`'s callable, which are not in ``packets``.
+        replies: heartbeat and timesync requests that the reader has answered; ``replies_dropped``: answers that found
+            the out ring full.
     """
 
     interrupts: int
@@ -53,6 +72,9 @@ class ChannelStats:
     intr_out_empty: int
     out_full_first: int
     out_full_total: int
+    attended: int
+    replies: int
+    replies_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +88,6 @@ class RingState:
     bytes_to_write: int
 
 
-class RingPair:
-    """The guest memory that a channel shares with the host: the out ring and the in ring, each mapped twice."""
-
-    def __init__(self, ring_bytes: int) -> None:
-        self.ring_in: Any = _ring(ring_bytes)
-        self.ring_out: Any = _ring(ring_bytes)
-
-
-def _ring(ring_bytes: int) -> Any:
-    mem = ffi.new("struct vi_ring_mem *")
-    check(lib.vi_ring_mem_create(ring_bytes, mem), f"channel: cannot map a ring of {ring_bytes} bytes")
-    return ffi.gc(mem, lib.vi_ring_mem_destroy)
-
-
 def _look(mem: Any) -> RingState:
     hdr = mem.hdr
     return RingState(
@@ -91,43 +99,72 @@ def _look(mem: Any) -> RingState:
     )
 
 
-class Channel:
+class _Watcher:
+    """What is behind the handle that C passes back with a packet."""
+
+    def __init__(self, on_packet: Callable[[Packet], object]) -> None:
+        self.on_packet = on_packet
+
+
+class Channel(Sender):
     """A channel from its offer to its removal.
 
     Attributes:
-        relid: 1 to 2047, the host's name for it and its hwirq.
-        device: which device it belongs to; ``device_class`` is that device's row of the catalogue.
+        relid: 1 to 2047, the host's name for it and its hwirq; INVALID_RELID between suspend and the offer after it.
+        dir_name: its directory in sysfs, the relid that it had first.
+        offer: what the host said when it offered the channel last.
+        device_class: its row of the catalogue.
         sub_channel_index: 0 for the primary.
+        primary: the device's primary channel, None for that one itself.
+        device: the device it belongs to, once there is one.
         irq_name: the action name its IRQ will have.
         irq: its Linux IRQ, 0 in a design without channel IRQs.
+        mapped: flags of its relid reach it.
         target_cpu: the CPU that the guest has asked the host to interrupt.
         irq_requested: request_irq has succeeded and free_irq has not been called since.
+        gpadl: handle of the rings' GPADL, 0 while they are not shared.
+        rescind_ref: a rescind has been taken up.
+        rescind_event: a sub-channel's rescind waits for the close of its primary to end it.
+        probe_done: its device has been made and offered to a driver, or its sub-channel to the driver.
     """
 
-    def __init__(
-        self, core: Core, relid: int, device: str, device_class: DeviceClass, sub_channel_index: int, irq_name: str
-    ) -> None:
-        self.relid: Final = relid
-        self.device: Final = device
-        self.device_class: Final = device_class
-        self.sub_channel_index: Final = sub_channel_index
-        self.irq_name = irq_name
+    def __init__(self, core: Core, offer: OfferChannel, device_class: DeviceClass, primary: Channel | None) -> None:
+        self.relid = offer.child_relid
+        self.dir_name: Final = str(offer.child_relid)
+        self.offer = offer
+        self.device_class = device_class
+        self.sub_channel_index: Final = offer.sub_channel_index
+        self.primary: Final = primary
+        self.device: HvDevice | None = None
+        self.irq_name = device_class.irq_name(offer.sub_channel_index, None)
         self.irq = 0
         self.target_cpu = 0
         self.state = ChannelState.OFFER
         self.irq_requested = False
+        self.gpadl = 0
+        self.mapped = False
+        self.rescinded = self.rescind_ref = self.rescind_event = self.probe_done = False
         self.rings: RingPair | None = None
+        self.requestor: Requestor | None = None
+        self.change_target_cpu: Callable[[Channel, int, int], object] | None = None
         self._earlier: tuple[int, ...] = (0, 0, 0, 0)
         self._callback_handle: Any = None
+        self._attention_handle: Any = None
         out = ffi.new("struct vi_channel **")
-        mode = device_class.mode
         check(
-            lib.vi_channel_create(core.handle, relid, mode, out), f"channel {relid}: cannot be made: it exists already"
+            lib.vi_channel_create(core.handle, self.relid, device_class.mode, out),
+            f"channel {self.relid}: cannot be made: it exists already",
         )
         self.c: Any = out[0]
 
     def __repr__(self) -> str:
-        return f"<Channel {self.relid} {self.irq_name} {self.state.name} cpu {self.target_cpu}>"
+        relid = "without relid" if self.relid == INVALID_RELID else self.relid
+        return f"<Channel {relid} {self.irq_name} {self.state.name} cpu {self.target_cpu}>"
+
+    @property
+    def is_hv_sock(self) -> bool:
+        """It is a connection of a socket, not a device."""
+        return self.offer.is_hv_sock
 
     @property
     def mode(self) -> CallbackMode:
@@ -155,6 +192,9 @@ class Channel:
             out.resyncs,
             out.sig_events,
             *self._end_counts(c),
+            out.attended,
+            out.replies,
+            out.replies_dropped,
         )
 
     def _present(self) -> Any:
@@ -172,12 +212,12 @@ class Channel:
     @property
     def ring_in(self) -> RingState:
         """The host-to-guest ring now. EINVAL while the channel shares no rings."""
-        return _look(self._mapped().ring_in)
+        return _look(self._mapped().ring_in.struct)
 
     @property
     def ring_out(self) -> RingState:
         """The guest-to-host ring now. EINVAL while the channel shares no rings."""
-        return _look(self._mapped().ring_out)
+        return _look(self._mapped().ring_out.struct)
 
     def _mapped(self) -> RingPair:
         rings = self.rings
@@ -186,6 +226,30 @@ class Channel:
                 errno.EINVAL, f"channel {self.relid}: its rings are not mapped: it is {self.state.name}, not OPENED"
             )
         return rings
+
+    def rename(self, relid: int) -> None:
+        """Give an unmapped channel the relid of another offer (resume)."""
+        check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
+        self.relid = relid
+
+    def set_signal(self, connection_id: int, interrupt_page: Any, monitor_pending: Any, monitor_bit: int) -> None:
+        """Set how the host is signalled: by hypercall, or through a bit of a monitor page if one is given.
+
+        Args:
+            connection_id: for HvSignalEvent.
+            interrupt_page: pointer to the guest-to-host half of the interrupt page; None with a dedicated interrupt.
+            monitor_pending: pointer to the pending word of a monitor group, None: not monitored.
+            monitor_bit: the bit in it.
+        """
+        page = ffi.NULL if interrupt_page is None else ffi.cast("uint64_t *", interrupt_page)
+        pending = ffi.NULL if monitor_pending is None else ffi.cast("uint32_t *", monitor_pending)
+        result = lib.vi_channel_set_signal(self.c, connection_id, page, pending, monitor_bit)
+        check(result, f"channel {self.relid}: cannot signal the host through connection {connection_id:#x}")
+
+    def rescind(self) -> None:
+        """Let no arrival through any more, and no packet out."""
+        self.rescinded = True
+        lib.vi_channel_set_rescind(self.c, 1)
 
     def set_cpu(self, cpu: int) -> None:
         """Expect interrupts on ``cpu``; other CPUs still take theirs, by the slower path."""
@@ -196,10 +260,12 @@ class Channel:
         """Let flags of this relid reach ``irq``, or the channel itself where there is none."""
         check(lib.vi_channel_map(self.c, irq), f"channel {self.relid}: cannot be mapped to irq {irq}")
         self.irq = irq
+        self.mapped = True
 
     def unmap(self) -> None:
         """Undo :meth:`map`. EDEADLK from inside an interrupt."""
         check(lib.vi_channel_unmap(self.c), f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+        self.mapped = False
 
     def bind_action(self, action: Any) -> None:
         """Fill a ``struct vi_irqaction *`` so that it runs this channel."""
@@ -207,7 +273,7 @@ class Channel:
 
     def share_rings(self, rings: RingPair | None) -> None:
         """Take the guest's ends of two rings, or give them up."""
-        pair = (rings.ring_in, rings.ring_out) if rings else (ffi.NULL, ffi.NULL)
+        pair = rings.structs if rings else (ffi.NULL, ffi.NULL)
         earlier = self._end_counts(self.c)
         result = lib.vi_channel_set_rings(self.c, *pair, self.device_class.max_packet)
         if result != -errno.EBUSY:  # the ends, if there are any now, count from 0
@@ -218,10 +284,38 @@ class Channel:
     def set_callback(self, callback: Callable[[Channel], object] | None) -> None:
         """Set what an arrival calls: a Python callable, or None for the driver's own reader in C."""
         if callback is None:
-            kind = lib.VI_CALLBACK_NAPI if self.device_class.napi else lib.VI_CALLBACK_DRAIN
-            self._set_callback(kind, ffi.NULL, None)
+            self._set_callback(self._own_reader, ffi.NULL, None)
         else:
             self._set_callback(lib.VI_CALLBACK_HOOK, lib.vi_py_channel_callback, (self, callback))
+
+    @property
+    def _own_reader(self) -> int:
+        device_class = self.device_class
+        if device_class.napi:
+            return int(lib.VI_CALLBACK_NAPI)
+        return int(lib.VI_CALLBACK_UTIL if device_class.util else lib.VI_CALLBACK_DRAIN)
+
+    def set_attention(self, mode: Attention, on_packet: Callable[[Packet], object] | None = None) -> None:
+        """Say which packets the driver's own reader hands to ``on_packet``; the others are read and added up in C.
+
+        Args:
+            mode: SPECIAL: packets that are not in-band or have a flag, and what a heartbeat or timesync channel cannot
+                answer itself; ALL: every packet; NONE: none.
+            on_packet: called with a copy of each, in the channel's callback: it must not wait. What it raises is
+                raised again where the machine was driven from.
+        Raises:
+            IrqError: EINVAL a mode without a callable or the reverse; EDEADLK from inside an interrupt.
+        """
+        if (mode is Attention.NONE) != (on_packet is None):
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {self.relid}: attention {mode.name} with on_packet={on_packet!r}: SPECIAL and ALL need a "
+                "callable, NONE has none (EINVAL)",
+            )
+        handle = ffi.NULL if on_packet is None else ffi.new_handle(_Watcher(on_packet))
+        result = lib.vi_channel_set_attention(self._present(), mode, handle)
+        check(result, f"channel {self.relid}: its attention cannot be changed from inside an interrupt")
+        self._attention_handle = handle
 
     def clear_callback(self) -> None:
         """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""

@@ -1,488 +1,497 @@
-"""The guest's VMBus driver: the relid domain, the top level, channels from offer to removal.
+"""The guest's VMBus driver: connecting to the host, taking up what it offers, leaving it again.
 
-See drivers/hv, v6.10 with RFC patches 07-12.
-
-Operations that the host or another CPU can overtake are step generators; the ordinary calls run the same code to its
-end.
+See drivers/hv/{connection,vmbus_drv}.c, v6.10, with RFC patches 07 to 12. The driver meets the host in hypercalls,
+message slots, event flags and shared memory only. Operations that the host or another CPU can overtake are step
+generators; the ordinary calls run the same code to its end.
 """
 
 from __future__ import annotations
 
 import errno
-import re
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from contextlib import suppress
+from typing import Any, Final
 from uuid import UUID
 
 from vmbusirq._ffi import lib
-from vmbusirq.core import Core
-from vmbusirq.cpumask import format_pbl
+from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
-from vmbusirq.errors import IrqError, check
-from vmbusirq.hyperv.synic import Synic
-from vmbusirq.irq import CHandler, Flow, Fwnode, IrqChip, IrqCore, IrqDesc, IrqDomain, IrqDomainOps, nop
-from vmbusirq.irq.settings import IRQ_HIDDEN, IRQ_MOVE_PCNTXT, IRQ_SET_MASK_OK
-from vmbusirq.limits import MSG_PAYLOAD, RELID_MAX, RELID_MIN, RELIDS
+from vmbusirq.errors import IrqError
+from vmbusirq.irq import IrqCore
+from vmbusirq.limits import SINT_VMBUS
+from vmbusirq.steps import Context as StepContext
 from vmbusirq.steps import Step, Steps, run
-from vmbusirq.vmbus.affinity import CONNECT_CPU, CpuPicker, VpAssignment
+from vmbusirq.vmbus.affinity import CONNECT_CPU, VpAssignment
 from vmbusirq.vmbus.callbacks import ROOM
-from vmbusirq.vmbus.channel import Channel, ChannelState, RingPair
-from vmbusirq.vmbus.device import HvDevice, make_instance_id
-from vmbusirq.vmbus.drivers.catalogue import CATALOGUE
+from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.vmbus.channel_mgmt import ChannelManager
+from vmbusirq.vmbus.context import Context, GuestOptions
+from vmbusirq.vmbus.control import Control, Request
+from vmbusirq.vmbus.device import HvDevice
+from vmbusirq.vmbus.devices import Devices
+from vmbusirq.vmbus.drivers import DRIVERS
+from vmbusirq.vmbus.open import Opener
+from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
+from vmbusirq.vmbus.retarget import Retarget
+from vmbusirq.vmbus.toplevel import make_domain, request_message_irq, request_ppi
+from vmbusirq.vmbus.work import WorkQueues
+from vmbusirq.wire.protocol import (
+    LINUX_VERSIONS,
+    VMBUS_MESSAGE_CONNECTION_ID,
+    VMBUS_MESSAGE_CONNECTION_ID_4,
+    InitiateContact,
+    MessageType,
+    RequestOffers,
+    TlConnectRequest,
+    Unload,
+    Unlock,
+    Version,
+    VersionResponse,
+)
 
-__all__ = ["HostLink", "Offer", "VmbusConnection"]
+__all__ = ["VmbusConnection"]
 
-MESSAGE_HWIRQ: Final = 0  # no channel has relid 0
-MESSAGE_IRQ_NAME: Final = "vmbus-msg"
-PPI_IRQ_NAME: Final = "Hyper-V VMbus"
-CHANNELMSG_COUNT: Final = 25
-SCSI_HOST_MAX: Final = 65535
-_SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
-
-
-class HostLink(Protocol):
-    """What the guest asks of the host. Each call is a message or hypercall on a real machine."""
-
-    def open(self, relid: int, ring_in: Any, ring_out: Any, target_vp: int) -> object:
-        """OPENCHANNEL with the rings of the GPADL."""
-
-    def close(self, relid: int) -> None:
-        """CLOSECHANNEL."""
-
-    def modify_channel(self, relid: int, target_vp: int) -> None:
-        """MODIFYCHANNEL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One OFFERCHANNEL as far as the guest acts on it.
-
-    Which device of which class, which of its channels, which relid. A device without an instance GUID is given one.
-    """
-
-    device: str
-    device_class: str
-    relid: int
-    sub_channel_index: int = 0
-    scsi_host: int | None = None
-    instance: UUID | None = None
+RESUME_TIMEOUT_TICKS: Final = 10 * TICKS_PER_S
+CRASH_POLL_TICKS: Final = 10 * TICKS_PER_MS
+CRASH_POLLS: Final = 10_000  # 100 s
+CRASH_NOTICE_POLLS: Final = 500
+MONITOR_PENDING: Final = 8  # trigger_group[4] of a monitor page, {pending, armed} each (vmbus.md 2.5)
+MONITOR_GROUP: Final = 8
+_ISOLATION_MIN: Final = Version.V5_2
 
 
 class VmbusConnection:
     """The guest's end of VMBus.
 
     Args:
+        hv: the partition: hypercalls, memory, SynICs, time.
         nodes: mask of online CPUs of each NUMA node.
-        isolated: CPUs under isolcpus=managed_irq, which init_vp_index and irq_set_affinity keep away from.
         ppi_irq: Linux IRQ of the per-CPU interrupt that serves the top level (arm64), 0 on x86.
-        seed: from which instance GUIDs are made that no offer gives.
+
+    Attributes:
+        control: messages to and from the host.
+        devices: devices by instance GUID, in the order in which they came; drivers, and ids added to them.
+        channels: offered channels by relid.
+        work: the work queues.
+        retarget: which CPU channels interrupt.
+        manager: channels from offer to removal.
     """
 
     def __init__(
         self,
         core: Core,
         irq: IrqCore,
-        synic: Synic,
-        host: HostLink,
+        hv: Any,
         design: Design,
         *,
         nodes: Sequence[int],
-        isolated: int = 0,
+        options: GuestOptions | None = None,
         ppi_irq: int = 0,
-        seed: int = 0,
     ) -> None:
-        self._core = core
+        options = options or GuestOptions()
         self._irq = irq
-        self._host = host
-        self._synic = synic
+        self._hv = hv
         self.design: Final = design
-        self.isolated: Final = isolated
-        self.synic_online = 0
-        self.messages_received: dict[int, int] = {}
-        self._channels: dict[int, Channel] = {}
-        self._devices: dict[UUID, HvDevice] = {}
+        self.options: Final = options
+        self.log: Final = irq.log
+        self.control: Final = Control(hv, irq.log)
+        self._ctx: Final = Context(core, irq, hv, self.control, design, options)
         self._nodes = tuple(nodes)
-        self._seed = seed
-        self._assignment = VpAssignment(nodes, irq.possible & ~isolated)
-        self._picker = CpuPicker()
-        self._chip = IrqChip("VMBus", irq_set_affinity=self._chip_set_affinity, irq_mask=nop, irq_unmask=nop)
-        self.domain: Final[IrqDomain] = irq.irq_domain_create_linear(
-            Fwnode.named("hv-vmbus"), RELIDS, IrqDomainOps(map=self._map), self, demux=True
+        self._pages: dict[str, GuestPages] = {}
+        self.work: Final = WorkQueues(irq.owner.keep)
+        assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
+        self.retarget: Final = Retarget(self._ctx, assignment)
+        self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
+        self.devices: Final = Devices(irq.log)
+        self._opener: Final = Opener(self._ctx)
+        self.manager: Final = ChannelManager(
+            self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
+        self.retarget.perf_channel_on = self.manager.perf_channel_on
+        for name, driver in DRIVERS.items():
+            self.devices.drivers[name] = driver(self)
+        self._take_messages()
         irq.owner.rooms[ROOM] = self
-        irq.owner.set_hooks(message=lib.vi_py_message)
+        irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
+        hv.add_pump(self.work.pump, guest=True)
         if ppi_irq:
-            self._request_ppi(ppi_irq)
+            request_ppi(core, irq, design, ppi_irq)
         if design.message_irq:
-            self._request_message_irq()
+            request_message_irq(core, irq, self.domain)
+
+    def _take_messages(self) -> None:
+        control, manager = self.control, self.manager
+        control.handlers.update(
+            {
+                MessageType.OFFERCHANNEL: manager.queue_offer,
+                MessageType.RESCIND_CHANNELOFFER: manager.queue_rescind,
+                MessageType.OPENCHANNEL_RESULT: lambda m: control.answer(m, m.child_relid, m.openid),  # type: ignore[attr-defined]
+                MessageType.GPADL_CREATED: lambda m: control.answer(m, m.child_relid, m.gpadl),  # type: ignore[attr-defined]
+                MessageType.GPADL_TORNDOWN: lambda m: control.answer(m, m.gpadl),  # type: ignore[attr-defined]
+                MessageType.VERSION_RESPONSE: control.answer,
+                MessageType.UNLOAD_RESPONSE: control.answer,
+                MessageType.MODIFYCHANNEL_RESPONSE: self.retarget.on_response,
+            }
+        )
+
+    # ---- what others look at
 
     @property
     def channels(self) -> Mapping[int, Channel]:
         """Offered channels by relid."""
-        return self._channels
+        return self._ctx.channels
 
     @property
-    def devices(self) -> Mapping[UUID, HvDevice]:
-        """Devices by instance GUID, in the order in which they came."""
-        return self._devices
+    def version(self) -> Version | None:
+        """The protocol version agreed upon, None while not connected."""
+        return self.control.version if self.control.connected else None
+
+    @property
+    def messages_received(self) -> Mapping[int, int]:
+        """Control messages taken out of the slot, by type."""
+        return self.control.received
+
+    @property
+    def isolated(self) -> int:
+        """CPUs that channels keep away from."""
+        return self.options.isolated
+
+    @property
+    def synic_online(self) -> int:
+        """CPUs whose SynIC takes interrupts."""
+        return self.retarget.synic_online
 
     def cpu_to_node(self, cpu: int) -> int:
         """Return the NUMA node of a CPU."""
         return next((node for node, cpus in enumerate(self._nodes) if cpus >> cpu & 1), 0)
 
-    # ---- top level
+    @property
+    def nr_online_cpus(self) -> int:
+        """How many CPUs are online, which is what drivers ask sub-channels by."""
+        return self._irq.online.bit_count()
 
-    def _request_ppi(self, irq: int) -> None:
-        flow = Flow(self.design.toplevel_flow)
-        self._irq.set_chip_and_handler(irq, self._irq.irq_to_desc(irq).chip, flow)
-        if self.design.toplevel_hidden:
-            self._irq.modify_status(irq, set_=IRQ_HIDDEN)
-        cookies = [self._core.handle] * self._core.nr_cpus
-        self._irq.request_percpu_irq(irq, lib.vi_handler_percpu_isr(), PPI_IRQ_NAME, cookies)
-        check(lib.vi_machine_set_toplevel_irq(self._core.handle, irq), f"irq {irq}: cannot serve the top level")
+    def on_message(self, message_type: int, size: int, payload: bytes) -> None:
+        """Take one control message (vmbus_on_msg_dpc)."""
+        self.control.on_message(message_type, size, payload)
 
-    def _request_message_irq(self) -> None:
-        irq = self._irq.irq_create_mapping(self.domain, MESSAGE_HWIRQ)
-        self._irq.request_irq(irq, lib.vi_handler_message(), 0, MESSAGE_IRQ_NAME)
-        self._irq.irq_set_affinity_and_hint(irq, 1 << CONNECT_CPU)
-        check(lib.vi_machine_set_message_irq(self._core.handle, irq), f"irq {irq}: cannot serve control messages")
+    def shared_pages(self) -> dict[str, tuple[int, ...]]:
+        """Return what the host may reach now, by what it is: guest page numbers; none for a CPU's SynIC pages."""
+        gpadls = {f"GPADL {handle:#x}": pfns for handle, pfns in self._opener.gpadls.items()}
+        synics: dict[str, tuple[int, ...]] = {
+            f"cpu {cpu}: message page, event flag page": ()
+            for cpu in range(self._irq.nr_cpus)
+            if self.synic_online >> cpu & 1
+        }
+        return {**{name: tuple(pages.pfns) for name, pages in self._pages.items()}, **gpadls, **synics}
+
+    # ---- connecting
 
     def synic_init(self, cpus: Iterable[int]) -> None:
         """Switch the SynICs of CPUs on (hv_synic_init)."""
         for cpu in cpus:
-            self._synic.enable(cpu)
-            self.synic_online |= 1 << cpu
+            self._hv.synic.enable(cpu)
+            self.retarget.synic_online |= 1 << cpu
 
-    def on_message(self, message_type: int, size: int, payload: bytes) -> None:
-        """Take one control message (vmbus_on_msg_dpc).
+    def connect(self) -> None:
+        """Agree on a version and ask for the offers, which come as the machine runs. Errors as :meth:`connect_steps`."""
+        self._run(self.connect_steps())
 
-        What Linux refuses is logged and dropped; the slot is freed either way.
-        """
-        if size > MSG_PAYLOAD or len(payload) < 8:
-            self._irq.log.warn(f"hv_vmbus: payload size is too {'large' if size > MSG_PAYLOAD else 'small'} ({size})")
-            return
-        (msgtype,) = struct.unpack_from("<I", payload)
-        if msgtype >= CHANNELMSG_COUNT:
-            self._irq.log.warn(f"hv_vmbus: unknown msgtype={msgtype}")
-            return
-        self.messages_received[msgtype] = self.messages_received.get(msgtype, 0) + 1
-
-    # ---- offer and removal
-
-    def offer(self, offer: Offer) -> Channel:
-        """Take up an offered channel: choose its CPU, map its relid to an IRQ (vmbus_process_offer, RFC patch 08).
+    def connect_steps(self) -> Steps[None]:
+        """Yield the steps of negotiation and REQUESTOFFERS (vmbus_connect, vmbus_request_offers).
 
         Raises:
-            IrqError: EINVAL a relid outside 1..2047 or an unknown device class, EEXIST a relid, a device's primary or
-                an instance in use, ENOMEM no IRQ left.
+            IrqError: EDOM the host speaks none of our versions; else as posting.
         """
-        return run(self.offer_steps(offer))
-
-    def offer_steps(self, offer: Offer) -> Steps[Channel]:
-        """Yield the steps of :meth:`offer`."""
         self._irq.check_owner()
-        self._check_offer(offer)
-        device_class = CATALOGUE[offer.device_class]
-        name = device_class.irq_name(offer.sub_channel_index, offer.scsi_host)
-        channel = Channel(self._core, offer.relid, offer.device, device_class, offer.sub_channel_index, name)
-        others = [other.target_cpu for other in self._of_device(offer.device)]
-        cpu = self._assignment.assign(device_class.perf, offer.sub_channel_index, others)
-        channel.set_cpu(cpu)
-        yield Step(f"channel {offer.relid}: map the relid")
-        irq = 0
-        if self.design.channel_irqs:
-            irq = self._irq.irq_create_mapping(self.domain, offer.relid)
-            if not irq:
-                channel.destroy()
-                raise IrqError(errno.ENOMEM, f"channel {offer.relid}: no irq could be mapped; see the log (ENOMEM)")
-            self._irq.set_handler_data(irq, channel)
-            self._irq.modify_status(irq, set_=IRQ_MOVE_PCNTXT)
-        channel.map(irq)
-        self._channels[offer.relid] = channel
-        self._register(offer, channel)
-        channel.state = ChannelState.OPEN
-        self._irq.log.info(
-            f"hv_vmbus: offer of relid {offer.relid}: {name}, cpu {cpu}" + (f", irq {irq}" if irq else "")
-        )
-        return channel
-
-    def _check_offer(self, offer: Offer) -> None:
-        relid = offer.relid
-        if not RELID_MIN <= relid <= RELID_MAX:
-            borders = f"relids are {RELID_MIN} to {RELID_MAX}"
-            raise IrqError(errno.EINVAL, f"channel {relid}: cannot be offered: {borders} (EINVAL)")
-        if offer.device_class not in CATALOGUE:
-            known = ", ".join(sorted(CATALOGUE))
-            raise IrqError(
-                errno.EINVAL, f"channel {relid}: no device class {offer.device_class!r} (EINVAL); known: {known}"
-            )
-        if not offer.device.isprintable() or not 0 <= offer.sub_channel_index <= RELID_MAX:
-            raise IrqError(
-                errno.EINVAL,
-                f"channel {relid}: device {offer.device!r}, sub-channel {offer.sub_channel_index}: a name is "
-                f"printable, an index 0 to {RELID_MAX} (EINVAL)",
-            )
-        if not (offer.scsi_host is None or 0 <= offer.scsi_host <= SCSI_HOST_MAX):
-            raise IrqError(
-                errno.EINVAL, f"channel {relid}: scsi host {offer.scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
-            )
-        if relid in self._channels:
-            owner = self._channels[relid].irq_name
-            raise IrqError(errno.EEXIST, f"channel {relid}: is in use by {owner}; remove it first (EEXIST)")
-        self._check_device(offer)
-
-    def _check_device(self, offer: Offer) -> None:
-        """Refuse a second primary of a device, one instance for two devices, and two for one."""
-        instance = self._instance_of(offer)
-        named, present = self._named(offer.device_class, offer.device), self._devices.get(instance)
-        if named is not present:
-            other = named or present
-            assert other is not None
-            raise IrqError(
-                errno.EEXIST,
-                f"channel {offer.relid}: cannot be of {offer.device_class} {offer.device}, instance {instance}: there "
-                f"is {other.device_class.name} {other.name}, instance {other.instance}",
-            )
-        if present is not None and not offer.sub_channel_index:
-            raise IrqError(
-                errno.EEXIST,
-                f"channel {offer.relid}: {present.name} has a primary, channel {present.primary.relid}, already",
-            )
-
-    def _instance_of(self, offer: Offer) -> UUID:
-        if offer.instance is not None:
-            return offer.instance
-        known = self._named(offer.device_class, offer.device)
-        return make_instance_id(offer.device_class, offer.device, self._seed) if known is None else known.instance
-
-    def _named(self, device_class: str, name: str) -> HvDevice | None:
-        devices = self._devices.values()
-        return next(
-            (device for device in devices if (device.device_class.name, device.name) == (device_class, name)), None
-        )
-
-    def _register(self, offer: Offer, channel: Channel) -> None:
-        """Give a channel its place in sysfs: the first of an instance makes the device."""
-        instance = self._instance_of(offer)
-        device = self._devices.get(instance)
-        if device is None:
-            self._devices[instance] = HvDevice(offer.device, instance, channel.device_class, channel)
+        if self.control.connected:
+            raise IrqError(errno.EBUSY, f"vmbus: is connected at version {self.version} already (EBUSY)")
+        self._allocate_pages()
+        newest = Version(self.options.max_version)
+        tried = [version for version in LINUX_VERSIONS if version <= newest]
+        if self.options.isolation:
+            tried = [version for version in tried if version >= _ISOLATION_MIN]
+        for version in tried:
+            with suppress(IrqError):
+                if (yield from self._negotiate(version)):
+                    break
         else:
-            device.channels.append(channel)
+            self._free_pages()
+            spoken = ", ".join(str(version) for version in tried) or "none"
+            raise IrqError(errno.EDOM, f"vmbus: the host speaks none of our versions (EDOM); tried: {spoken}")
+        self.log.info(f"hv_vmbus: Vmbus version:{self.version}")
+        yield from self.control.post(RequestOffers())
 
-    def _unregister(self, channel: Channel) -> None:
-        """Take it away again. The device goes with its primary, whatever sub-channels are left."""
-        device = self._named(channel.device_class.name, channel.device)
-        if device is None or channel not in device.channels:
-            return
-        if channel is device.primary:
-            device.removed = True
-            del self._devices[device.instance]
-        else:
-            device.channels.remove(channel)
+    def _allocate_pages(self) -> None:
+        for name in ("interrupt page", "monitor page 1", "monitor page 2"):
+            if name not in self._pages:
+                self._pages[name] = GuestPages(self._hv.memory, 1)
 
-    def _of_device(self, device: str) -> list[Channel]:
-        return [channel for channel in self._channels.values() if channel.device == device]
+    def _free_pages(self) -> None:
+        for pages in self._pages.values():
+            pages.free()
+        self._pages.clear()
 
-    def _map(self, domain: IrqDomain, irq: int, hwirq: int) -> None:
-        """Give a new mapping its chip and flow handler (RFC patch 07)."""
-        self._irq.set_chip_and_handler(irq, self._chip, Flow.SIMPLE)
+    def _gpa(self, name: str) -> int:
+        return self._pages[name].pfns[0] * HV_PAGE
 
-    def remove(self, channel: Channel) -> None:
-        """Take a channel away: close it if it is open, free its IRQ, forget the relid. EDEADLK inside an interrupt."""
-        self._irq.may_wait(f"channel {channel.relid}: remove")
-        if channel.state is ChannelState.OPENED:
-            self.close(channel)
-        lib.vi_channel_set_rescind(channel.c, 1)
-        self._free_irq(channel)
-        channel.unmap()
-        if channel.irq:
-            self._irq.irq_dispose_mapping(channel.irq)
-        del self._channels[channel.relid]
-        self._unregister(channel)
-        cpu = channel.target_cpu
-        if channel.device_class.perf and not self._perf_channel_on(cpu):
-            self._assignment.unmark(cpu)
-        channel.destroy()
+    def _negotiate(self, version: Version) -> Steps[bool]:
+        """Try one version (vmbus_negotiate_version). Linux looks at version_supported alone."""
+        control = self.control
+        multi_client = version.has(Unlock.MULTI_CLIENT)
+        control.msg_conn_id = VMBUS_MESSAGE_CONNECTION_ID_4 if multi_client else VMBUS_MESSAGE_CONNECTION_ID
+        message = InitiateContact(
+            version,
+            CONNECT_CPU,
+            InitiateContact.target() if version.has(Unlock.MSG_SINT) else self._gpa("interrupt page"),
+            self._gpa("monitor page 1"),
+            self._gpa("monitor page 2"),
+        )
+        answer = yield from control.ask(Request(MessageType.VERSION_RESPONSE), message)
+        if not isinstance(answer, VersionResponse) or not answer.version_supported:
+            return False
+        if multi_client:
+            control.msg_conn_id = answer.msg_conn_id
+        control.version = version
+        control.connected = True
+        return True
 
-    def _perf_channel_on(self, cpu: int) -> bool:
-        return any(other.device_class.perf and other.target_cpu == cpu for other in self._channels.values())
+    def _set_signal(self, channel: Channel) -> None:
+        """Let a channel signal the host as its offer says (vmbus_setevent; vmbus.md 2.6)."""
+        offer, memory = channel.offer, self._hv.memory
+        interrupt_page = monitor = None
+        if not offer.is_dedicated or offer.is_monitored:
+            interrupt_page = memory.address(self._pages["interrupt page"].pfns[0]) + HV_PAGE // 2
+        if offer.is_monitored:
+            group = offer.monitorid // 32
+            monitor = memory.address(self._pages["monitor page 2"].pfns[0]) + MONITOR_PENDING + group * MONITOR_GROUP
+        channel.set_signal(offer.connection_id, interrupt_page, monitor, offer.monitorid % 32)
 
-    # ---- open and close
+    # ---- what drivers use
+
+    def wait(self, point: str, ready: Callable[[], bool], timeout_ticks: int | None = None) -> Steps[bool]:
+        """Wait until ``ready``, or so many ticks; return whether it came true."""
+        return (yield from self.control.wait(point, ready, timeout_ticks))
+
+    def open_steps(
+        self, channel: Channel, callback: Callable[[Channel], object] | None = None, *, userdata: bytes = b""
+    ) -> Steps[None]:
+        """Yield the steps of :meth:`open`. An error undoes exactly what was done."""
+        yield from self._opener.open(channel, callback, userdata)
+
+    def close_steps(self, channel: Channel) -> Steps[None]:
+        """Yield the steps of :meth:`close`."""
+        subs = channel.device.sub_channels if channel.device is not None and channel.primary is None else []
+        yield from self._opener.close(channel, subs, self.manager.process_removal)
+
+    def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
+        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
+        return (yield from self._opener.establish_gpadl(channel, pages.pfns))
+
+    def teardown_gpadl_steps(self, channel: Channel, handle: int) -> Steps[None]:
+        """Take shared pages back."""
+        yield from self._opener.teardown_gpadl(channel, handle)
+
+    def alloc_pages(self, pages: int) -> GuestPages:
+        """Return contiguous pages of 4096 bytes to share."""
+        return GuestPages(self._hv.memory, pages)
+
+    def queue_work(self, label: str, steps: Steps[None]) -> None:
+        """Run steps later, on the system's work queue."""
+        self.work.system.queue(label, steps)
+
+    def tl_connect_steps(self, guest_endpoint_id: UUID, host_service_id: UUID) -> Steps[None]:
+        """Ask for an hv_sock connection; success is an offer (vmbus_send_tl_connect_request).
+
+        Raises:
+            IrqError: EINVAL below 4.0; else as posting.
+        """
+        yield from self.control.post(TlConnectRequest(guest_endpoint_id, host_service_id))
+
+    # ---- by hand
 
     def open(self, channel: Channel, callback: Callable[[Channel], object] | None = None) -> None:
         """Share rings with the host, request the IRQ, open the channel (__vmbus_open, RFC patch 09).
 
         Args:
-            channel: as :meth:`offer` returned it.
+            channel: an offered one that no driver has opened.
             callback: called with the channel where its mode says; None for the driver's own reader, which counts what
                 it reads.
         Raises:
-            IrqError: EINVAL unless it is offered and closed; EDEADLK inside a handler; ENOMEM; whatever request_irq or
-                the host refuses with.
+            IrqError: EINVAL unless it is offered and closed; EDEADLK inside a handler; ENOMEM; EDQUOT the host refuses
+                the rings, EAGAIN the channel; ENODEV it was rescinded meanwhile; what request_irq refuses with;
+                ETIMEDOUT (Hung) the host will never answer.
         """
-        run(self.open_steps(channel, callback))
-
-    def open_steps(self, channel: Channel, callback: Callable[[Channel], object] | None = None) -> Steps[None]:
-        """Yield the steps of :meth:`open`. An error undoes exactly what was done."""
-        self._irq.may_wait(f"channel {channel.relid}: open")
-        if channel.state is not ChannelState.OPEN:
-            raise IrqError(
-                errno.EINVAL,
-                f"channel {channel.relid}: cannot open: its state is {channel.state.name}, not OPEN (EINVAL)",
-            )
-        channel.state = ChannelState.OPENING
-        rings = RingPair(channel.device_class.ring_bytes)
-        try:
-            channel.share_rings(rings)
-            channel.set_callback(callback)
-            yield Step(f"channel {channel.relid}: rings are shared, request_irq")
-            self._request_irq(channel)
-            yield Step(f"channel {channel.relid}: send OPENCHANNEL")
-            self._host.open(channel.relid, rings.ring_in, rings.ring_out, channel.target_cpu)
-        except BaseException:
-            self._free_irq(channel)
-            channel.clear_callback()
-            channel.share_rings(None)
-            channel.state = ChannelState.OPEN
-            raise
-        channel.state = ChannelState.OPENED
-
-    def _request_irq(self, channel: Channel) -> None:
-        if not channel.irq:
-            return
-        self._irq.request_irq(channel.irq, CHandler(channel.bind_action), 0, channel.irq_name, channel)
-        channel.irq_requested = True
-        self._irq.irq_set_affinity_and_hint(channel.irq, 1 << channel.target_cpu)
-
-    def _free_irq(self, channel: Channel) -> None:
-        if channel.irq_requested:
-            self._irq.irq_update_affinity_hint(channel.irq, None)
-            self._irq.free_irq(channel.irq, channel)
-            channel.irq_requested = False
+        self._run(self.open_steps(channel, callback))
 
     def close(self, channel: Channel) -> None:
         """Stop the callback, tell the host, take the rings back, free the IRQ (vmbus_close).
 
-        The RFC as posted keeps the IRQ until the relid is unmapped, so that a re-open meets EBUSY; that is mended here.
-
         Raises:
-            IrqError: EINVAL unless it is open; EDEADLK from inside an interrupt.
+            IrqError: EINVAL unless it is open and a primary; EDEADLK from inside an interrupt; ETIMEDOUT as above.
         """
-        if channel.state is not ChannelState.OPENED:
-            raise IrqError(
-                errno.EINVAL,
-                f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)",
-            )
-        self._irq.may_wait(f"channel {channel.relid}: close")
-        channel.clear_callback()
-        channel.state = ChannelState.OPEN
-        self._host.close(channel.relid)
-        channel.share_rings(None)
-        self._free_irq(channel)
-
-    # ---- affinity
-
-    def _chip_set_affinity(self, desc: IrqDesc, mask: int, force: bool) -> Steps[int]:
-        """Move a channel to a CPU of ``mask`` (vmbus_irq_set_affinity, RFC patches 10 and 12)."""
-        channel = desc.handler_data
-        if not isinstance(channel, Channel):
-            return (yield from self._message_set_affinity(desc, mask))
-        allowed = mask & ~self.isolated
-        if allowed >> channel.target_cpu & 1:
-            desc.update_effective_affinity(1 << channel.target_cpu)
-            return IRQ_SET_MASK_OK
-        allowed &= self.synic_online
-        if not allowed:
-            raise IrqError(
-                errno.EINVAL,
-                f"irq {desc.irq}: cannot move channel {channel.relid} to cpu {format_pbl(mask)}: isolated, or its "
-                f"SynIC is off (EINVAL); usable: {format_pbl(self.synic_online & ~self.isolated) or 'none'}",
-            )
-        cpu = self._picker.pick(allowed)
-        if channel.state is not ChannelState.OPENED:
-            raise IrqError(
-                errno.EIO,
-                f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
-            )
-        yield Step(f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}")
-        self._host.modify_channel(channel.relid, cpu)
-        self._moved(channel, cpu)
-        desc.update_effective_affinity(1 << cpu)
-        return IRQ_SET_MASK_OK
+        self._run(self.close_steps(channel))
 
     def target_cpu_store(self, channel: Channel, text: bytes) -> int:
-        """Take a write to channels/<relid>/cpu: move the channel; return the bytes taken.
-
-        With channel IRQs this is irq_set_affinity() with one CPU (RFC patch 10); without, the channel is retargeted
-        directly (target_cpu_store in drivers/hv/vmbus_drv.c, v6.10). The RFC as posted returns 0 bytes where it
-        succeeds; that is mended here.
-
-        Raises:
-            IrqError: EIO no number, or a channel that is not open and would have to move; EINVAL a CPU that is past the
-                last, offline, isolated or without SynIC; what the host refuses with, in a design without channel IRQs
-                always EIO.
-        """
-        return run(self.target_cpu_store_steps(channel, text))
+        """Take a write to channels/<relid>/cpu; errors and result: :meth:`Retarget.target_cpu_store`."""
+        return self._run(self.target_cpu_store_steps(channel, text))
 
     def target_cpu_store_steps(self, channel: Channel, text: bytes) -> Steps[int]:
         """Yield the steps of :meth:`target_cpu_store`."""
         self._irq.check_owner()
-        cpu = _scan_cpu(channel, text)
-        if cpu >= self._irq.nr_cpus:
-            last = self._irq.nr_cpus - 1
-            raise IrqError(errno.EINVAL, f"channel {channel.relid}: cpu {cpu} is past the last; cpus are 0-{last}")
-        if self.design.channel_irqs:
-            yield from self._irq.irq_set_affinity_steps(channel.irq, 1 << cpu)
-        else:
-            yield from self._retarget(channel, cpu)
-        return len(text)
+        return (yield from self.retarget.target_cpu_store(channel, text))
 
-    def _retarget(self, channel: Channel, cpu: int) -> Steps[None]:
-        """Move a channel that has no IRQ."""
-        what = f"channel {channel.relid}: cannot move to cpu {cpu}"
-        if self.isolated >> cpu & 1:
-            raise IrqError(errno.EINVAL, f"{what}: it is isolated (EINVAL); isolated: {format_pbl(self.isolated)}")
-        if not self._irq.online >> cpu & 1:
-            raise IrqError(errno.EINVAL, f"{what}: it is offline (EINVAL); online: {format_pbl(self._irq.online)}")
-        if channel.state is not ChannelState.OPENED:
-            raise IrqError(errno.EIO, f"{what}: it is not open ({channel.state.name})")
-        if cpu == channel.target_cpu:
+    def bind(self, driver: str, device: HvDevice) -> None:
+        """Bind a driver by hand; errors as :meth:`Devices.bind`."""
+        self._run(self.devices.bind(self.devices.drivers[driver], device))
+
+    def unbind(self, device: HvDevice) -> None:
+        """Let the driver of a device go. ENODEV: none is bound."""
+        self._run(self.devices.unbind(device))
+
+    def new_id(self, driver: str, class_id: UUID) -> None:
+        """Let a driver serve one more class. EEXIST: it does."""
+        self._run(self.devices.new_id(self.devices.drivers[driver], class_id))
+
+    def _run[T](self, steps: Steps[T]) -> T:
+        result = run(steps, self._hv.idle)
+        return result
+
+    # ---- leaving
+
+    def unload(self) -> None:
+        """Leave the host: it closes everything and forgets it (vmbus_initiate_unload)."""
+        self._run(self.unload_steps())
+
+    def unload_steps(self) -> Steps[None]:
+        """Yield the steps of :meth:`unload`; nothing happens if the guest is not connected."""
+        control = self.control
+        if not control.connected:
             return
-        yield Step(f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}")
-        try:
-            self._host.modify_channel(channel.relid, cpu)
-        except IrqError as error:
-            raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
-        self._moved(channel, cpu)
+        control.connected = False
+        if control.version is not None and control.version.has(Unlock.RECONNECT):
+            yield from control.ask(Request(MessageType.UNLOAD_RESPONSE), Unload())
 
-    def _message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
-        """Control messages come to the connect CPU; a mask with it changes nothing, any other is refused."""
-        yield Step(f"irq {desc.irq}: control messages stay on cpu {CONNECT_CPU}")
-        if not mask >> CONNECT_CPU & 1:
-            raise IrqError(
-                errno.EINVAL,
-                f"irq {desc.irq}: control messages cannot leave cpu {CONNECT_CPU} (EINVAL); include it in the mask",
-            )
-        desc.update_effective_affinity(1 << CONNECT_CPU)
-        return IRQ_SET_MASK_OK
+    def kexec(self) -> dict[str, tuple[int, ...]]:
+        """Leave for another kernel: everything that is shared is revoked (hv_kexec_handler).
 
-    def _moved(self, channel: Channel, cpu: int) -> None:
-        old = channel.target_cpu
-        channel.set_cpu(cpu)
-        if channel.device_class.perf:
-            if not self._perf_channel_on(old):
-                self._assignment.unmark(old)
-            self._assignment.mark(cpu)
+        Returns:
+            What stays shared, as :meth:`shared_pages`: nothing.
+        """
+        self._run(self.unload_steps())
+        self._revoke_all()
+        for cpu in range(self._irq.nr_cpus):
+            self._synic_cleanup(cpu)
+        self._free_pages()
+        return self.shared_pages()
 
+    def _revoke_all(self) -> None:
+        """The host has let go of every GPADL."""
+        self._opener.gpadls.clear()
 
-def _scan_cpu(channel: Channel, text: bytes) -> int:
-    """Read a number as ``sscanf("%u")`` does: blanks before it and anything after it are ignored, it wraps at 2**32."""
-    number = _SCAN_U.match(text)
-    if number is None:
-        raise IrqError(
-            errno.EIO, f"channel {channel.relid}: {text[:40].decode('latin-1')!a} is not a cpu; write its number"
-        )
-    return int(number[1][-32:]) % (1 << 32)  # which divides 10**32
+    def _synic_cleanup(self, cpu: int) -> None:
+        if self.retarget.synic_online >> cpu & 1:
+            self._hv.synic.disable(cpu)
+            self.retarget.synic_online &= ~(1 << cpu)
+
+    def panic(self, cpu: int) -> dict[str, tuple[int, ...]]:
+        """Leave because the kernel crashed on ``cpu`` (hv_crash_handler): only that CPU's SynIC pages are revoked.
+
+        The other CPUs stand still; UNLOAD_RESPONSE is looked for in every slot, for 100 seconds.
+
+        Returns:
+            What stays shared, as :meth:`shared_pages`.
+        """
+        return self._run(self.panic_steps(cpu))
+
+    def panic_steps(self, cpu: int) -> Steps[dict[str, tuple[int, ...]]]:
+        """Yield the steps of :meth:`panic`."""
+        control = self.control
+        if control.connected:
+            control.connected = False
+            if control.version is not None and control.version.has(Unlock.RECONNECT):
+                yield Step("crash: send UNLOAD", StepContext.HARDIRQ)
+                for step in control.post(Unload()):
+                    yield Step(step.point, StepContext.HARDIRQ, ready=step.ready)
+                if (yield from self._poll_for_unload()):
+                    self._revoke_all()
+                    self._pages.clear()  # the host lets go of them too; the pages are never used again
+        self._synic_cleanup(cpu)
+        return self.shared_pages()
+
+    def _poll_for_unload(self) -> Steps[bool]:
+        """Read every CPU's slot until the answer to UNLOAD is in one (vmbus_wait_for_unload)."""
+        clock = self._hv.clock
+        for poll in range(CRASH_POLLS):
+            if self._found_unload_response():
+                return True
+            if poll % CRASH_NOTICE_POLLS == CRASH_NOTICE_POLLS - 1:
+                self.log.info("hv_vmbus: Waiting for VMBus UNLOAD to complete")
+            end = clock.now + CRASH_POLL_TICKS
+            timer = clock.call_at(end, lambda: None)
+            yield Step("crash: poll for UNLOAD_RESPONSE", StepContext.HARDIRQ, ready=lambda end=end: clock.now >= end)  # type: ignore[misc]
+            timer.cancel()
+        self.log.err("hv_vmbus: Continuing even though VMBus UNLOAD did not complete")
+        return False
+
+    def _found_unload_response(self) -> bool:
+        found = False
+        for cpu in range(self._irq.nr_cpus):
+            payload = self._hv.synic.take_message(cpu, SINT_VMBUS)
+            found |= payload is not None and payload[:4] == MessageType.UNLOAD_RESPONSE.to_bytes(4, "little")
+        return found
+
+    # ---- hibernation
+
+    def suspend(self) -> None:
+        """Get ready for hibernation. Errors as :meth:`suspend_steps`."""
+        self._run(self.suspend_steps())
+
+    def suspend_steps(self) -> Steps[None]:
+        """Suspend every device, then the bus (vmbus_suspend of the devices, vmbus_bus_suspend).
+
+        Raises:
+            IrqError: EOPNOTSUPP a driver cannot suspend; EBUSY a device of an earlier resume is still missing.
+        """
+        self._irq.check_owner()
+        manager = self.manager
+        for device in tuple(self.devices.values()):
+            if device.driver is not None:
+                yield from device.driver.suspend(device)
+        yield from self.wait("suspend: wait for what the host has to say", lambda: manager.offers_in_progress == 0)
+        manager.ignore_offers = True
+        yield from self.wait("suspend: drain the work queues", lambda: self.work.bus_idle)
+        for device in tuple(self.devices.values()):
+            if device.primary.is_hv_sock and not device.primary.rescinded:
+                yield from manager.rescind(device.primary)
+        yield from self.wait("suspend: wait for sub-channels to go", lambda: manager.close_on_suspend == 0)
+        if manager.fixup_on_resume:
+            manager.ignore_offers = False
+            self.log.err("hv_vmbus: Can not suspend due to a previous failed resuming")
+            raise IrqError(errno.EBUSY, f"vmbus: {manager.fixup_on_resume} devices are missing since the last resume")
+        manager.forget_relids()
+        yield from self.unload_steps()
+
+    def resume(self) -> None:
+        """Come back from hibernation. Errors as :meth:`resume_steps`."""
+        self._run(self.resume_steps())
+
+    def resume_steps(self) -> Steps[None]:
+        """Connect at the same version, take up the offers again, resume every device (vmbus_bus_resume).
+
+        Raises:
+            IrqError: EINVAL there was no suspend; EPROTO the host does not speak the version any more.
+        """
+        self._irq.check_owner()
+        version, manager = self.control.version, self.manager
+        if version is None or self.control.connected:
+            raise IrqError(errno.EINVAL, "vmbus: cannot resume: it was not suspended (EINVAL)")
+        manager.ignore_offers = False
+        if not (yield from self._negotiate(version)):
+            raise IrqError(errno.EPROTO, f"vmbus: the host does not speak version {version} any more (EPROTO)")
+        yield from self.control.post(RequestOffers())
+        point = "resume: wait for the offers"
+        if not (yield from self.wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
+            self.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
+        for device in tuple(self.devices.values()):
+            if device.driver is not None and device.primary.state is not ChannelState.OPENED and device.primary.mapped:
+                yield from device.driver.resume(device)

@@ -1,53 +1,52 @@
 """A device of the guest: what its channels have in common (struct hv_device; drivers/hv/vmbus_drv.c, v6.10).
 
-A device comes with the first channel of its instance, its primary, and goes with it. Its driver is bound all the while.
+A device comes with the first channel of its instance, its primary, and goes with it.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import Final
-from uuid import NAMESPACE_OID, UUID, uuid5
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from vmbusirq.errors import IrqError
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.drivers.catalogue import PAGE, DeviceClass
-from vmbusirq.wire.devices import device_index
+from vmbusirq.wire.devices import DEVICE_UNKNOWN, device_index
 
-__all__ = ["HvDevice", "make_instance_id"]
+if TYPE_CHECKING:
+    from vmbusirq.vmbus.drivers.base import Driver
 
-VSOCK_CLASS_ID: Final = UUID("00000000-facb-11e6-bd58-64006a7986d3")  # its first group is the vsock port
-
-
-def make_instance_id(device_class: str, name: str, seed: int) -> UUID:
-    """Return the instance GUID of a device that nobody gave one; it depends on nothing but the arguments."""
-    return uuid5(NAMESPACE_OID, f"vmbusirq/{seed}/{device_class}/{name}")
+__all__ = ["HvDevice"]
 
 
 class HvDevice:
     """A device, from the offer of its primary channel to that channel's removal.
 
     Attributes:
-        name: what the scenario calls it; no other device of its class is called so.
         instance, class_id: the GUIDs of the offer.
         guid: the instance as directories in sysfs are named.
         channels: the primary, then the sub-channels in the order of their offers.
-        driver_override: the one driver that may bind it; None: whichever matches. Kept and shown; nothing is rebound.
+        driver: who is bound to it, None: nobody.
+        driver_data: what the driver keeps here.
+        driver_override: the one driver that may bind it; None: whichever matches.
+        registered: user space sees it.
         removed: the primary is gone.
     """
 
-    def __init__(self, name: str, instance: UUID, device_class: DeviceClass, primary: Channel) -> None:
-        self.name: Final = name
-        self.instance: Final = instance
-        self.guid: Final = str(instance)
-        self.device_class: Final = device_class
-        self.class_id: Final = device_class.class_id or VSOCK_CLASS_ID
+    def __init__(self, primary: Channel) -> None:
+        self.instance: Final[UUID] = primary.offer.if_instance
+        self.class_id: Final[UUID] = primary.offer.if_type
+        self.guid: Final = str(self.instance)
+        self.device_class: Final[DeviceClass] = primary.device_class
         self.channels = [primary]
+        self.driver: Driver | None = None
+        self.driver_data: Any = None
         self.driver_override: bytes | None = None
-        self.removed = False
+        self.registered = self.removed = False
 
     def __repr__(self) -> str:
-        return f"<HvDevice {self.name} {self.guid} relid {self.primary.relid}>"
+        return f"<HvDevice {self.guid} relid {self.primary.relid}>"
 
     @property
     def primary(self) -> Channel:
@@ -55,9 +54,14 @@ class HvDevice:
         return self.channels[0]
 
     @property
+    def sub_channels(self) -> list[Channel]:
+        """The others."""
+        return self.channels[1:]
+
+    @property
     def index(self) -> int:
         """The place of its class in vmbus_devs."""
-        return device_index(self.class_id)
+        return DEVICE_UNKNOWN if self.primary.is_hv_sock else device_index(self.class_id)
 
     @property
     def modalias(self) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "PKT_TRAILER",
     "RING_HDR",
     "Packet",
+    "packet_from_c",
     "packets_to_c",
     "vmbus_ring_size",
 ]
@@ -34,13 +35,14 @@ COMPLETION: Final[int] = lib.VI_PKT_COMP
 COMPLETION_REQUESTED: Final[int] = lib.VI_PKT_FLAG_COMPLETION
 
 
-def vmbus_ring_size(payload_bytes: int) -> int:
+def vmbus_ring_size(payload_bytes: int, page_bytes: int = RING_HDR) -> int:
     """Return the bytes of a ring for so much payload: VMBUS_RING_SIZE of ``include/linux/hyperv.h``, v6.10.
 
-    Below 32 KiB the control page is added, from there on it is taken out of the payload.
+    The control page takes a page of the guest's. Below eight of them it is added, from there on it is taken out of the
+    payload.
     """
-    header = 0 if payload_bytes >= 8 * RING_HDR else RING_HDR
-    return -(-(payload_bytes + header) // RING_HDR) * RING_HDR
+    header = 0 if payload_bytes >= 8 * page_bytes else page_bytes
+    return -(-(payload_bytes + header) // page_bytes) * page_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,18 @@ class Packet:
     def ring_bytes(self) -> int:
         """Bytes of ring that the packet takes: descriptor, ranges, padded payload, trailer."""
         return (PKT_DESC + len(self.ranges) + len(self.payload) + 7) // 8 * 8 + PKT_TRAILER
+
+
+def packet_from_c(p: Any) -> Packet:
+    """Return a copy of a ``struct vi_packet *`` as a value."""
+    header = p.offset8 * 8
+    return Packet(
+        payload=bytes(ffi.buffer(p.payload, p.payload_len)),
+        type=int(p.type),
+        flags=int(p.flags),
+        trans_id=int(p.trans_id),
+        ranges=bytes(ffi.buffer(p.desc + PKT_DESC, header - PKT_DESC)),
+    )
 
 
 def packets_to_c(packets: Sequence[Packet]) -> tuple[Any, list[Any]]:

@@ -1,4 +1,4 @@
-"""The VMBus ring: memory that guest and host share, a writing end, a reading end.
+"""The VMBus ring: a writing end and a reading end over memory that guest and host share.
 
 Bytes in, bytes out; the work is done by ``csrc/wire``. Whether the other end must be signalled is returned, never done:
 that is for who owns a channel. Layout and rules: ``drivers/hv/ring_buffer.c``, v6.10; the strict rules are OpenVMM's.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Self
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError
-from vmbusirq.wire.packet import PKT_DESC, PKT_TRAILER, RING_HDR, Packet, packets_to_c
+from vmbusirq.wire.packet import PKT_DESC, PKT_TRAILER, Packet, packet_from_c, packets_to_c
+from vmbusirq.wire.ring_memory import Control, RingMemory
 
 __all__ = [
     "Control",
@@ -39,17 +39,6 @@ _REASONS: Final = {
     lib.VI_RING_BAD_TYPE: "the packet type is not 6, 7, 9 or 11",
     lib.VI_RING_BAD_RANGES: "a GPA direct packet has no range",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """The control page, as it stood when it was looked at."""
-
-    write_index: int
-    read_index: int
-    interrupt_mask: int
-    pending_send_sz: int
-    feature_bits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,120 +82,6 @@ class ReaderStats:
     intr_in_full: int
 
 
-class RingMemory:
-    """Control page and data of one ring, the data mapped twice in a row; a context manager.
-
-    Raises:
-        IrqError(EINVAL): ``ring_bytes`` is not a multiple of 4096, below 8192 or above 1 GiB.
-        IrqError(ENOMEM): no memory or mapping left.
-    """
-
-    __slots__ = ("_mem",)
-
-    def __init__(self, ring_bytes: int) -> None:
-        self._mem: Any = ffi.new("struct vi_ring_mem *")
-        result = lib.vi_ring_mem_create(ring_bytes, self._mem) if 0 <= ring_bytes < 1 << 32 else -errno.EINVAL
-        if result == -errno.EINVAL:
-            raise IrqError(
-                errno.EINVAL,
-                f"a ring cannot have {ring_bytes} bytes: it is a control page and whole pages of data (EINVAL); "
-                f"multiples of {RING_HDR} from {lib.VI_RING_BYTES_MIN} to {lib.VI_RING_BYTES_MAX}",
-            )
-        if result:
-            raise IrqError(-result, f"a ring of {ring_bytes} bytes: no memory left")
-
-    def close(self) -> None:
-        """Unmap the ring; its ends raise EBADF from now on. A second call does nothing."""
-        lib.vi_ring_mem_destroy(self._mem)
-
-    def reset(self) -> None:
-        """Zero the control page and set feature_bits to 1, as a guest does at open; both ends are opened anew then."""
-        lib.vi_ring_reset(self.struct)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the ring was unmapped."""
-        return bool(self._mem.map == ffi.NULL)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    @property
-    def struct(self) -> Any:
-        """The ``struct vi_ring_mem *`` behind it, for the C functions that take a ring."""
-        if self.closed:
-            raise IrqError(errno.EBADF, "the ring is closed (EBADF): open a new one")
-        return self._mem
-
-    @property
-    def control(self) -> Control:
-        """What the control page says now."""
-        hdr = self.struct.hdr
-        return Control(
-            write_index=int(hdr.write_index),
-            read_index=int(hdr.read_index),
-            interrupt_mask=int(hdr.interrupt_mask),
-            pending_send_sz=int(hdr.pending_send_sz),
-            feature_bits=int(hdr.feature_bits),
-        )
-
-    def poke_control(self, field: str, value: int) -> None:
-        """Write a field of :class:`Control`, as a peer could that keeps to no rule.
-
-        Raises:
-            IrqError(EINVAL): no such field, or not a 32-bit number.
-        """
-        hdr = self.struct.hdr
-        if field not in Control.__slots__ or not 0 <= value < 1 << 32:
-            fields = ", ".join(Control.__slots__)
-            raise IrqError(
-                errno.EINVAL, f"control page: cannot set {field} to {value} (EINVAL); 32 bits each: {fields}"
-            )
-        setattr(hdr, field, value)
-
-    def peek(self, offset: int, size_bytes: int) -> bytes:
-        """Return bytes of the data, past its end those of its beginning.
-
-        Raises:
-            IrqError(EINVAL): outside the two mappings.
-        """
-        return bytes(ffi.buffer(self._at(offset, size_bytes), size_bytes))
-
-    def poke(self, offset: int, data: bytes) -> None:
-        """Overwrite bytes of the data, as a peer could that keeps to no rule; limits as :meth:`peek`."""
-        ffi.memmove(self._at(offset, len(data)), data, len(data))
-
-    def _at(self, offset: int, size_bytes: int) -> Any:
-        mem = self.struct
-        if offset < 0 or size_bytes < 0 or offset + size_bytes > 2 * mem.data_size:
-            raise IrqError(
-                errno.EINVAL,
-                f"{size_bytes} bytes at offset {offset} are outside the ring (EINVAL); it has {mem.data_size} twice",
-            )
-        return mem.data + offset
-
-    @property
-    def data_size(self) -> int:
-        """Bytes of data."""
-        return int(self.struct.data_size)
-
-    @property
-    def bytes_to_read(self) -> int:
-        """Bytes between the shared indices, trailers included."""
-        return int(lib.vi_ring_bytes_to_read(self.struct.hdr, self.data_size))
-
-    @property
-    def bytes_to_write(self) -> int:
-        """Bytes free; a packet must leave at least 8 of them so."""
-        return int(lib.vi_ring_bytes_to_write(self.struct.hdr, self.data_size))
-
-
 class RingWriter:
     """The writing end of a ring. One thread at a time.
 
@@ -225,6 +100,22 @@ class RingWriter:
         self._accepted: Any = ffi.new("uint32_t *")
         result = lib.vi_ring_writer_init(self._writer, memory.struct, _rules(strict))
         _check_opened(result, memory)
+
+    @classmethod
+    def wrap(cls, struct: Any, memory: RingMemory) -> Self:
+        """Return an end over a ``struct vi_ring_writer *`` that C has opened on ``memory`` and keeps.
+
+        It is the same end, with the same rules and counters: the C side must not use it meanwhile, and must outlive it.
+
+        Raises:
+            IrqError(EINVAL): it writes to another ring, or to none.
+        """
+        _check_wrapped(struct, memory)
+        end = cls.__new__(cls)
+        end._memory = memory
+        end._writer = struct
+        end._accepted = ffi.new("uint32_t *")
+        return end
 
     @property
     def struct(self) -> Any:
@@ -334,15 +225,34 @@ class RingReader:
             raise IrqError(
                 errno.EINVAL, f"max_pkt_size {max_pkt_size}: a descriptor alone is {PKT_DESC} bytes (EINVAL); give more"
             )
-        self._memory = memory
-        self._reader: Any = ffi.new("struct vi_ring_reader *")
         self._buffer: Any = ffi.new("uint8_t[]", max_pkt_size)
+        self._take(ffi.new("struct vi_ring_reader *"), memory)
+        result = lib.vi_ring_reader_init(self._reader, memory.struct, _rules(strict), self._buffer, max_pkt_size)
+        _check_opened(result, memory)
+
+    @classmethod
+    def wrap(cls, struct: Any, memory: RingMemory) -> Self:
+        """Return an end over a ``struct vi_ring_reader *`` that C has opened on ``memory`` and keeps.
+
+        It is the same end, with the same rules, counters and copy buffer: the C side must not use it meanwhile, and
+        must outlive it. One without a copy buffer, as a VSP's is, hands packets out with ``view=True`` only.
+
+        Raises:
+            IrqError(EINVAL): it reads another ring, or none.
+        """
+        _check_wrapped(struct, memory)
+        end = cls.__new__(cls)
+        end._buffer = None  # C has one
+        end._take(struct, memory)
+        return end
+
+    def _take(self, struct: Any, memory: RingMemory) -> None:
+        self._memory = memory
+        self._reader: Any = struct
         self._packet: Any = ffi.new("struct vi_packet *")
         self._tally: Any = ffi.new("struct vi_ring_tally *")
         self._actual: Any = ffi.new("uint32_t *")
         self._trans_id: Any = ffi.new("uint64_t *")
-        result = lib.vi_ring_reader_init(self._reader, memory.struct, _rules(strict), self._buffer, max_pkt_size)
-        _check_opened(result, memory)
 
     @property
     def struct(self) -> Any:
@@ -452,15 +362,7 @@ class RingReader:
             raise self._unreadable(-result)
         if result == 0:
             return None
-        p = self._packet
-        header = p.offset8 * 8
-        return Packet(
-            payload=bytes(ffi.buffer(p.payload, p.payload_len)),
-            type=int(p.type),
-            flags=int(p.flags),
-            trans_id=int(p.trans_id),
-            ranges=bytes(ffi.buffer(p.desc + PKT_DESC, header - PKT_DESC)),
-        )
+        return packet_from_c(self._packet)
 
     def _unreadable(self, error: int) -> IrqError:
         if error == errno.ENOBUFS:
@@ -483,4 +385,12 @@ def _check_opened(result: int, memory: RingMemory) -> None:
             -result,
             f"cannot open an end of the ring: its indices must be multiples of 8 below {memory.data_size} (EIO), not "
             f"{memory.control.write_index} and {memory.control.read_index}; reset it",
+        )
+
+
+def _check_wrapped(struct: Any, memory: RingMemory) -> None:
+    if struct.hdr != memory.struct.hdr:
+        what = "has no ring" if struct.hdr == ffi.NULL else "works on another mapping"
+        raise IrqError(
+            errno.EINVAL, f"cannot wrap this end of a ring: it {what} (EINVAL); give the memory that it was opened on"
         )

@@ -11,9 +11,10 @@ from typing import Final
 from uuid import UUID
 
 from vmbusirq._ffi import lib
-from vmbusirq.wire.devices import CLASS_IDS
+from vmbusirq.wire.devices import CLASS_IDS, class_name
+from vmbusirq.wire.packet import vmbus_ring_size
 
-__all__ = ["CATALOGUE", "PAGE", "CallbackMode", "DeviceClass"]
+__all__ = ["CATALOGUE", "PAGE", "UNKNOWN", "CallbackMode", "DeviceClass", "find_class"]
 
 PAGE: Final = 4096
 PACKET_DESCRIPTOR: Final[int] = lib.VI_PKT_DESC
@@ -37,9 +38,11 @@ class DeviceClass:
         driver: the Linux driver.
         mode: callback mode of its channels.
         perf: channels are spread over CPUs by init_vp_index; the others interrupt CPU 0.
-        ring_bytes: size of each of the two rings, control page included.
+        ring_bytes: size of each of the two rings, control page included, with pages of 4 KiB.
+        ring_raw: the driver asks for that many bytes; the others ask for payload (VMBUS_RING_SIZE).
         max_packet: bytes of the private copy of a packet.
         napi: the callback masks the ring and polls from NET_RX.
+        util: the driver's own reader answers heartbeat and timesync requests (hv_util.c).
         primary_name, sub_name: IRQ names that the driver sets itself; ``{host}`` is the SCSI host number.
     """
 
@@ -50,8 +53,17 @@ class DeviceClass:
     ring_bytes: int
     max_packet: int = 4096
     napi: bool = False
+    util: bool = False
     primary_name: str = ""
     sub_name: str = ""
+    ring_raw: bool = False
+
+    def ring_size(self, page_bytes: int = PAGE) -> int:
+        """Return the bytes of each ring on a guest with pages of ``page_bytes``: whole pages, one for the control page."""
+        if self.ring_raw:
+            return max(-(-self.ring_bytes // page_bytes), 2) * page_bytes
+        stolen = self.ring_bytes >= 8 * PAGE
+        return vmbus_ring_size(self.ring_bytes if stolen else self.ring_bytes - PAGE, page_bytes)
 
     @property
     def class_id(self) -> UUID | None:
@@ -72,8 +84,8 @@ class DeviceClass:
         return pattern.format(host=host)[:31]
 
 
-def _util(name: str, max_packet: int = 4096) -> DeviceClass:
-    return DeviceClass(name, "hv_utils", CallbackMode.DIRECT, False, 4 * PAGE, max_packet)
+def _util(name: str, max_packet: int = 4096, *, answers: bool = False) -> DeviceClass:
+    return DeviceClass(name, "hv_utils", CallbackMode.DIRECT, False, 4 * PAGE, max_packet, util=answers)
 
 
 def _storvsc(name: str, sub: bool = True) -> DeviceClass:
@@ -102,16 +114,26 @@ _ALL = (
         napi=True,
     ),
     DeviceClass("vpci", "hv_pci", CallbackMode.BATCHED, False, 5 * PAGE),
-    DeviceClass("framebuffer", "hyperv_fb", CallbackMode.BATCHED, False, 64 * PAGE),
+    DeviceClass("framebuffer", "hyperv_fb", CallbackMode.BATCHED, False, 64 * PAGE, ring_raw=True),
     DeviceClass("keyboard", "hyperv_keyboard", CallbackMode.BATCHED, False, 9 * PAGE),
     DeviceClass("mouse", "hid_hyperv", CallbackMode.BATCHED, False, 9 * PAGE),
     _util("kvp", 16384),
-    _util("timesync"),
-    _util("heartbeat"),
+    _util("timesync", answers=True),
+    _util("heartbeat", answers=True),
     _util("shutdown"),
     _util("vss", 8192),
     DeviceClass("balloon", "hv_balloon", CallbackMode.BATCHED, False, 5 * PAGE, 8192),
-    DeviceClass("hv_sock", "hv_sock", CallbackMode.DIRECT, False, 6 * PAGE, 16416),
+    DeviceClass("hv_sock", "hv_sock", CallbackMode.DIRECT, False, 6 * PAGE, 16416, ring_raw=True),
 )
 
 CATALOGUE: Final[dict[str, DeviceClass]] = {device.name: device for device in _ALL}
+
+UNKNOWN: Final = DeviceClass("", "", CallbackMode.ISR, False, 512 * PAGE, ring_raw=True)
+"""What a class is to Linux that it has no driver for; uio_hv_generic can be told to bind it."""
+
+
+def find_class(class_id: UUID, *, hv_sock: bool = False) -> DeviceClass:
+    """Return the row of an offered class; :data:`UNKNOWN` for one that the catalogue does not have."""
+    if hv_sock:
+        return CATALOGUE["hv_sock"]
+    return CATALOGUE.get(class_name(class_id) or "", UNKNOWN)

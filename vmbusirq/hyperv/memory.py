@@ -1,0 +1,224 @@
+"""Guest-physical memory of one partition: a sparse file that guest and host map, and who has which of its pages.
+
+The hypervisor's half is the memory (``csrc/hyperv/memory.c``); the allocator stands for the guest's own page allocator.
+Pages have 4096 bytes, whatever the guest's are (HV_HYP_PAGE_SIZE of ``include/asm-generic/mshyperv.h``, v6.10).
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+from vmbusirq._ffi import ffi, lib
+from vmbusirq.errors import IrqError, check
+
+__all__ = ["HV_PAGE", "GuestMemory"]
+
+HV_PAGE: Final[int] = lib.VI_PAGE
+
+
+class GuestMemory:
+    """Guest-physical memory; a context manager.
+
+    Pages that nobody has touched cost nothing. It keeps one file descriptor until it is closed. Reading and writing
+    is not limited to allocated pages: a guest may use any page that it has, and a host whatever it was told.
+
+    Args:
+        size_bytes: guest-physical addresses run from 0 to here.
+    Raises:
+        IrqError(EINVAL): the size is not a multiple of 4096, below 8192 or above 16 TiB.
+        IrqError(ENOMEM), IrqError(EMFILE): no memory, address space or descriptor left.
+        IrqError(EBADF): it is closed; every method.
+    """
+
+    __slots__ = ("_allocated", "_free", "_mem", "allocated_pages", "size_bytes")
+
+    def __init__(self, size_bytes: int = 64 << 30) -> None:
+        self._mem: Any = ffi.new("struct vi_guest_mem *", {"fd": -1})
+        most = lib.VI_GUEST_MEM_MAX
+        if not 2 * HV_PAGE <= size_bytes <= most or size_bytes % HV_PAGE:
+            raise IrqError(
+                errno.EINVAL,
+                f"guest memory cannot have {size_bytes} bytes (EINVAL); "
+                f"multiples of {HV_PAGE} from {2 * HV_PAGE} to {most}",
+            )
+        what = f"guest memory of {size_bytes} bytes: no memory, address space or descriptor left; close other machines"
+        check(lib.vi_guest_mem_create(size_bytes, self._mem), what)
+        self.size_bytes: Final = size_bytes
+        self.allocated_pages = 0
+        """Pages in allocations that were not freed yet."""
+        self._allocated: dict[int, int] = {}
+        self._free = _FreeRuns(1, size_bytes // HV_PAGE)  # pfn 0 is never handed out: to many a driver 0 means none
+
+    @property
+    def fd(self) -> int:
+        """The file, for ``RingMemory.map``; its pages are the guest's. Closed by :meth:`close`."""
+        return int(self._open().fd)
+
+    def alloc(self, pages: int, align: int = 1) -> int:
+        """Return the first pfn of so many contiguous pages of zeroes, the lowest there are.
+
+        Args:
+            pages: how many.
+            align: the first pfn is a multiple of this.
+        Raises:
+            IrqError(EINVAL): ``pages`` or ``align`` is below 1.
+            IrqError(ENOMEM): no free run of pages is long enough.
+        """
+        mem = self._open()
+        if pages < 1 or align < 1:
+            raise IrqError(
+                errno.EINVAL, f"guest memory: cannot allocate {pages} pages aligned to {align} (EINVAL); both from 1"
+            )
+        pfn = self._free.take(pages, align)
+        if pfn is None:
+            raise IrqError(
+                errno.ENOMEM,
+                f"guest memory: no {pages} contiguous pages aligned to {align} are free (ENOMEM); "
+                f"{self.allocated_pages} of {self.size_bytes // HV_PAGE} are allocated, the longest free run has "
+                f"{self._free.longest}; free some",
+            )
+        # not only in free(): a host, or a stray write, may have left something there since
+        result = lib.vi_guest_mem_drop(mem, pfn, pages)
+        if result:
+            self._free.give(pfn, pages)
+            raise IrqError(-result, f"guest memory: cannot zero {pages} pages from pfn {pfn:#x}")
+        self._allocated[pfn] = pages
+        self.allocated_pages += pages
+        return pfn
+
+    def free(self, pfn: int) -> None:
+        """Give back what :meth:`alloc` returned; the contents are dropped, whoever still has the pages mapped.
+
+        Raises:
+            IrqError(EINVAL): no allocation begins at ``pfn``.
+        """
+        mem = self._open()
+        pages = self._allocated.get(pfn)
+        if pages is None:
+            raise IrqError(
+                errno.EINVAL, f"guest memory: cannot free pfn {pfn:#x}: no allocation begins there (EINVAL); free once"
+            )
+        check(lib.vi_guest_mem_drop(mem, pfn, pages), f"guest memory: cannot drop {pages} pages from pfn {pfn:#x}")
+        del self._allocated[pfn]
+        self.allocated_pages -= pages
+        self._free.give(pfn, pages)
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Return ``size`` bytes from guest-physical address ``gpa``.
+
+        Raises:
+            IrqError(EFAULT): not all of them are inside.
+        """
+        return bytes(ffi.buffer(self._at(gpa, size), size))
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write ``data`` to guest-physical address ``gpa``.
+
+        Raises:
+            IrqError(EFAULT): not all of it is inside; nothing is written.
+        """
+        ffi.memmove(self._at(gpa, len(data)), data, len(data))
+
+    def address(self, pfn: int) -> Any:
+        """Return the ``uint8_t *`` of a page, for C; valid until :meth:`close`.
+
+        Raises:
+            IrqError(EFAULT): the page is outside.
+        """
+        return self._at(pfn * HV_PAGE, HV_PAGE)
+
+    def _at(self, gpa: int, size: int) -> Any:
+        base = self._open().base
+        if gpa < 0 or size < 0 or gpa + size > self.size_bytes:
+            raise IrqError(
+                errno.EFAULT,
+                f"guest memory: {size} bytes at {gpa:#x} are not all inside (EFAULT); it ends at {self.size_bytes:#x}",
+            )
+        return base + gpa
+
+    def _open(self) -> Any:
+        if self._mem.base == ffi.NULL:
+            raise IrqError(errno.EBADF, "guest memory: it is closed (EBADF); make a new one")
+        return self._mem
+
+    def close(self) -> None:
+        """Unmap the memory and close its file. Rings mapped from it keep their pages. A second call does nothing."""
+        lib.vi_guest_mem_destroy(self._mem)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _FreeRuns:
+    """The free runs of pages, none of which touch.
+
+    They are kept by start, by end, and by the number of bits of their length: a request looks only at lengths that
+    could do, so that many small holes do not slow large allocations down.
+    """
+
+    __slots__ = ("_by_bits", "_end_of", "_start_of")
+
+    def __init__(self, start: int, end: int) -> None:
+        self._end_of: dict[int, int] = {}
+        self._start_of: dict[int, int] = {}
+        self._by_bits: list[list[int]] = [[] for _ in range((end - start).bit_length() + 1)]
+        self._add(start, end)
+
+    def take(self, pages: int, align: int) -> int | None:
+        """Take the lowest ``pages`` pages at a multiple of ``align`` out of the free ones; None if there are none."""
+        start = min(self._candidates(pages, align), default=None)
+        if start is None:
+            return None
+        end = self._remove(start)
+        pfn = _round_up(start, align)
+        self._add(start, pfn)
+        self._add(pfn + pages, end)
+        return pfn
+
+    def _candidates(self, pages: int, align: int) -> Iterator[int]:
+        """Yield the start of the lowest run that will do, of each number of bits."""
+        for starts in self._by_bits[pages.bit_length() :]:
+            fits = (start for start in starts if _round_up(start, align) + pages <= self._end_of[start])
+            yield from (start for start in [next(fits, None)] if start is not None)
+
+    def give(self, pfn: int, pages: int) -> None:
+        """Give pages back, and join them with free neighbours."""
+        start, end = pfn, pfn + pages
+        if start in self._start_of:
+            start = self._start_of[start]
+            self._remove(start)
+        if end in self._end_of:
+            end = self._remove(end)
+        self._add(start, end)
+
+    @property
+    def longest(self) -> int:
+        """Pages of the longest run, 0 when nothing is free."""
+        return max((end - start for start, end in self._end_of.items()), default=0)
+
+    def _add(self, start: int, end: int) -> None:
+        if start < end:
+            self._end_of[start] = end
+            self._start_of[end] = start
+            insort(self._by_bits[(end - start).bit_length()], start)
+
+    def _remove(self, start: int) -> int:
+        end = self._end_of.pop(start)
+        del self._start_of[end]
+        starts = self._by_bits[(end - start).bit_length()]
+        del starts[bisect_left(starts, start)]
+        return end
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

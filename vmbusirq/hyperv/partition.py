@@ -1,0 +1,273 @@
+"""What one guest gets from its hypervisor: SynICs, memory, clock, ports, hypercalls, monitor pages; and its running.
+
+The host and the guest meet here and in guest memory only. Nothing happens but inside :meth:`Partition.settle` and
+:meth:`Partition.idle`, so that one order of events follows from one order of calls.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmbusirq._ffi import lib
+from vmbusirq.core import Core
+from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.clock import Clock, Timer
+from vmbusirq.hyperv.hypercall import HvStatus, hypercall
+from vmbusirq.hyperv.monitor import MonitorPages
+from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
+from vmbusirq.hyperv.synic import Synic
+from vmbusirq.limits import SINT_VMBUS
+from vmbusirq.steps import Step
+
+if TYPE_CHECKING:
+    from vmbusirq.hyperv.memory import GuestMemory
+
+__all__ = ["Partition"]
+
+
+@dataclass(slots=True)
+class _Pump:
+    work: Callable[[], object]
+    guest: bool
+    running: bool = False
+
+
+class Partition:
+    """One guest's partition.
+
+    Args:
+        core: its CPUs.
+        memory: its guest-physical memory; made when it is first asked for, if none is given.
+
+    Attributes:
+        core, clock, synic: the CPUs, their time, their SynICs.
+    """
+
+    def __init__(self, core: Core, memory: GuestMemory | None = None) -> None:
+        self.core: Final = core
+        self.clock: Final = Clock(core)
+        self.synic: Final = Synic(core)
+        self._memory = memory
+        self._ports = Ports(core)
+        self._monitor = MonitorPages(self.clock, self._ports.signal_event)
+        self._queues: dict[tuple[int, int], deque[tuple[int, bytes]]] = {}
+        self._pumps: list[_Pump] = []
+        self._checks: list[Callable[[], object]] = []
+        self._resume: Timer | None = None
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Guest-physical memory."""
+        if self._memory is None:
+            from vmbusirq.hyperv.memory import GuestMemory
+
+            self._memory = GuestMemory()
+        return self._memory
+
+    # ---- for the receiver of ports, the host
+
+    def create_message_port(self, port_id: int, buffers: int = MESSAGE_BUFFERS) -> MessagePort:
+        """Make a port for messages of the guest, ``buffers`` of which may wait.
+
+        EINVAL: more than 24 bits, or no buffer; EEXIST: a port has that id.
+        """
+        return self._ports.create_message_port(port_id, buffers)
+
+    def create_event_port(self, port_id: int) -> EventPort:
+        """Make a port for signals of the guest. EINVAL, EEXIST as above; ENOSPC: there are 4096 event ports."""
+        return self._ports.create_event_port(port_id)
+
+    def delete_port(self, port_id: int) -> None:
+        """Delete a port and what waits in it; senders get INVALID_PORT_ID until they disconnect. ENOENT: none."""
+        self._ports.delete_port(port_id)
+
+    def connect(self, connection_id: int, port_id: int) -> None:
+        """Let the guest reach a port by ``connection_id``.
+
+        EINVAL: not 1 to 0xffffff; ENOENT: no such port; EEXIST: connected already; ENOSPC: 6144 connections are.
+        """
+        self._ports.connect(connection_id, port_id)
+
+    def disconnect(self, connection_id: int) -> None:
+        """Take a connection away; what it has brought stays. ENOENT: it is not connected."""
+        self._ports.disconnect(connection_id)
+
+    def take_events(self) -> list[EventPort]:
+        """Return the ports that were signalled since the last call, each once, ascending by id."""
+        return self._ports.take_events()
+
+    def post_to_guest(
+        self, vp: int, payload: bytes, *, message_type: int = lib.VI_MSG_VMBUS, sint: int = SINT_VMBUS
+    ) -> None:
+        """Queue a message for one VP and SINT; those arrive in the order of posting (synic.md 5.1).
+
+        One that finds the slot busy, or the SynIC off, waits: :meth:`settle` tries again.
+
+        Raises:
+            IrqError: EINVAL for a VP, SINT or type that does not exist, EMSGSIZE for more than 240 bytes.
+        """
+        self.synic.check_message(vp, payload, message_type, sint)
+        queue = self._queues.setdefault((vp, sint), deque())
+        queue.append((message_type, bytes(payload)))
+        if len(queue) == 1:
+            self._deliver_one(vp, sint)
+
+    @property
+    def messages_waiting(self) -> int:
+        """Messages to the guest that no slot had room for yet."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    # ---- hypercalls of the guest
+
+    def hv_post_message(self, connection_id: int, message_type: int, payload: bytes) -> HvStatus:
+        """HvPostMessage (synic.md 7.3, 7.4): SUCCESS means queued.
+
+        INVALID_PARAMETER: type 0 or with bit 31, more than 240 bytes; INVALID_CONNECTION_ID: not connected;
+        INVALID_PORT_ID: its port was deleted, or takes no messages; INSUFFICIENT_BUFFERS: all of the port's are full.
+        """
+        return self._ports.post_message(connection_id, message_type, payload)
+
+    def hv_signal_event(self, connection_id: int, flag: int = 0) -> HvStatus:
+        """HvSignalEvent; a channel's own signals come the same way, in C.
+
+        INVALID_CONNECTION_ID and INVALID_PORT_ID as above; INVALID_PARAMETER: a flag other than 0.
+        """
+        return self._ports.signal_event(connection_id, flag)
+
+    def hypercall(self, vp: int, control: int, input_value: int, output_gpa: int = 0) -> int:
+        """Make a hypercall in register form, HvPostMessage or HvSignalEvent (synic.md 7.2).
+
+        Args:
+            vp: who makes it.
+            control: the control word (RCX).
+            input_value: guest-physical address of the input, in the fast form the input itself (RDX).
+            output_gpa: guest-physical address of the output (R8); neither call has one.
+        Returns:
+            The result word (RAX): an :class:`HvStatus` in bits 15:0.
+        Raises:
+            IrqError: EINVAL, there is no such VP.
+        """
+        if not 0 <= vp < self.core.nr_cpus:
+            raise IrqError(errno.EINVAL, f"hypercall: there is no vp {vp} (EINVAL); 0 to {self.core.nr_cpus - 1}")
+        return int(hypercall(self, lambda gpa, size: self.memory.read(gpa, size), control, input_value))
+
+    def set_monitor_pages(self, h2g_gpa: int, g2h_gpa: int) -> None:
+        """Look at the guest's monitor pages from now on; 0 is no page.
+
+        EINVAL: not the address of a page; EFAULT: outside guest memory.
+        """
+        if h2g_gpa or g2h_gpa:
+            self._monitor.set_pages(self.memory, h2g_gpa, g2h_gpa)
+        else:
+            self._monitor.forget()
+
+    # ---- running
+
+    def add_pump(self, pump: Callable[[], object], *, guest: bool = False) -> None:
+        """Call ``pump`` whenever the CPUs are idle; it returns whether it did something.
+
+        Args:
+            pump: the host, or the guest's work queues; each call may do a little or all there is.
+            guest: it is the guest's, so it rests while the guest is suspended or has its interrupts off.
+        """
+        self._pumps.append(_Pump(pump, guest))
+
+    def add_check(self, check: Callable[[], object]) -> None:
+        """Call ``check`` at the end of each settle: it raises what must not get lost, such as errors of callbacks."""
+        self._checks.append(check)
+
+    def settle(self) -> int:
+        """Run CPUs, message queues, monitor pages, pumps and timers of this tick until nothing moves; no time passes.
+
+        A pump that settles is not called again by that.
+
+        Returns:
+            How often a CPU had something to do.
+        Raises:
+            IrqError: ELOOP, a handler raises itself for ever.
+            Exception: what a pump, a timer or a check raised.
+        """
+        return self._settle(guest=True)[0]
+
+    def idle(self, step: Step) -> bool:
+        """Let the rest of the machine go on while ``step`` waits: for :func:`vmbusirq.steps.run`.
+
+        Settles once; under a lock that keeps interrupts off, without the guest. If nothing moved, the clock goes to
+        its next timer. False: there is none either, so that nothing can end the wait.
+        """
+        return self._settle(guest=not step.irqs_off)[1] or self.clock.advance_to_next()
+
+    def suspend_guest(self, ticks: int) -> None:
+        """Keep the guest's CPUs from running until so many ticks have passed, as a host throttles a guest.
+
+        The later end counts. EINVAL: a negative number.
+        """
+        until = self.clock.now + ticks
+        if self._resume is not None and self._resume.waiting and self._resume.when >= until:
+            return
+        resume = self.clock.call_at(until, lambda: None)
+        if self._resume is not None:
+            self._resume.cancel()
+        self._resume = resume
+
+    @property
+    def guest_suspended(self) -> bool:
+        """True while :meth:`suspend_guest` lasts."""
+        return self._resume is not None and self._resume.waiting
+
+    def _settle(self, *, guest: bool) -> tuple[int, bool]:
+        """Return the runs of CPUs, and whether anything moved."""
+        total, any_moved, moved = 0, False, True
+        while moved:
+            runs, moved = self._quiet(guest)
+            total += runs
+            for pump in self._pumps:
+                if not pump.running and (not pump.guest or self._guest_runs(guest)):
+                    moved |= self._run_pump(pump)
+            any_moved |= moved
+        for check in self._checks:
+            check()
+        return total, any_moved
+
+    def _quiet(self, guest: bool) -> tuple[int, bool]:
+        """Run CPUs and fill slots until the guest has read all that it is going to read."""
+        total, any_moved, moved = 0, False, True
+        while moved:
+            runs = self.core.settle() if self._guest_runs(guest) else 0
+            moved = self.clock.run_due() | self._monitor.poll() | self._deliver() | bool(runs)
+            any_moved |= moved
+            total += runs
+        return total, any_moved
+
+    def _guest_runs(self, guest: bool) -> bool:
+        return guest and not self.guest_suspended
+
+    @staticmethod
+    def _run_pump(pump: _Pump) -> bool:
+        pump.running = True
+        try:
+            return bool(pump.work())
+        finally:
+            pump.running = False
+
+    def _deliver(self) -> bool:
+        waiting = [target for target, queue in self._queues.items() if queue]
+        return sum(self._deliver_one(*target) for target in waiting) > 0
+
+    def _deliver_one(self, vp: int, sint: int) -> bool:
+        """Fill one slot. A busy one gets its pending bit; one that is switched off keeps the queue waiting."""
+        queue = self._queues[vp, sint]
+        message_type, payload = queue[0]
+        try:
+            if not self.synic.post(vp, payload, message_type, sint):
+                return False
+        except IrqError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return False
+        queue.popleft()
+        return True

@@ -1,0 +1,181 @@
+"""Ports and connections of one partition: where the guest's HvPostMessage and HvSignalEvent arrive (TLFS; synic.md 7).
+
+The receiver, the host, makes a port; a connection id leads a sender to it. Connections to event ports lie in the C table
+(``csrc/hyperv/connection.c``), so that a channel signals without Python.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from heapq import heappop, heappush
+from typing import Final
+
+from vmbusirq._ffi import ffi, lib
+from vmbusirq.core import Core
+from vmbusirq.errors import IrqError, check
+from vmbusirq.hyperv.hypercall import HvStatus
+from vmbusirq.limits import MSG_PAYLOAD
+
+__all__ = ["ID_MAX", "MESSAGE_BUFFERS", "EventPort", "MessagePort", "Ports"]
+
+ID_MAX: Final[int] = lib.VI_CONNECTION_ID_MAX
+"""Port and connection ids have 24 bits; connection 0 is none."""
+MESSAGE_BUFFERS: Final = 16
+"""Guest message buffers of a port (TLFS)."""
+_TYPE_MAX: Final = (1 << 31) - 1  # types with bit 31 are the hypervisor's own
+
+
+class MessagePort:
+    """Messages of the guest, oldest first; ``len()`` is how many wait.
+
+    Attributes:
+        id: its port id.
+        buffers: how many messages may wait.
+    """
+
+    __slots__ = ("_waiting", "buffers", "id")
+
+    def __init__(self, port_id: int, buffers: int) -> None:
+        self.id: Final = port_id
+        self.buffers: Final = buffers
+        self._waiting: deque[bytes] = deque()
+
+    def receive(self) -> bytes | None:
+        """Return the oldest payload, None if there is none; its buffer is free again."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class EventPort:
+    """One event flag of the host.
+
+    Attributes:
+        id: its port id.
+        signals: how often the host found it signalled; signals that came in between are one.
+    """
+
+    __slots__ = ("id", "index", "signals")
+
+    def __init__(self, port_id: int, index: int) -> None:
+        self.id: Final = port_id
+        self.index: Final = index
+        self.signals = 0
+
+
+class Ports:
+    """All ports of a partition, and what is connected to them."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._ports: dict[int, MessagePort | EventPort] = {}
+        self._connections: dict[int, MessagePort | EventPort] = {}
+        self._by_index: dict[int, EventPort] = {}
+        self._free_indices: list[int] = []
+        self._signalled: set[EventPort] = set()
+        self._words = ffi.new("uint64_t[]", lib.VI_EVENT_PORT_WORDS)
+
+    # ---- the receiver's side
+
+    def create_message_port(self, port_id: int, buffers: int) -> MessagePort:
+        """Make a port; errors as :meth:`Partition.create_message_port`."""
+        what = self._check_new(port_id)
+        if buffers < 1:
+            raise IrqError(errno.EINVAL, f"{what} with {buffers} buffers: it needs one at least (EINVAL)")
+        port = MessagePort(port_id, buffers)
+        self._ports[port_id] = port
+        return port
+
+    def create_event_port(self, port_id: int) -> EventPort:
+        """Make a port; errors as :meth:`Partition.create_event_port`."""
+        what = self._check_new(port_id)
+        if len(self._by_index) == lib.VI_EVENT_PORTS:
+            raise IrqError(errno.ENOSPC, f"{what}: there are {lib.VI_EVENT_PORTS} event ports (ENOSPC); delete one")
+        port = EventPort(port_id, heappop(self._free_indices) if self._free_indices else len(self._by_index))
+        self._ports[port_id] = self._by_index[port.index] = port
+        return port
+
+    def delete_port(self, port_id: int) -> None:
+        """Delete a port and what waits in it; errors as :meth:`Partition.delete_port`."""
+        port = self._find(port_id, f"cannot delete port {port_id:#x}")
+        for connection_id, target in self._connections.items():
+            if target is port and isinstance(port, EventPort):
+                lib.vi_redirect_event(self._core.handle, connection_id, lib.VI_EVENT_PORT_NONE)
+        if isinstance(port, EventPort):
+            self._collect()  # a signal of this port must not reach the next one that has its index
+            self._signalled.discard(port)
+            del self._by_index[port.index]
+            heappush(self._free_indices, port.index)
+        del self._ports[port_id]
+
+    def connect(self, connection_id: int, port_id: int) -> None:
+        """Let an id lead to a port; errors as :meth:`Partition.connect`."""
+        what = f"cannot connect {connection_id:#x} to port {port_id:#x}"
+        if not 0 < connection_id <= ID_MAX:
+            raise IrqError(errno.EINVAL, f"partition: {what}: connection ids are 1 to {ID_MAX:#x} (EINVAL)")
+        port = self._find(port_id, what)
+        index = port.index if isinstance(port, EventPort) else lib.VI_EVENT_PORT_NONE
+        why = "it is connected already; disconnect it first" if connection_id in self._connections else "too many are"
+        check(lib.vi_connect_event(self._core.handle, connection_id, index), f"partition: {what}: {why}")
+        self._connections[connection_id] = port
+
+    def disconnect(self, connection_id: int) -> None:
+        """Take a connection away; errors as :meth:`Partition.disconnect`."""
+        if self._connections.pop(connection_id, None) is None:
+            raise IrqError(errno.ENOENT, f"partition: cannot disconnect {connection_id:#x}: it is not connected (ENOENT)")
+        check(lib.vi_disconnect_event(self._core.handle, connection_id), f"connection {connection_id:#x} is lost")
+
+    def take_events(self) -> list[EventPort]:
+        """Return the ports that were signalled since the last call, ascending by id."""
+        self._collect()
+        found = sorted(self._signalled, key=lambda port: port.id)
+        self._signalled.clear()
+        for port in found:
+            port.signals += 1
+        return found
+
+    def _collect(self) -> None:
+        if not lib.vi_take_events(self._core.handle, self._words):
+            return
+        for number, word in enumerate(self._words):
+            while word:
+                bit = word & -word
+                self._signalled.add(self._by_index[number * 64 + bit.bit_length() - 1])
+                word ^= bit
+
+    def _check_new(self, port_id: int) -> str:
+        what = f"partition: cannot create port {port_id:#x}"
+        if not 0 <= port_id <= ID_MAX:
+            raise IrqError(errno.EINVAL, f"{what}: port ids are 0 to {ID_MAX:#x} (EINVAL)")
+        if port_id in self._ports:
+            raise IrqError(errno.EEXIST, f"{what}: there is one (EEXIST); delete it first")
+        return what
+
+    def _find(self, port_id: int, what: str) -> MessagePort | EventPort:
+        if port_id not in self._ports:
+            raise IrqError(errno.ENOENT, f"partition: {what}: there is no such port (ENOENT)")
+        return self._ports[port_id]
+
+    # ---- the sender's side
+
+    def post_message(self, connection_id: int, message_type: int, payload: bytes) -> HvStatus:
+        """HvPostMessage: as :meth:`Partition.hv_post_message`."""
+        if not 0 < message_type <= _TYPE_MAX or len(payload) > MSG_PAYLOAD:
+            return HvStatus.INVALID_PARAMETER
+        port = self._connections.get(connection_id)
+        if port is None:
+            return HvStatus.INVALID_CONNECTION_ID
+        if self._ports.get(port.id) is not port or not isinstance(port, MessagePort):
+            return HvStatus.INVALID_PORT_ID
+        if len(port) >= port.buffers:
+            return HvStatus.INSUFFICIENT_BUFFERS
+        port._waiting.append(bytes(payload))
+        return HvStatus.SUCCESS
+
+    def signal_event(self, connection_id: int, flag: int) -> HvStatus:
+        """HvSignalEvent: as :meth:`Partition.hv_signal_event`."""
+        if not 0 < connection_id <= ID_MAX:
+            return HvStatus.INVALID_CONNECTION_ID
+        return HvStatus(lib.vi_signal_event(self._core.handle, connection_id, 1 if flag else 0))

@@ -1,0 +1,230 @@
+"""Opening and closing a channel: rings, GPADLs, the IRQ, the messages around them (drivers/hv/channel.c, v6.10).
+
+With RFC patch 09: open requests the channel's IRQ between the GPADL and OPENCHANNEL. Every error undoes exactly what
+was done.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from vmbusirq.errors import IrqError
+from vmbusirq.irq import CHandler
+from vmbusirq.steps import Step, Steps
+from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.vmbus.context import Context
+from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.pages import RingPair
+from vmbusirq.wire.protocol import (
+    FIRST_GPADL_HANDLE,
+    CloseChannel,
+    GpadlCreated,
+    GpadlTeardown,
+    GpaRange,
+    MessageType,
+    OpenChannel,
+    OpenChannelResult,
+    gpadl_messages,
+    signed32,
+)
+
+__all__ = ["Opener"]
+
+Callback = Callable[[Channel], object]
+
+
+class Opener:
+    """Opens and closes channels of one guest.
+
+    Attributes:
+        gpadls: what is established now: handle to page numbers.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._ctx = context
+        self._next_gpadl = FIRST_GPADL_HANDLE
+        self.gpadls: Final[dict[int, tuple[int, ...]]] = {}
+
+    # ---- guest memory lists
+
+    def establish_gpadl(self, channel: Channel, pfns: Sequence[int]) -> Steps[int]:
+        """Share pages with the host; return the handle (vmbus_establish_gpadl).
+
+        Raises:
+            IrqError: EDQUOT the host refused, ENODEV the channel was rescinded, else as posting.
+        """
+        handle = self._next_gpadl
+        self._next_gpadl += 1
+        relid = channel.relid
+        request = Request(MessageType.GPADL_CREATED, (relid, handle), channel)
+        if channel.rescinded:
+            raise _rescinded(channel, "share memory")
+        self.gpadls[handle] = tuple(pfns)  # from the first message on the host may know of it
+        try:
+            messages = gpadl_messages(relid, handle, [GpaRange.of_pages(pfns)])
+            created = yield from self._ctx.control.ask(request, *messages)
+            if created is None:
+                raise _rescinded(channel, "share memory")
+            assert isinstance(created, GpadlCreated)
+            if created.creation_status:
+                raise IrqError(
+                    errno.EDQUOT,
+                    f"channel {relid}: the host refused a GPADL of {len(pfns)} pages, status "
+                    f"{signed32(created.creation_status)} (EDQUOT)",
+                )
+        except Exception:
+            del self.gpadls[handle]
+            raise
+        return handle
+
+    def teardown_gpadl(self, channel: Channel, handle: int) -> Steps[None]:
+        """Take pages back: the host has let go of them when this is over (vmbus_teardown_gpadl).
+
+        Of a rescinded channel the host has let go already; nothing is sent.
+        """
+        if not channel.rescinded:
+            request = Request(MessageType.GPADL_TORNDOWN, (handle,), channel)
+            yield from self._ctx.control.ask(request, GpadlTeardown(channel.relid, handle))
+        self.gpadls.pop(handle, None)
+
+    # ---- open
+
+    def open(self, channel: Channel, callback: Callback | None = None, userdata: bytes = b"") -> Steps[None]:
+        """Share rings with the host, request the IRQ, open the channel (__vmbus_open)."""
+        self._ctx.irq.may_wait(f"channel {channel.relid}: open")
+        if channel.state is not ChannelState.OPEN:
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {channel.relid}: cannot open: its state is {channel.state.name}, not OPEN (EINVAL)",
+            )
+        channel.state = ChannelState.OPENING
+        try:
+            yield from self._open_with_rings(channel, callback, userdata)
+        except BaseException:
+            channel.state = ChannelState.OPEN
+            raise
+        channel.state = ChannelState.OPENED
+
+    def _open_with_rings(self, channel: Channel, callback: Callback | None, userdata: bytes) -> Steps[None]:
+        page_bytes = self._ctx.options.page_bytes
+        rings = RingPair(self._ctx.hv.memory, channel.device_class.ring_size(page_bytes), page_bytes)
+        handle = 0
+        try:
+            channel.share_rings(rings)
+            channel.set_callback(callback)  # before the host knows anything: an early interrupt finds it
+            handle = yield from self.establish_gpadl(channel, rings.pfns)
+            channel.gpadl = handle
+            yield Step(f"channel {channel.relid}: request_irq")
+            self._request_irq(channel)
+            yield from self._send_open(channel, rings, userdata)
+        except GeneratorExit:  # nobody will run the rest: the host may keep the memory, so it is never used again
+            self._withdraw(channel)
+            rings.unmap()
+            raise
+        except BaseException:
+            self._withdraw(channel)
+            if handle:
+                yield from self.teardown_gpadl(channel, handle)
+            rings.free()
+            raise
+
+    def _send_open(self, channel: Channel, rings: RingPair, userdata: bytes) -> Steps[None]:
+        relid = channel.relid
+        if channel.rescinded:
+            raise _rescinded(channel, "open")
+        message = OpenChannel(relid, relid, channel.gpadl, channel.target_cpu, rings.downstream_offset, userdata)
+        request = Request(MessageType.OPENCHANNEL_RESULT, (relid, relid), channel)
+        result = yield from self._ctx.control.ask(request, message)
+        if result is None:
+            raise _rescinded(channel, "open")
+        assert isinstance(result, OpenChannelResult)
+        if result.status:
+            raise IrqError(
+                errno.EAGAIN, f"channel {relid}: the host refused to open it, status {signed32(result.status)} (EAGAIN)"
+            )
+
+    def _withdraw(self, channel: Channel) -> None:
+        """Undo the guest's own half of an open that failed."""
+        self.free_irq(channel)
+        channel.clear_callback()
+        channel.share_rings(None)
+        channel.gpadl = 0
+
+    def _request_irq(self, channel: Channel) -> None:
+        if not channel.irq:
+            return
+        irq = self._ctx.irq
+        try:
+            irq.request_irq(channel.irq, CHandler(channel.bind_action), 0, channel.irq_name, channel)
+        except IrqError as error:
+            irq.log.err(
+                f"hv_vmbus: request_irq failed with {-(error.errno or 0)} for relid {channel.relid} irq {channel.irq}"
+            )
+            raise
+        channel.irq_requested = True
+        irq.irq_set_affinity_and_hint(channel.irq, 1 << channel.target_cpu)
+
+    def free_irq(self, channel: Channel) -> None:
+        """Give the IRQ back, if it was requested."""
+        if channel.irq_requested:
+            self._ctx.irq.irq_update_affinity_hint(channel.irq, None)
+            self._ctx.irq.free_irq(channel.irq, channel)
+            channel.irq_requested = False
+
+    # ---- close
+
+    def close(self, channel: Channel, subs: Sequence[Channel], remove: Callable[[Channel], Steps[Any]]) -> Steps[None]:
+        """Close a primary channel, its sub-channels first (vmbus_close).
+
+        Args:
+            subs: its sub-channels.
+            remove: what ends the life of a sub-channel whose rescind was waiting for this.
+        Raises:
+            IrqError: EINVAL for a sub-channel, or unless it is open; EDEADLK from inside an interrupt.
+        """
+        if channel.primary is not None:
+            raise IrqError(
+                errno.EINVAL, f"channel {channel.relid}: is a sub-channel: its primary closes it (EINVAL)"
+            )
+        self._ctx.irq.may_wait(f"channel {channel.relid}: close")
+        for sub in tuple(subs):
+            if sub.state is ChannelState.OPENED:
+                yield from self.disconnect(sub)
+            if sub.rescinded:
+                yield from self._wait_for_rescind(sub)
+                if not sub.gone:
+                    yield from remove(sub)
+        yield from self.disconnect(channel)
+
+    def _wait_for_rescind(self, sub: Channel) -> Steps[None]:
+        point = f"channel {sub.relid}: wait for its rescind"
+        yield from self._ctx.control.wait(point, lambda: sub.rescind_event or sub.gone)
+
+    def disconnect(self, channel: Channel) -> Steps[None]:
+        """Stop the callback, tell the host, take the rings back, free the IRQ (vmbus_disconnect_ring).
+
+        The RFC as posted keeps the IRQ until the relid is unmapped, so that a re-open meets EBUSY; that is mended here
+        unless ``strict_rfc`` is set.
+        """
+        channel.clear_callback()
+        rings = channel.rings
+        if channel.state is not ChannelState.OPENED or rings is None:
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)",
+            )
+        channel.state = ChannelState.OPEN
+        if not channel.rescinded:
+            yield from self._ctx.control.post(CloseChannel(channel.relid))
+        yield from self.teardown_gpadl(channel, channel.gpadl)
+        channel.gpadl = 0
+        channel.share_rings(None)
+        rings.free()
+        if not self._ctx.options.strict_rfc:
+            self.free_irq(channel)
+
+
+def _rescinded(channel: Channel, what: str) -> IrqError:
+    return IrqError(errno.ENODEV, f"channel {channel.relid}: cannot {what}: the host has rescinded it (ENODEV)")

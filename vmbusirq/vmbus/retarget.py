@@ -1,0 +1,202 @@
+"""Moving a channel to another CPU: the chip's irq_set_affinity, and the cpu file of sysfs.
+
+See RFC patches 10 to 12; target_cpu_store and vmbus_send_modifychannel of drivers/hv, v6.10, for the design without
+channel IRQs.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from typing import Final
+
+from vmbusirq.cpumask import format_pbl
+from vmbusirq.errors import IrqError
+from vmbusirq.irq import IrqDesc
+from vmbusirq.irq.settings import IRQ_SET_MASK_OK
+from vmbusirq.steps import Step, Steps
+from vmbusirq.vmbus.affinity import CONNECT_CPU, CpuPicker, VpAssignment
+from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.vmbus.context import Context
+from vmbusirq.vmbus.control import Request
+from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
+
+__all__ = ["Retarget"]
+
+_SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
+
+
+class Retarget:
+    """Which CPU channels interrupt, and how that changes.
+
+    Attributes:
+        synic_online: CPUs whose SynIC takes interrupts (RFC patch 12).
+        modchan_sent, modchan_completed: MODIFYCHANNEL posted, and answered (RFC patch 11).
+    """
+
+    def __init__(
+        self, context: Context, assignment: VpAssignment, perf_channel_on: Callable[[int], bool] = lambda cpu: False
+    ) -> None:
+        self._ctx = context
+        self._assignment = assignment
+        self.perf_channel_on = perf_channel_on
+        self._picker = CpuPicker()
+        self.synic_online = 0
+        self.modchan_sent = 0
+        self.modchan_completed = 0
+
+    @property
+    def _isolated(self) -> int:
+        return self._ctx.options.isolated
+
+    # ---- irq_set_affinity
+
+    def chip_set_affinity(self, desc: IrqDesc, mask: int, force: bool) -> Steps[int]:
+        """Move a channel to a CPU of ``mask`` (vmbus_irq_set_affinity, RFC patches 10 and 12)."""
+        channel = desc.handler_data
+        if not isinstance(channel, Channel):
+            return (yield from self._message_set_affinity(desc, mask))
+        allowed = mask & ~self._isolated
+        if allowed >> channel.target_cpu & 1:
+            desc.update_effective_affinity(1 << channel.target_cpu)
+            return IRQ_SET_MASK_OK
+        allowed &= self.synic_online
+        if not allowed:
+            usable = format_pbl(self.synic_online & ~self._isolated) or "none"
+            raise IrqError(
+                errno.EINVAL,
+                f"irq {desc.irq}: cannot move channel {channel.relid} to cpu {format_pbl(mask)}: isolated, or its "
+                f"SynIC is off (EINVAL); usable: {usable}",
+            )
+        cpu = self._picker.pick(allowed)
+        if channel.state is not ChannelState.OPENED:
+            raise IrqError(
+                errno.EIO,
+                f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
+            )
+        yield from self._send_modify(channel, cpu)
+        self._moved(channel, cpu)
+        desc.update_effective_affinity(1 << cpu)
+        return IRQ_SET_MASK_OK
+
+    def _message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
+        """Control messages come to the connect CPU; a mask with it changes nothing, any other is refused."""
+        yield Step(f"irq {desc.irq}: control messages stay on cpu {CONNECT_CPU}")
+        if not mask >> CONNECT_CPU & 1:
+            raise IrqError(
+                errno.EINVAL,
+                f"irq {desc.irq}: control messages cannot leave cpu {CONNECT_CPU} (EINVAL); include it in the mask",
+            )
+        desc.update_effective_affinity(1 << CONNECT_CPU)
+        return IRQ_SET_MASK_OK
+
+    def _send_modify(self, channel: Channel, cpu: int) -> Steps[None]:
+        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10)."""
+        version = self._ctx.control.version
+        if version is None or not version.has(Unlock.MODIFYCHANNEL):
+            raise IrqError(
+                errno.EINVAL,
+                f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EINVAL); 4.1 can",
+            )
+        message = ModifyChannel(channel.relid, cpu)
+        yield from self._ctx.control.post(message, f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}")
+        self.modchan_sent += 1
+
+    def on_response(self, message: Message) -> None:
+        """Take MODIFYCHANNEL_RESPONSE, in the tasklet (RFC patch 11)."""
+        assert isinstance(message, ModifyChannelResponse)
+        if not self._ctx.control.answer(message, message.child_relid):
+            self.modchan_completed += 1
+            if message.status:
+                self._ctx.irq.log.err(
+                    f"hv_vmbus: Error status {message.status:x} in MODIFYCHANNEL response for relid "
+                    f"{message.child_relid}"
+                )
+
+    # ---- the cpu file
+
+    def target_cpu_store(self, channel: Channel, text: bytes) -> Steps[int]:
+        """Yield the steps of a write to channels/<relid>/cpu; return the bytes taken.
+
+        With channel IRQs this is irq_set_affinity() with one CPU (RFC patch 10); without, the channel is retargeted
+        directly (target_cpu_store in drivers/hv/vmbus_drv.c, v6.10). The RFC as posted returns 0 bytes where it
+        succeeds; that is mended here unless ``strict_rfc`` is set.
+
+        Raises:
+            IrqError: EIO no number, a protocol version below 4.1, or a channel that is not open and would have to move;
+                EINVAL a CPU that is past the last, offline, isolated or without SynIC; what the host refuses with, in a
+                design without channel IRQs always EIO.
+        """
+        version = self._ctx.control.version
+        if version is None or not version.has(Unlock.MODIFYCHANNEL):
+            raise IrqError(
+                errno.EIO,
+                f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EIO); 4.1 can",
+            )
+        cpu = _scan_cpu(channel, text)
+        irq = self._ctx.irq
+        if cpu >= irq.nr_cpus:
+            raise IrqError(
+                errno.EINVAL, f"channel {channel.relid}: cpu {cpu} is past the last; cpus are 0-{irq.nr_cpus - 1}"
+            )
+        if not channel.mapped:
+            raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
+        if self._ctx.design.channel_irqs:
+            yield from irq.irq_set_affinity_steps(channel.irq, 1 << cpu)
+            return 0 if self._ctx.options.strict_rfc else len(text)
+        yield from self._retarget(channel, cpu)
+        return len(text)
+
+    def _retarget(self, channel: Channel, cpu: int) -> Steps[None]:
+        """Move a channel that has no IRQ; from 5.3 on wait for the host to say that it did."""
+        what = f"channel {channel.relid}: cannot move to cpu {cpu}"
+        online = self._ctx.irq.online
+        if self._isolated >> cpu & 1:
+            raise IrqError(errno.EINVAL, f"{what}: it is isolated (EINVAL); isolated: {format_pbl(self._isolated)}")
+        if not online >> cpu & 1:
+            raise IrqError(errno.EINVAL, f"{what}: it is offline (EINVAL); online: {format_pbl(online)}")
+        if channel.state is not ChannelState.OPENED:
+            raise IrqError(errno.EIO, f"{what}: it is not open ({channel.state.name})")
+        if cpu == channel.target_cpu:
+            return
+        try:
+            yield from self._send_modify_wait(channel, cpu)
+        except IrqError as error:
+            raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
+        self._moved(channel, cpu)
+
+    def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[None]:
+        version = self._ctx.control.version
+        assert version is not None
+        if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
+            yield from self._send_modify(channel, cpu)
+            return
+        request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
+        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu))
+        if answer is None:
+            raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
+        assert isinstance(answer, ModifyChannelResponse)
+        if answer.status:
+            raise IrqError(errno.EAGAIN, f"channel {channel.relid}: the host answered {answer.status:#x} (EAGAIN)")
+
+    def _moved(self, channel: Channel, cpu: int) -> None:
+        old = channel.target_cpu
+        channel.set_cpu(cpu)
+        if channel.device_class.perf:
+            if not self.perf_channel_on(old):
+                self._assignment.unmark(old)
+            self._assignment.mark(cpu)
+        primary = channel.primary or channel
+        if primary.change_target_cpu is not None:
+            primary.change_target_cpu(channel, old, cpu)
+
+
+def _scan_cpu(channel: Channel, text: bytes) -> int:
+    """Read a number as ``sscanf("%u")`` does: blanks before it and anything after it are ignored, it wraps at 2**32."""
+    number = _SCAN_U.match(text)
+    if number is None:
+        raise IrqError(
+            errno.EIO, f"channel {channel.relid}: {text[:40].decode('latin-1')!a} is not a cpu; write its number"
+        )
+    return int(number[1][-32:]) % (1 << 32)  # which divides 10**32
