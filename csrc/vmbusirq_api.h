@@ -1108,11 +1108,17 @@ struct vi_traffic {
 VI_MUST_CHECK int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in,
 				const struct vi_ring_mem *out, struct vi_vsp **result);
 void vi_vsp_destroy(struct vi_vsp *vsp);
+#define VI_VP_NONE 0xffffffff		/* target of a channel without interrupts */
 /*
- * Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL. EINVAL: no such
- * CPU.
+ * Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL, or VI_VP_NONE.
+ * EINVAL: no such CPU.
  */
 VI_MUST_CHECK int vi_vsp_set_target(struct vi_vsp *vsp, uint32_t cpu);
+/*
+ * By which SINT and event flag it is interrupted; SINT 2 and the relid unless the guest says
+ * otherwise. EINVAL: there is none. Before the first signal.
+ */
+VI_MUST_CHECK int vi_vsp_set_interrupt(struct vi_vsp *vsp, uint32_t sint, uint32_t flag);
 /*
  * Write @packets in-band packets of @payload patterned bytes, publish once, signal by the ring's
  * rule.
