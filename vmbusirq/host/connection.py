@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from vmbusirq.errors import IrqError
 from vmbusirq.host.channel import ChannelState, HostChannel
 from vmbusirq.host.control import ChannelControl
 from vmbusirq.host.gpadl import GpadlTable
@@ -36,7 +34,6 @@ from vmbusirq.wire.protocol import (
     RequestOffers,
     RescindChannelOffer,
     Resume,
-    TlConnectRequest,
     Unload,
     UnloadResponse,
     Unlock,
@@ -112,7 +109,7 @@ class HostConnection:
             MessageType.GPADL_BODY: self.gpadl_control.body,
             MessageType.GPADL_TEARDOWN: self.gpadl_control.teardown,
             MessageType.MODIFYCHANNEL: modify.modify,
-            MessageType.TL_CONNECT_REQUEST: self._tl_connect,
+            MessageType.TL_CONNECT_REQUEST: lambda message: bus.hv_sock.connect_request(self, message),
             MessageType.MODIFY_CONNECTION: self._modify_connection,
             MessageType.PAUSE: self._pause,
             MessageType.RESUME: self._resume,
@@ -222,6 +219,9 @@ class HostConnection:
         return message_connection_id(vp if vp < _VPS_IN_MESSAGE_ID else 0, self.sint, self.vtl)
 
     def _set_monitor(self, pages: tuple[int, int]) -> None:
+        """Take monitor pages; a partition has one pair, which is the default client's."""
+        if self is not self.bus.default:
+            return
         if self._monitor is not None:
             self._monitor.stop()
         self._monitor = MonitorPages(self.bus.partition, *pages) if any(pages) else None
@@ -357,10 +357,7 @@ class HostConnection:
                 return True
         return False
 
-    # ---- hv_sock, 6.0
-
-    def _tl_connect(self, message: TlConnectRequest) -> None:
-        self.bus.hv_sock.connect_request(self, message)
+    # ---- 6.0
 
     def _modify_connection(self, message: ModifyConnection) -> None:
         """MODIFY_CONNECTION: other monitor pages. Channels that are offered keep their entries, written anew."""
@@ -384,11 +381,3 @@ class HostConnection:
         self.paused = False
         while self._outbox:
             self.bus.post(self._outbox.popleft(), self.target_vp, self.sint)
-
-    def require_room_for(self, relids: set[int]) -> None:
-        """EEXIST: one of the relids is a channel's already."""
-        for relid in sorted(relids):
-            if not RELID_MIN <= relid <= RELID_MAX:
-                raise IrqError(errno.EINVAL, f"host: relid {relid}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
-            if relid in self.bus.fixed_relids(self):
-                raise IrqError(errno.EEXIST, f"host: relid {relid} is kept for another channel (EEXIST)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from vmbusirq.hyperv.monitor import GROUP_BITS, LATENCY, PARAMETER, TRIGGER_STATE
 from vmbusirq.wire.protocol import GPADL_PAGE
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ __all__ = ["MONITORS", "MonitorPages"]
 
 MONITORS: Final = 128
 """Monitor ids of one pair of pages: 4 groups of 32."""
-_LATENCY: Final = 0x240
-_PARAMETER: Final = 0x440
 
 
 class MonitorPages:
@@ -42,12 +41,17 @@ class MonitorPages:
 
     def start(self) -> None:
         """Let the hypervisor look at the guest-to-host page."""
+        self._partition.set_monitor_pages(*self._pages)
 
     def stop(self) -> None:
         """No longer look at it."""
+        self._partition.set_monitor_pages(0, 0)
 
     def enable(self, monitor: int, connection_id: int, latency: int) -> None:
         """Say how a monitored channel is signalled."""
+        memory = self._partition.memory
         for gpa in self._pages:
-            self._partition.memory.write(gpa + _LATENCY + 2 * monitor, struct.pack("<H", latency))
-            self._partition.memory.write(gpa + _PARAMETER + 8 * monitor, struct.pack("<IHH", connection_id, 0, 0))
+            (enabled,) = struct.unpack("<I", memory.read(gpa + TRIGGER_STATE, 4))
+            memory.write(gpa + TRIGGER_STATE, struct.pack("<I", enabled | 1 << monitor // GROUP_BITS))
+            memory.write(gpa + LATENCY + 2 * monitor, struct.pack("<H", latency))
+            memory.write(gpa + PARAMETER + 8 * monitor, struct.pack("<IHH", connection_id, 0, 0))

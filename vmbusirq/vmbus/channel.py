@@ -256,6 +256,32 @@ class Channel(Sender):
         check(lib.vi_channel_set_cpu(self.c, cpu), f"channel {self.relid}: cannot move to cpu {cpu}: there is none")
         self.target_cpu = cpu
 
+    def set_signal(
+        self,
+        connection_id: int,
+        *,
+        send_int_page: Any = ffi.NULL,
+        monitor_pending: Any = ffi.NULL,
+        monitor_bit: int = 0,
+    ) -> None:
+        """Set how the host hears of this channel (vmbus_setevent; vmbus.md 2.6).
+
+        Args:
+            connection_id: for HvSignalEvent, as the offer has it; 0: nobody hears.
+            send_int_page: ``uint64_t *``, the guest-to-host half of the interrupt page, where this relid's bit is set
+                too: for a channel that has a monitor bit, or no dedicated interrupt.
+            monitor_pending: ``uint32_t *``, this bit of which is set instead of the hypercall; the group of the
+                guest-to-host monitor page. Whoever has low latency leaves it out.
+            monitor_bit: 0 to 31.
+        Raises:
+            IrqError: EINVAL for an id of more than 24 bits or no such bit, EBUSY while the channel is open.
+        """
+        what = f"channel {self.relid}: cannot signal connection {connection_id:#x}, monitor bit {monitor_bit}"
+        if not (0 <= connection_id <= lib.VI_CONNECTION_ID_MAX and 0 <= monitor_bit < 32):
+            raise IrqError(errno.EINVAL, f"{what}: ids have 24 bits, a group has 32 (EINVAL)")
+        result = lib.vi_channel_set_signal(self._present(), connection_id, send_int_page, monitor_pending, monitor_bit)
+        check(result, f"{what} while it is open")
+
     def map(self, irq: int) -> None:
         """Let flags of this relid reach ``irq``, or the channel itself where there is none."""
         check(lib.vi_channel_map(self.c, irq), f"channel {self.relid}: cannot be mapped to irq {irq}")

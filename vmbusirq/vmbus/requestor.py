@@ -52,7 +52,7 @@ class Requestor:
         if size < 1:
             raise IrqError(errno.EINVAL, f"a requestor of {size} ids has none to give (EINVAL); 1 or more")
         self.size: Final = size
-        self._array = [*range(1, size), _U64_MAX]  # free slots are a list: each holds the next
+        self._array: list[int] = [*range(1, size), _U64_MAX]  # free slots are a list: each holds the next
         self._live = bytearray(size)
         self._next = 0
 

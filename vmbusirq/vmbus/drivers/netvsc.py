@@ -292,10 +292,11 @@ class NetvscDriver(Driver):
             raise IrqError(errno.EPROTO, f"netvsc channel {net.primary.relid}: {error} (EPROTO)") from None
 
     def transmit(self, device: HvDevice, frame: bytes, queue: int = 0) -> None:
-        """Send a frame, opaque bytes of at most one section, from a section of the send buffer.
+        """Send a frame from a section of the send buffer.
 
         Args:
             device: one that the driver serves.
+            frame: opaque bytes, at most one section.
             queue: which channel, modulo how many there are.
         Raises:
             IrqError: ENODEV not in service, EMSGSIZE longer than a section, EAGAIN ring full or no id left.

@@ -277,10 +277,11 @@ class StorvscDriver(Driver):
     # ---- commands
 
     def submit(self, device: HvDevice, command: bytes, cpu: int = 0, on_done: OnDone | None = None) -> int:
-        """Send a SCSI command, opaque bytes, at most 52; return its tag.
+        """Send a SCSI command; return its tag.
 
         Args:
             device: one that the driver serves.
+            command: opaque bytes, at most 52.
             cpu: who sends it; its channel is used.
             on_done: called in softirq context with the host's answer.
         Raises:
