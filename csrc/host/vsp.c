@@ -12,6 +12,8 @@ struct vi_vsp {
 	struct vi_machine *m;
 	uint32_t relid;
 	uint32_t target;
+	uint32_t sint;			/* where the guest is interrupted, and by which flag */
+	uint32_t flag;
 	uint64_t sequence;
 	struct vi_ring_writer in;
 	struct vi_ring_reader out;
@@ -35,6 +37,8 @@ int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem
 		return -ENOMEM;
 	vsp->m = m;
 	vsp->relid = relid;
+	vsp->sint = VI_SINT_VMBUS;
+	vsp->flag = relid;
 	error = vi_ring_writer_init(&vsp->in, in, VI_RING_STRICT);
 	if (error == 0)
 		error = vi_ring_reader_init(&vsp->out, out, VI_RING_STRICT, NULL, 0);
@@ -53,16 +57,29 @@ void vi_vsp_destroy(struct vi_vsp *vsp)
 
 int vi_vsp_set_target(struct vi_vsp *vsp, uint32_t cpu)
 {
-	if (cpu >= vsp->m->nr_cpus)
+	if (cpu >= vsp->m->nr_cpus && cpu != VI_VP_NONE)
 		return -EINVAL;
 	vi_store(&vsp->target, cpu);
 	return 0;
 }
 
+int vi_vsp_set_interrupt(struct vi_vsp *vsp, uint32_t sint, uint32_t flag)
+{
+	if (sint == 0 || sint >= VI_SINTS || flag >= VI_SINT_FLAGS)
+		return -EINVAL;
+	vsp->sint = sint;
+	vsp->flag = flag;
+	return 0;
+}
+
 int vi_vsp_signal(struct vi_vsp *vsp)
 {
-	int edge = vi_synic_signal(vsp->m, vi_load(&vsp->target), VI_SINT_VMBUS, vsp->relid);
+	uint32_t target = vi_load(&vsp->target);
+	int edge;
 
+	if (target == VI_VP_NONE)
+		return 0;		/* the guest has opened the channel without interrupts */
+	edge = vi_synic_signal(vsp->m, target, vsp->sint, vsp->flag);
 	vsp->stats.signals++;
 	if (edge == 1)
 		vsp->stats.edges++;
@@ -208,6 +225,8 @@ static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 
 		if (sent < 0)
 			return sent;
+		if (t->vsp->target == VI_VP_NONE)
+			return -ENXIO;
 		if (t->vsp->stats.dropped_signals != dropped)
 			return -ENXIO;
 		taken = vi_settle_cpu(m, t->vsp->target);

@@ -5,6 +5,7 @@ The script answers what it is not told to keep to itself; every message that the
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,9 +22,13 @@ from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.log import Log
+from vmbusirq.steps import Steps
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
+from vmbusirq.vmbus.device import HvDevice
+from vmbusirq.vmbus.drivers.base import Attention, Driver
+from vmbusirq.vmbus.drivers.catalogue import CATALOGUE
 from vmbusirq.wire.devices import CLASS_IDS
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import (
@@ -246,6 +251,32 @@ class ScriptedHost:
         return self.partition.synic.signal(self.targets[relid], relid)
 
 
+class PlainDriver(Driver):
+    """A driver of every class that opens and closes its channels, and has nothing to say to the host.
+
+    Attributes:
+        can_suspend: hibernation is not refused.
+    """
+
+    name = "plain"
+    attention = Attention.NONE
+    can_suspend = True
+
+    def probe(self, device: HvDevice) -> Steps[None]:
+        yield from self.bus.open_steps(device.primary)
+
+    def remove(self, device: HvDevice) -> Steps[None]:
+        yield from self.bus.close_steps(device.primary)
+
+    def suspend(self, device: HvDevice) -> Steps[None]:
+        if not self.can_suspend:
+            raise IrqError(errno.EOPNOTSUPP, f"device {device.guid}: {self.name} cannot suspend (EOPNOTSUPP)")
+        yield from self.remove(device)
+
+    def sub_channel(self, channel: Channel) -> Steps[None]:
+        yield from self.bus.open_steps(channel)
+
+
 class Guest:
     """A guest with 4 CPUs, a partition, and a scripted host.
 
@@ -254,7 +285,7 @@ class Guest:
         version: the newest that the host speaks.
         buffers: of the port that the host receives messages at.
         connect: negotiate now.
-        drivers: False: no driver binds anything, tests open and close by hand.
+        drivers: True: a :class:`PlainDriver` binds every class; False: nobody does, tests open and close by hand.
         offers: what REQUESTOFFERS brings.
         options: of GuestOptions.
     """
@@ -290,8 +321,10 @@ class Guest:
             nodes=list(nodes or [(1 << cpus) - 1]),
             options=GuestOptions(**options),
         )
-        if not drivers:
-            self.vmbus.devices.drivers.clear()
+        names = {device_class.driver for device_class in CATALOGUE.values()} if drivers else ()
+        self.vmbus.devices.drivers.clear()
+        for name in sorted(names):
+            self.vmbus.devices.drivers[name] = type("Plain", (PlainDriver,), {"name": name})(self.vmbus)
         self.partition.add_check(self.irq.reraise)
         self.vmbus.synic_init(range(cpus))
         if connect:

@@ -216,7 +216,7 @@ def test_two_channels_of_one_scan_are_both_counted(engine: str) -> None:
 
 
 def test_close_tells_the_host_and_takes_everything_back() -> None:
-    """vmbus.md 7.2: CLOSECHANNEL, then GPADL_TEARDOWN, whose answer proves that the host let go; RFC mended: free_irq."""
+    """vmbus.md 7.2: CLOSECHANNEL, then GPADL_TEARDOWN, whose answer is the proof; the RFC mended: free_irq."""
     guest = Guest(drivers=False)
     channel = guest.offered("heartbeat")
     before = guest.footprint()

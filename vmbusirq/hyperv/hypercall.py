@@ -1,4 +1,4 @@
-"""Hypercalls of the guest in register form: the control word, the input, the result word (TLFS; synic.md 7.2 to 7.4)."""
+"""Hypercalls of the guest in register form: control word, input, result word (TLFS; synic.md 7.2 to 7.4)."""
 
 from __future__ import annotations
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Clock, Timer
-
-if TYPE_CHECKING:
-    from vmbusirq.hyperv.memory import GuestMemory
+from vmbusirq.hyperv.memory import HV_PAGE, GuestMemory
 
 __all__ = ["GROUPS", "GROUP_BITS", "LATENCY", "PARAMETER", "PENDING", "TRIGGER_STATE", "MonitorPages"]
 
@@ -25,7 +24,6 @@ TRIGGER_STATE: Final = 0  # offsets in the page: u32, bit g enables group g
 PENDING: Final = 8  # of group g: a u32 at 8 * g, the armed bits follow it
 LATENCY: Final = 0x240  # a u16 per monitor id
 PARAMETER: Final = 0x440  # a u32 connection id, a u16 flag and two spare bytes per monitor id
-_HV_PAGE: Final = 4096
 _HEAD_WORDS: Final = PENDING // 4 + 2 * GROUPS
 
 
@@ -40,7 +38,7 @@ class MonitorPages:
     def __init__(self, clock: Clock, signal: Callable[[int, int], object]) -> None:
         self._clock = clock
         self._signal = signal
-        self._page: Any = None
+        self._memory: GuestMemory | None = None
         self._timers: dict[int, Timer] = {}
         self.h2g_gpa = 0
         self.g2h_gpa = 0
@@ -48,11 +46,12 @@ class MonitorPages:
     def set_pages(self, memory: GuestMemory, h2g_gpa: int, g2h_gpa: int) -> None:
         """Look at these pages from now on; as :meth:`Partition.set_monitor_pages`."""
         for gpa in (h2g_gpa, g2h_gpa):
-            if gpa % _HV_PAGE:
+            if gpa % HV_PAGE:
                 raise IrqError(errno.EINVAL, f"partition: no monitor page can be at {gpa:#x}: not a page (EINVAL)")
-        page = ffi.cast("uint32_t *", memory.address(g2h_gpa // _HV_PAGE)) if g2h_gpa else None
+            memory.address(gpa // HV_PAGE)
         self.forget()
-        self.h2g_gpa, self.g2h_gpa, self._page = h2g_gpa, g2h_gpa, page
+        self.h2g_gpa, self.g2h_gpa = h2g_gpa, g2h_gpa
+        self._memory = memory if g2h_gpa else None
 
     def forget(self) -> None:
         """Look at no page; what was pending is not signalled."""
@@ -60,21 +59,25 @@ class MonitorPages:
             timer.cancel()
         self._timers.clear()
         self.h2g_gpa = self.g2h_gpa = 0
-        self._page = None
+        self._memory = None
 
     def poll(self) -> bool:
         """Look at the page once; return True if a bit was signalled at once. Others are when their latency is over."""
-        if self._page is None:
+        if self._memory is None:
             return False
-        head = ffi.unpack(self._page, _HEAD_WORDS)
+        page = self._page(self._memory)
+        head = ffi.unpack(page, _HEAD_WORDS)
         moved = False
         for group in range(GROUPS):
             pending = head[PENDING // 4 + 2 * group]
-            if pending and head[TRIGGER_STATE] >> group & 1:
-                moved |= self._start(group, pending)
+            if pending and head[TRIGGER_STATE // 4] >> group & 1:
+                moved |= self._start(page, group, pending)
         return moved
 
-    def _start(self, group: int, pending: int) -> bool:
+    def _page(self, memory: GuestMemory) -> Any:
+        return ffi.cast("uint32_t *", memory.address(self.g2h_gpa // HV_PAGE))  # says so if memory was closed
+
+    def _start(self, page: Any, group: int, pending: int) -> bool:
         moved = False
         while pending:
             bit = pending & -pending
@@ -82,21 +85,24 @@ class MonitorPages:
             monitor_id = group * GROUP_BITS + bit.bit_length() - 1
             if monitor_id in self._timers:
                 continue
-            latency = int(ffi.cast("uint16_t *", self._page)[LATENCY // 2 + monitor_id])
+            latency = int(ffi.cast("uint16_t *", page)[LATENCY // 2 + monitor_id])
             if latency:
-                when = self._clock.now + latency
-                self._timers[monitor_id] = self._clock.call_at(when, lambda due=monitor_id: self._due(due))
+                self._timers[monitor_id] = self._clock.call_at(
+                    self._clock.now + latency, partial(self._due, monitor_id)
+                )
             else:
                 moved |= self._due(monitor_id)
         return moved
 
     def _due(self, monitor_id: int) -> bool:
         self._timers.pop(monitor_id, None)
+        assert self._memory is not None  # forget() cancels
+        page = self._page(self._memory)
         group, number = divmod(monitor_id, GROUP_BITS)
-        if not self._page[TRIGGER_STATE // 4] >> group & 1:
+        if not page[TRIGGER_STATE // 4] >> group & 1:
             return False  # it was disabled meanwhile: the bit stays
-        if not lib.vi_monitor_take(self._page + PENDING // 4 + 2 * group, 1 << number):
+        if not lib.vi_monitor_take(page + PENDING // 4 + 2 * group, 1 << number):
             return False  # the guest has taken it back
-        parameter = self._page + PARAMETER // 4 + 2 * monitor_id
+        parameter = page + PARAMETER // 4 + 2 * monitor_id
         self._signal(int(parameter[0]), int(parameter[1]) & 0xFFFF)
         return True

@@ -10,21 +10,19 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
+from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Step
-
-if TYPE_CHECKING:
-    from vmbusirq.hyperv.memory import GuestMemory
 
 __all__ = ["Partition"]
 
@@ -63,8 +61,6 @@ class Partition:
     def memory(self) -> GuestMemory:
         """Guest-physical memory."""
         if self._memory is None:
-            from vmbusirq.hyperv.memory import GuestMemory
-
             self._memory = GuestMemory()
         return self._memory
 
@@ -221,14 +217,15 @@ class Partition:
 
     def _settle(self, *, guest: bool) -> tuple[int, bool]:
         """Return the runs of CPUs, and whether anything moved."""
-        total, any_moved, moved = 0, False, True
-        while moved:
+        total, any_moved, pumped = 0, False, True
+        while pumped:
             runs, moved = self._quiet(guest)
-            total += runs
+            pumped = False
             for pump in self._pumps:
                 if not pump.running and (not pump.guest or self._guest_runs(guest)):
-                    moved |= self._run_pump(pump)
-            any_moved |= moved
+                    pumped |= self._run_pump(pump)
+            total += runs
+            any_moved |= moved or pumped
         for check in self._checks:
             check()
         return total, any_moved

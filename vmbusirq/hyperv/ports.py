@@ -1,6 +1,6 @@
 """Ports and connections of one partition: where the guest's HvPostMessage and HvSignalEvent arrive (TLFS; synic.md 7).
 
-The receiver, the host, makes a port; a connection id leads a sender to it. Connections to event ports lie in the C table
+The receiver, the host, makes a port; a connection id leads a sender to it. Connections lie in a table in C too
 (``csrc/hyperv/connection.c``), so that a channel signals without Python.
 """
 
@@ -124,7 +124,7 @@ class Ports:
     def disconnect(self, connection_id: int) -> None:
         """Take a connection away; errors as :meth:`Partition.disconnect`."""
         if self._connections.pop(connection_id, None) is None:
-            raise IrqError(errno.ENOENT, f"partition: cannot disconnect {connection_id:#x}: it is not connected (ENOENT)")
+            raise IrqError(errno.ENOENT, f"partition: cannot disconnect {connection_id:#x}: it is not (ENOENT)")
         check(lib.vi_disconnect_event(self._core.handle, connection_id), f"connection {connection_id:#x} is lost")
 
     def take_events(self) -> list[EventPort]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from vmbusirq._ffi import lib
+from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
 from vmbusirq.errors import IrqError
@@ -30,6 +30,7 @@ from vmbusirq.vmbus.control import Control, Request
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
+from vmbusirq.vmbus.drivers.base import Pages
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
 from vmbusirq.vmbus.retarget import Retarget
@@ -59,6 +60,7 @@ CRASH_POLLS: Final = 10_000  # 100 s
 CRASH_NOTICE_POLLS: Final = 500
 MONITOR_PENDING: Final = 8  # trigger_group[4] of a monitor page, {pending, armed} each (vmbus.md 2.5)
 MONITOR_GROUP: Final = 8
+MONITOR_IDS: Final = 128
 _ISOLATION_MIN: Final = Version.V5_2
 
 
@@ -201,7 +203,10 @@ class VmbusConnection:
             self.retarget.synic_online |= 1 << cpu
 
     def connect(self) -> None:
-        """Agree on a version and ask for the offers, which come later. Errors as :meth:`connect_steps`."""
+        """Agree on a version and ask for the offers, which come as the machine runs.
+
+        Errors as :meth:`connect_steps`.
+        """
         self._run(self.connect_steps())
 
     def connect_steps(self) -> Steps[None]:
@@ -265,16 +270,26 @@ class VmbusConnection:
 
     def _set_signal(self, channel: Channel) -> None:
         """Let a channel signal the host as its offer says (vmbus_setevent; vmbus.md 2.6)."""
-        offer, memory = channel.offer, self._hv.memory
-        interrupt_page = monitor = None
+        offer = channel.offer
+        interrupt_page = monitor = ffi.NULL
         if not offer.is_dedicated or offer.is_monitored:
-            interrupt_page = memory.address(self._pages["interrupt page"].pfns[0]) + HV_PAGE // 2
-        if offer.is_monitored:
+            interrupt_page = ffi.cast("uint64_t *", self._address("interrupt page") + HV_PAGE // 2)
+        monitored = offer.is_monitored and offer.monitorid < MONITOR_IDS
+        if monitored:
             group = offer.monitorid // 32
-            monitor = memory.address(self._pages["monitor page 2"].pfns[0]) + MONITOR_PENDING + group * MONITOR_GROUP
-        # a host that names no connection does not hear: v6.10 does not look at the hypercall's status either
-        connection_id = offer.connection_id if offer.connection_id <= lib.VI_CONNECTION_ID_MAX else 0
-        channel.set_signal(connection_id, interrupt_page, monitor, offer.monitorid % 32)
+            monitor = ffi.cast("uint32_t *", self._address("monitor page 2") + MONITOR_PENDING + group * MONITOR_GROUP)
+        try:
+            channel.set_signal(
+                offer.connection_id,
+                send_int_page=interrupt_page,
+                monitor_pending=monitor,
+                monitor_bit=offer.monitorid % 32 if monitored else 0,
+            )
+        except IrqError as error:
+            self.log.warn(f"hv_vmbus: the host cannot be signalled: {error}")
+
+    def _address(self, name: str) -> Any:
+        return self._hv.memory.address(self._pages[name].pfns[0])
 
     # ---- what drivers use
 
@@ -293,7 +308,7 @@ class VmbusConnection:
         subs = channel.device.sub_channels if channel.device is not None and channel.primary is None else []
         yield from self._opener.close(channel, subs, self.manager.process_removal)
 
-    def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
+    def establish_gpadl_steps(self, channel: Channel, pages: Pages) -> Steps[int]:
         """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
         return (yield from self._opener.establish_gpadl(channel, pages.pfns))
 

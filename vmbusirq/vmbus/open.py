@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from vmbusirq.errors import IrqError
@@ -18,6 +19,7 @@ from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.drivers.catalogue import Attention
 from vmbusirq.vmbus.pages import RingPair
 from vmbusirq.wire.protocol import (
     FIRST_GPADL_HANDLE,
@@ -151,6 +153,7 @@ class Opener:
         handle = 0
         try:
             channel.share_rings(rings)
+            self._watch(channel)
             channel.set_callback(callback)  # before the host knows anything: an early interrupt finds it
             handle = yield from self.establish_gpadl(channel, rings.pfns)
             channel.gpadl = handle
@@ -166,6 +169,15 @@ class Opener:
             with suppress(IrqError):  # the first error is the one that counts
                 yield from self._take_back(channel, handle, rings)
             raise
+
+    @staticmethod
+    def _watch(channel: Channel) -> None:
+        """Let the driver see the packets that it wants to see."""
+        driver = channel.device.driver if channel.device is not None else None
+        if driver is None or driver.attention is Attention.NONE:
+            channel.set_attention(Attention.NONE)
+        else:
+            channel.set_attention(driver.attention, partial(driver.packet, channel))
 
     def _send_open(self, channel: Channel, rings: RingPair, userdata: bytes) -> Steps[None]:
         relid = channel.relid
