@@ -176,7 +176,7 @@ class ScriptedHost:
                 self._created(message.gpadl, status)
             case GpadlBody():
                 self.gpadls[message.gpadl].add(message)
-                self._created(message.gpadl, status)
+                self._created(message.gpadl, self.status.get(GpadlHeader, STATUS_SUCCESS))
             case GpadlTeardown():
                 self.gpadls.pop(message.gpadl, None)
                 self.post(GpadlTorndown(message.gpadl))
