@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.vmbus.scripted import Guest, gpadl_range, refused, traces
-from vmbusirq.errors import Hung, IrqError
+from vmbusirq.errors import Hung
 from vmbusirq.log import Level
 from vmbusirq.steps import run
 from vmbusirq.vmbus.channel import Channel, ChannelState
