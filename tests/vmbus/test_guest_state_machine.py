@@ -158,8 +158,8 @@ class GuestMachine(RuleBasedStateMachine):
         self.guest.host.mute.clear()
         self.guest.host.status.clear()
 
-    @rule(relid=relids)
-    def rescind_while_it_waits(self, relid: int) -> None:
+    @rule()
+    def rescind_while_it_waits(self) -> None:
         """The next open of this host's is answered by a rescind, and only then."""
         host = self.guest.host
 

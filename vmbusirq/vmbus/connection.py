@@ -119,6 +119,7 @@ class VmbusConnection:
         irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
         irq.idle = hv.idle
+        core.before_end.append(self.work.close)
         if ppi_irq:
             request_ppi(core, irq, design, ppi_irq)
         if design.message_irq:
