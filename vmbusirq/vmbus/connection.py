@@ -485,7 +485,7 @@ class VmbusConnection:
         suspended: list[HvDevice] = []
         try:
             for device in tuple(self.devices.values()):
-                if device.driver is not None:
+                if device.driver is not None and device.primary.state is ChannelState.OPENED:
                     suspended.append(device)
                     yield from device.driver.suspend(device)
             yield from self._suspend_bus()
