@@ -35,7 +35,14 @@ def send(channel: HostChannel, packets: int, payload: int) -> int:
         f"host: cannot send {payload}-byte packets on channel {channel.relid}: "
         f"one holds {lib.VI_RING_PAYLOAD_MAX} at most"
     )
-    return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
+    template = channel.device.vsp.bulk_template
+    if template:
+        set_template(channel, template)
+    try:
+        return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
+    finally:
+        if template:
+            set_template(channel, b"")
 
 
 def signal(channel: HostChannel) -> bool:
