@@ -153,10 +153,11 @@ class ChannelControl:
             self._connection.drop(message, f"channel {channel.relid} is not open as a reserved channel")
             return
         known = self._connection.is_connected
+        gpadls = self._connection.gpadls.of(channel)
         self._begin_close(channel, ChannelState.CLOSING if known else ChannelState.CLOSING_CLIENT_RELEASE)
         self._connection.send_to(CloseReservedResponse(message.child_relid), message.target_vp, message.target_sint)
         if not known:
-            for gpadl in self._connection.gpadls.of(channel):
+            for gpadl in gpadls:  # nobody is left to tear them down
                 self._connection.gpadl_control.release(gpadl)
 
     def _begin_close(self, channel: HostChannel, state: ChannelState) -> None:

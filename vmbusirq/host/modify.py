@@ -23,8 +23,8 @@ __all__ = ["ModifyControl"]
 class ModifyControl:
     """Carries MODIFYCHANNEL out, at once or late, always in order.
 
-    From 5.3 on the answer follows the move, so that nothing comes to the old VP after it; flags that are set there stay.
-    Before, nothing is ever answered.
+    From 5.3 on the answer follows the move, so that nothing comes to the old VP after it; flags that are set there
+    stay. Before, nothing is ever answered.
     """
 
     def __init__(self, connection: HostConnection) -> None:
