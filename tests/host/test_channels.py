@@ -312,7 +312,9 @@ def test_modify_before_4_1_is_unknown() -> None:
     assert 0 == rig.channel(1).target_vp
 
 
-@pytest.mark.parametrize(("version", "answers"), [(Version.V5_3, [ModifyChannelResponse(1, FAILED)]), (Version.V5_2, [])])
+@pytest.mark.parametrize(
+    ("version", "answers"), [(Version.V5_3, [ModifyChannelResponse(1, FAILED)]), (Version.V5_2, [])]
+)
 def test_modify_of_a_closed_channel(version: Version, answers: list[ModifyChannelResponse]) -> None:
     """vmbus.md 2.10: 0x8000FFFF from 5.3 on; before, nothing. The same for a VP that is none."""
     rig = connected(version=version)
@@ -387,7 +389,9 @@ def test_rescind_answers_what_the_guest_waits_for_first() -> None:
     rig.bus.rescind(1)
     answers = rig.take()
     assert RescindChannelOffer(1) == answers[-1]
-    assert {(7, FAILED), (10, FAILED)} == {(a.gpadl, a.creation_status) for a in answers if hasattr(a, "creation_status")}
+    assert {(7, FAILED), (10, FAILED)} == {
+        (a.gpadl, a.creation_status) for a in answers if hasattr(a, "creation_status")
+    }
     assert GpadlTorndown(9) in answers
     assert [GpadlTorndown(8)] == rig.send(GpadlTeardown(1, 8))
     assert [] == rig.wait(1000)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.host.scripted import MEMORY_BYTES, Rig, guid, raw
+from vmbusirq.errors import IrqError
 from vmbusirq.host.channel import ChannelState
 from vmbusirq.host.options import HostOptions
 from vmbusirq.host.vsp.generic import GenericVsp
@@ -25,9 +26,11 @@ from vmbusirq.wire.protocol import (
     HEADER_SIZE,
     LINUX_VERSIONS,
     MESSAGES,
+    CloseChannel,
     Direction,
     GpadlBody,
     GpadlHeader,
+    GpadlTeardown,
     GpaRange,
     InitiateContact,
     Message,
@@ -42,6 +45,7 @@ from vmbusirq.wire.protocol import (
     gpadl_messages,
     vsock_service_id,
 )
+from vmbusirq.wire.ring import RingMemory, RingWriter
 
 SERVICE = vsock_service_id(1)
 RELIDS = st.integers(0, 8) | st.sampled_from([2047, 2048, 0xFFFFFFFF])
@@ -100,8 +104,8 @@ class LyingGuest(RuleBasedStateMachine):
     def boot(self, options: HostOptions, version: Version) -> None:
         self.rig = Rig(version=version, options=options)
         self.first = self.rig.memory.alloc(64)
-        self.add_device()
-        self.add_device()
+        for _ in range(4):
+            self.add_device()
         self.rig.bus.hv_sock.listen(SERVICE, lambda _endpoint: GenericVsp("sock", SERVICE))
         self.rig.connect()
         self.posted = self.rig.bus.messages_posted
@@ -124,7 +128,7 @@ class LyingGuest(RuleBasedStateMachine):
     @rule(
         version=st.sampled_from([*LINUX_VERSIONS, 0, 0x60000]),
         vp=VPS,
-        sint=st.sampled_from([2, 0, 5, 16]),
+        sint=st.sampled_from([2, 2, 2, 0, 5, 16]),
         pages=st.sampled_from([(0, 0), (4096, 8192), (4096, 0), (4096, MEMORY_BYTES)]),
         by=st.sampled_from([1, 4]),
     )
@@ -137,6 +141,7 @@ class LyingGuest(RuleBasedStateMachine):
             assert agreed is not None
             self.rig.version = agreed
             self.rig.msg_conn_id = self.rig.bus.default.msg_conn_id if agreed >= Version.V5_0 else 1
+            self.say(RequestOffers())
 
     @rule(kind=st.sampled_from([RequestOffers, Unload]))
     def whole_connection(self, kind: type[Message]) -> None:
@@ -164,6 +169,38 @@ class LyingGuest(RuleBasedStateMachine):
     @rule(relid=RELIDS, handle=HANDLES, vp=VPS, split=st.integers(0, 61))
     def open(self, relid: int, handle: int, vp: int, split: int) -> None:
         self.say(OpenChannel(relid, relid, handle, vp, split))
+
+    @rule(relid=st.integers(1, 6), handle=HANDLES, vp=st.integers(0, 3), start=st.integers(0, 50), reset=st.booleans())
+    def open_well(self, relid: int, handle: int, vp: int, start: int, reset: bool) -> None:
+        """As an honest guest would, unless the pages are in use already: rings may lie over one another."""
+        relids = [number for number, channel in self.rig.bus.default.relids.items() if channel.is_offered]
+        relid = relids[relid % len(relids)] if relids else relid
+        pfns = [self.first + (start + number) % 64 for number in range(8)]
+        for header in (pfns[0], pfns[4]) if reset else ():
+            self.rig.memory.write(header * 4096, bytes(64) + b"\1")
+        self.say(*gpadl_messages(relid, handle, [GpaRange.of_pages(pfns)]))
+        self.rig.partition.clock.advance(3)
+        self.rig.run()
+        self.say(OpenChannel(relid, relid, handle, vp, 4))
+
+    @rule(relid=st.integers(1, 6), wants=st.booleans(), packets=st.integers(1, 90))
+    def guest_writes(self, relid: int, wants: bool, packets: int) -> None:
+        """Packets in the out ring of an open channel, by the rules."""
+        channels = list(self.rig.bus.channels.values())
+        if not channels:
+            return
+        channel = channels[relid % len(channels)]
+        assert channel.ring_gpadl is not None
+        relid = channel.relid
+        with RingMemory.map(self.rig.memory.fd, channel.ring_gpadl.ranges[0].pfns[:4]) as ring:
+            try:
+                writer = RingWriter(ring, strict=True)
+                for number in range(packets):
+                    writer.write(Packet(b"12345678", flags=int(wants), trans_id=number))
+            except IrqError:
+                pass  # full, or scribbled upon
+        self.rig.signal(relid)
+        self.rig.run()
 
     @rule(
         kind=st.sampled_from(["close", "release", "teardown", "modify", "reserved", "close_reserved"]),
@@ -220,8 +257,7 @@ class LyingGuest(RuleBasedStateMachine):
 
     @rule(relid=st.integers(1, 8), size=st.integers(0, 300), flags=st.sampled_from([0, COMPLETION_REQUESTED]))
     def host_writes(self, relid: int, size: int, flags: int) -> None:
-        channel = self.rig.bus.channels.get(relid)
-        if channel is not None:
+        for channel in list(self.rig.bus.channels.values())[:relid]:
             channel.write(Packet(bytes(size), flags=flags, trans_id=1))
 
     @rule(ticks=st.integers(1, 10))
@@ -329,3 +365,41 @@ def test_a_flood_stops_at_the_ports_buffers() -> None:
     assert 0 == rig.partition.messages_waiting
     rig.received.clear()
     rig.one(UnloadResponse, rig.send(Unload()))
+
+
+def test_scribbled_rings_do_no_harm(seed: int) -> None:
+    """vmbus.md 1.15: whatever lies in a ring, even rings that share pages, ends one worker at worst."""
+    source = random.Random(seed)
+    rig = Rig()
+    vsp = rig.device().vsp
+    rig.connect()
+    first = rig.memory.alloc(8)
+    odd = [0, 1, 2, 4, 8, 16, 24, 4096, 12280, 12288, 12296, 0x7FFFFFF8, 0xFFFFFFF8, 0xFFFFFFFF]
+    channel = rig.channel(1)
+    for round_number in range(150):
+        rig.memory.write(first * 4096, bytes(8 * 4096))
+        pfns = [first + source.randrange(8) for _ in range(8)] if round_number % 3 == 0 else range(first, first + 8)
+        handle, status = rig.gpadl(1, pfns)
+        assert 0 == status
+        rig.send(OpenChannel(1, 1, handle, 0, 4))
+        for _ in range(30):
+            for _ in range(source.randrange(4)):
+                page = source.choice([0, 0, 1, 4, 5])
+                at = source.choice([0, 0, 4, 8, 12, 64] if page in (0, 4) else range(0, 128, 2))
+                value = source.choice(odd) if source.random() < 0.5 else source.getrandbits(16) & 0xFFF8
+                rig.memory.write((pfns[page]) * 4096 + at, struct.pack("<I", value))
+            if page := source.randrange(2):  # a packet that is right, more or less
+                packet = struct.pack("<HHHHQ", source.choice([6, 9, 11]), source.choice([2, 3]), page + 3, 1, 7)
+                rig.memory.write((pfns[1]) * 4096, packet)
+                rig.memory.write(pfns[0] * 4096, struct.pack("<I", source.choice([32, 40, 64])))
+            rig.signal(1)
+            if channel.is_open and channel.stats.packets < 1 << 40:
+                channel.write(Packet(bytes(source.randrange(0, 4000)), trans_id=1))
+                rig.bus.send(1, source.randrange(3))
+            rig.run()
+        rig.send(CloseChannel(1), GpadlTeardown(1, handle))
+        assert not channel.is_open
+    assert 50 < channel.failures
+    assert isinstance(vsp, GenericVsp)
+    assert 0 < vsp.packets
+    check_nothing_is_left(rig)

@@ -223,7 +223,7 @@ class HostBus:
         """Write patterned packets into a channel's in ring and signal by the ring's rule.
 
         Returns:
-            Packets written: fewer than asked for when the ring is full.
+            Packets written: fewer than asked for when the ring is full, none when the channel's worker has failed.
         Raises:
             IrqError: ENOENT no such open channel, EINVAL a negative number, EMSGSIZE a payload no packet can hold.
         """
@@ -241,7 +241,7 @@ class HostBus:
 
         Raises:
             IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is
-                off.
+                off, EIO a guest's ring is broken.
         """
         return bulk.drive(self.partition.core, [(item, self._open_channel(item.relid)) for item in traffic], seed)
 

@@ -35,7 +35,13 @@ def send(channel: HostChannel, packets: int, payload: int) -> int:
         f"host: cannot send {payload}-byte packets on channel {channel.relid}: "
         f"one holds {lib.VI_RING_PAYLOAD_MAX} at most"
     )
-    return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
+    if channel.failure:
+        return 0
+    result = lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF))
+    if result == -errno.EIO:  # the guest's doing, so not the caller's error
+        channel.fail("in ring: the guest's index is impossible")
+        return 0
+    return check(result, what)
 
 
 def signal(channel: HostChannel) -> bool:
