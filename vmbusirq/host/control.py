@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelControl"]
 
+_GUEST_CHOSEN: Final = range(0x1000, 1 << 22)
+"""Connection ids that a 6.0 guest may choose for its signals: below and above lie those of messages (vmbus.md 2.3)."""
 _IGNORED: Final = (ChannelState.REVOKED, ChannelState.REOFFERED)
 
 
@@ -130,6 +132,8 @@ class ChannelControl:
         own = signal_connection_id(channel.relid, self._connection.sint, self._connection.vtl)
         flag = channel.relid if message.event_flag is None else message.event_flag
         signal_id = message.connection_id or own
+        if signal_id not in _GUEST_CHOSEN:
+            raise IrqError(errno.EINVAL, f"connection id {signal_id:#x} is not for channels")
         return self._connection.sint, flag, signal_id
 
     # ---- close
