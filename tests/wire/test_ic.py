@@ -77,7 +77,12 @@ def test_response_keeps_everything_but_flags_and_status() -> None:
     """hv_util.c: icflags = TRANSACTION | RESPONSE; ids and versions are the request's."""
     request = IcMessage.request(IcType.HEARTBEAT, b"1", frame=(3, 0), message=(1, 2), ic_id=300)
     answer = request.response(b"2", 7)
-    assert (b"2", 5, 7, 44) == (answer.body, answer.header.icflags, answer.header.status, answer.header.ictransaction_id)
+    assert (b"2", 5, 7, 44) == (
+        answer.body,
+        answer.header.icflags,
+        answer.header.status,
+        answer.header.ictransaction_id,
+    )
     assert (3, 0, 1, 2) == (
         answer.header.frame_major,
         answer.header.frame_minor,

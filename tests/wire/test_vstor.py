@@ -1,4 +1,4 @@
-"""Packets of storage controllers: layouts, round trips, hostile bytes (drivers/scsi/storvsc_drv.c; vmbus.md 1.2, 1.15)."""
+"""Packets of storage controllers: layouts, hostile bytes (drivers/scsi/storvsc_drv.c; vmbus.md 1.2, 1.15)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmbusirq.wire.vstor import (
 
 
 def test_sizes() -> None:
-    """A packet of 64 bytes makes storvsc's max_pkt_size of 80 (vmbus.md 1.2); 24 bytes of properties are its userdata."""
+    """A packet of 64 bytes makes storvsc's max_pkt_size of 80 (vmbus.md 1.2); 24 of properties are its userdata."""
     assert [64, 24, 4, 2] == [
         kind.size() for kind in (VstorPacket, ChannelProperties, ProtocolVersion, SubChannelCount)
     ]
