@@ -126,7 +126,7 @@ struct vi_tasklet_list {
 	struct vi_tasklet *tail;
 };
 
-/* ---- wire/ ------------------------------------------------------------------------------------ */
+/* ---- wire/ ----------------------------------------------------------------------------------- */
 
 /* Who sees packets that vi_ring_drain_with() reads: special ones, or all. */
 struct vi_ring_looker {
@@ -386,6 +386,7 @@ uint32_t vi_read_napi(struct vi_cpu *cpu, uint32_t irq, void *context);
 void vi_read_napi_poll(struct vi_cpu *cpu, void *data);
 
 /* vmbus/util.c */
+bool vi_util_is_message(const struct vi_packet *p);
 bool vi_util_answer(struct vi_channel *ch, const struct vi_packet *p, struct vi_ring_tally *tally);
 
 /* vmbus/ */

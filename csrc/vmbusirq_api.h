@@ -937,7 +937,8 @@ enum vi_callback {
 /* Which packets the driver's own reader (DRAIN, NAPI, UTIL) hands to vi_hooks.packet. */
 enum vi_attention {
 	VI_ATTENTION_NONE = 0,		/* none: all are added up */
-	VI_ATTENTION_SPECIAL = 1,	/* not in-band, or with a flag; UTIL: what it cannot answer */
+	/* not in-band, or with a flag; of UTIL also what it cannot answer */
+	VI_ATTENTION_SPECIAL = 1,
 	VI_ATTENTION_ALL = 2		/* every one; UTIL answers none */
 };
 
@@ -992,9 +993,9 @@ void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action);
 VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
 					  void *context);
 /*
- * Say which packets go to vi_hooks.packet, with @handle. Open or closed; outlives both. Waits until
- * a reader at work has ended, after which the old handle is not used any more. EINVAL: unknown mode;
- * EDEADLK from inside an interrupt.
+ * Say which packets go to vi_hooks.packet, with @handle. On an open or closed channel, and for all
+ * its openings. Waits until a reader at work has ended; the old handle is not used after that.
+ * EINVAL: unknown mode; EDEADLK from inside an interrupt.
  */
 VI_MUST_CHECK int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
@@ -1021,11 +1022,11 @@ void vi_channel_setevent(struct vi_channel *ch);
 /* 1 if the guest made that hypercall since the last call. */
 uint32_t vi_channel_take_event(struct vi_channel *ch);
 
-/* ---- integration services: what hv_utils and its host say to each other (vmbus.md 1.16) ------- */
+/* ---- integration services: what hv_utils and its host say to each other ---------------------- */
 /*
- * The payload of an in-band packet: vi_pipe_header, vi_ic_header, body. A reply is the request with
- * VI_IC_TRANSACTION | VI_IC_RESPONSE as its flags and the same transaction id. Layouts as in
- * include/linux/hyperv.h v6.10; the bodies follow at offset 28, which is not theirs to be aligned at.
+ * The payload of an in-band packet: vi_pipe_header, vi_ic_header, body (vmbus.md 1.16). A reply is
+ * the request with VI_IC_TRANSACTION | VI_IC_RESPONSE as its flags, under the same transaction id.
+ * Layouts as in include/linux/hyperv.h v6.10; a body begins at byte 28: copy it, it is not aligned.
  */
 #define VI_PIPE_DATA 1		/* vi_pipe_header.flags */
 #define VI_IC_TRANSACTION 1	/* vi_ic_header.flags */

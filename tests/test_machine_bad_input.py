@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmbusirq import IrqError, Machine
-from vmbusirq.host.bus import Traffic
+from vmbusirq.host.stats import Traffic
 from vmbusirq.scenario.schema import parse_scenario
 
 

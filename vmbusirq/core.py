@@ -10,10 +10,11 @@ from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError, check
 from vmbusirq.limits import CPUS_MAX, IRQS_MAX
 
-__all__ = ["ENGINES", "SIMD_LEVELS", "TICKS_PER_MS", "TICKS_PER_S", "Core", "Lost"]
+__all__ = ["ENGINES", "SIMD_LEVELS", "TICKS_PER_MS", "TICKS_PER_S", "TICKS_PER_US", "Core", "Lost"]
 
 TICKS_PER_S: Final = 10_000_000  # the partition reference clock runs at 10 MHz
 TICKS_PER_MS: Final = 10_000
+TICKS_PER_US: Final = 10
 TICKS_MAX: Final = 1 << 63
 ENGINES: Final = {"fast": lib.VI_ENGINE_FAST, "linux": lib.VI_ENGINE_LINUX}
 SIMD_LEVELS: Final = {

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Final
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from vmbusirq._ffi import lib
-from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
+from vmbusirq.core import TICKS_PER_S, TICKS_PER_US, Core
 from vmbusirq.cpumask import cpumask_all, cpus_of
 from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
 from vmbusirq.errors import IrqError
@@ -18,25 +18,28 @@ from vmbusirq.fs import FileSystem, StatPresets, kernel_files
 from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
-from vmbusirq.host.bus import HostBus, Traffic
-from vmbusirq.host.ic import REQUESTS
+from vmbusirq.host.device import HostDevice
+from vmbusirq.host.options import HostOptions
+from vmbusirq.host.server import HostBus
+from vmbusirq.host.stats import Traffic
+from vmbusirq.host.vsp import make_vsp
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import IrqCore
-from vmbusirq.limits import CPUS_MAX, RELIDS
+from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELIDS
 from vmbusirq.log import Log
 from vmbusirq.platform import Platform, arm64_platform, x86_platform
-from vmbusirq.scenario.schema import Scenario, bare_scenario, load_scenario
+from vmbusirq.scenario.schema import ChannelSpec, DeviceSpec, Scenario, bare_scenario, load_scenario
 from vmbusirq.vmbus.channel import Channel
-from vmbusirq.vmbus.connection import Offer, VmbusConnection
+from vmbusirq.vmbus.connection import VmbusConnection
+from vmbusirq.vmbus.context import GuestOptions
 
 __all__ = ["Machine", "Progress"]
 
 Progress = Callable[[int, int, str], None]
+SCSI_HOST_MAX: Final = 65535
 BOOT_TICKS: Final = 2 * TICKS_PER_S  # when VMBus comes up
-OFFER_TICKS: Final = TICKS_PER_MS
-CHANNELMSG_ALLOFFERS_DELIVERED: Final = b"\x04" + bytes(7)
 IRQS_BESIDE_VMBUS: Final = 64  # room for descriptors above the boot-time slots and one per relid
 
 
@@ -50,6 +53,7 @@ class Machine:
         engine: ``"fast"``, or ``"linux"`` for v6.10's own steps.
         simd: widest vectors of the scanner.
         seed: fixes every choice that is left open, so that the same machine gives the same bytes.
+        strict_rfc: keep the defects of the RFC as posted, which are mended otherwise (vmbus.md 10).
         scenario: who is there instead; :meth:`load` finds one by name.
     Raises:
         IrqError: EINVAL for a name or number that is not known, EOPNOTSUPP for vectors this CPU does not have.
@@ -59,7 +63,7 @@ class Machine:
         fs: the files: ``read(path)``, ``write(path, data)``, ``listdir(path)``.
         host: the host: ``send(relid=..., packets=...)``, ``post_message(...)``.
         vmbus: the guest driver: ``channels`` by relid.
-        log: the guest's log.
+        log: the guest's log; ``host_log``: what the host has to say about its guest.
         partition: what the guest gets from its hypervisor; ``clock`` and ``synic`` are its.
         clock: virtual time.
     """
@@ -74,6 +78,7 @@ class Machine:
         engine: str = "fast",
         simd: str = "best",
         seed: int = 0,
+        strict_rfc: bool = False,
         scenario: Scenario | None = None,
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
@@ -88,7 +93,9 @@ class Machine:
         self.design: Final[Design] = DESIGNS[design]
         self.generation: Final[Generation] = find_generation(generation)
         self.seed: Final = seed
+        self.strict_rfc: Final = strict_rfc
         self.booted = False
+        self._handshakes: dict[int, int] = {}  # interrupts at boot by relid, until the traffic has made up for them
         nr_irqs = self._nr_irqs_at_boot()
         self.core: Final = Core(
             self.scenario.cpus.possible,
@@ -105,10 +112,11 @@ class Machine:
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
         self.log: Final = Log(lambda: self.core.now)
+        self.host_log: Final = Log(lambda: self.core.now)
         self.irq: Final = self._make_irq_core(nr_irqs)
         self.partition.add_pump(self.irq.run_work, guest=True)
         self.partition.add_check(self.irq.reraise)
-        self.host: Final = HostBus(self.partition)
+        self.host: Final = self._make_host()
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
         self.fs: Final[FileSystem] = kernel_files(self)
@@ -124,6 +132,7 @@ class Machine:
         engine: str = "fast",
         simd: str = "best",
         seed: int = 0,
+        strict_rfc: bool = False,
     ) -> Machine:
         """Make the machine of a scenario: a built-in name, a TOML file, or a :class:`Scenario`.
 
@@ -131,7 +140,15 @@ class Machine:
             ScenarioError: the scenario cannot be used; IrqError as for the class.
         """
         loaded = scenario if isinstance(scenario, Scenario) else load_scenario(fspath(scenario))
-        return cls(scenario=loaded, design=design, generation=generation, engine=engine, simd=simd, seed=seed)
+        return cls(
+            scenario=loaded,
+            design=design,
+            generation=generation,
+            engine=engine,
+            simd=simd,
+            seed=seed,
+            strict_rfc=strict_rfc,
+        )
 
     def _nr_irqs_at_boot(self) -> int:
         scenario = self.scenario
@@ -162,19 +179,42 @@ class Machine:
 
     def _make_vmbus(self) -> VmbusConnection:
         cpus = self.scenario.cpus
+        scenario = self.scenario
+        instances = {device.name: str(self._instance_of(device)) for device in scenario.devices}
         vmbus = VmbusConnection(
             self.core,
             self.irq,
-            self.synic,
-            self.host,
+            self.partition,
             self.design,
             nodes=[node & self.online_mask for node in cpus.nodes],
-            isolated=cpus.isolated,
+            options=GuestOptions(
+                strict_rfc=self.strict_rfc,
+                isolated=cpus.isolated,
+                scsi_hosts={
+                    instances[device.name]: device.scsi_host
+                    for device in scenario.devices
+                    if device.scsi_host is not None
+                },
+                probe_order=tuple(instances[name] for name in scenario.probe_order),
+            ),
             ppi_irq=self.platform.vmbus_ppi,
-            seed=self.seed,
         )
         vmbus.synic_init(cpus_of(self.online_mask))
         return vmbus
+
+    def _make_host(self) -> HostBus:
+        spec = self.scenario.host
+        options = HostOptions(
+            modify_delay_ticks=spec.modify_delay_us * TICKS_PER_US, log=lambda text: self.host_log.info(text)
+        )
+        return HostBus(self.partition, version=spec.version, options=options)
+
+    def _instance_of(self, device: DeviceSpec) -> UUID:
+        return UUID(device.instance) if device.instance else self._make_instance(device.device_class, device.name)
+
+    def _make_instance(self, device_class: str, name: str) -> UUID:
+        """Return the instance GUID of a device that nobody gave one; it depends on class, name and seed alone."""
+        return uuid5(NAMESPACE_OID, f"vmbusirq/{self.seed}/{device_class}/{name}")
 
     # ---- what the files look at
 
@@ -236,35 +276,67 @@ class Machine:
     def attach(
         self,
         device_class: str,
-        relid: int,
+        relid: int | None = None,
         *,
         device: str = "",
         sub: int = 0,
         scsi_host: int | None = None,
         instance: UUID | None = None,
     ) -> Channel:
-        """Offer a channel to the guest and let its driver open it, by a direct call.
+        """Let the host offer a channel (hot add), and the guest take it up.
 
+        Args:
+            device_class: short name of its class.
+            relid: the relid it gets; None: the lowest that is free.
+            device: name of its device; a sub-channel joins the one of that name.
+            sub: 0 for a primary channel; else the next sub-channel of a device that is there.
+            scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
+            instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class or a relid outside 1..2047, EEXIST for a relid, a device's primary or
-                an instance in use.
+            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid, a
+                device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
+                offer up (see the log).
         """
-        offer = Offer(device or f"{device_class}-{relid}", device_class, relid, sub, scsi_host, instance)
-        channel = self.vmbus.offer(offer)
-        self.host.set_template(relid, REQUESTS.get(device_class, b""))
-        try:
-            self.vmbus.open(channel)
-        except BaseException:
-            self.vmbus.remove(channel)
-            raise
+        self.connect()
+        name = device or f"{device_class}-{relid}"
+        _check_device(name, sub, scsi_host)
+        if sub:
+            channel = self._find_device(device_class, name).add_sub_channel(relid, sub)
+        else:
+            guid = instance or self._make_instance(device_class, name)
+            if scsi_host is not None:
+                self.vmbus.options.scsi_hosts[str(guid)] = scsi_host
+            channel = self._add_device(device_class, name, relid, (), instance).primary
         self.settle()
-        return channel
+        if channel.relid not in self.vmbus.channels:
+            raise IrqError(errno.EIO, f"channel {relid}: the guest did not take up the offer (EIO); see the log")
+        return self.vmbus.channels[channel.relid]
 
     def detach(self, relid: int) -> None:
-        """Take a channel away: close, free, unmap. ENOENT: there is none."""
-        if relid not in self.vmbus.channels:
-            raise IrqError(errno.ENOENT, f"channel {relid}: there is none (ENOENT)")
-        self.vmbus.remove(self.vmbus.channels[relid])
+        """Let the host rescind a channel, with a primary its device, and the guest see to it. ENOENT: there is none."""
+        self.host.rescind(relid)
+        self.settle()
+
+    def connect(self) -> None:
+        """Connect guest and host; nothing happens if they are connected."""
+        if not self.vmbus.control.connected:
+            self.vmbus.connect()
+            self.settle()
+
+    def _add_device(
+        self, device_class: str, name: str, relid: int | None, sub_relids: Sequence[int], instance: UUID | None
+    ) -> HostDevice:
+        if any((other.vsp.class_name, other.name) == (device_class, name) for other in self.host.devices):
+            raise IrqError(errno.EEXIST, f"host: there is a {device_class} {name} already (EEXIST); remove it first")
+        guid = instance or self._make_instance(device_class, name)
+        vsp = make_vsp(device_class, max_sub_channels=len(sub_relids))
+        return self.host.add_device(vsp, guid, name=name, relid=relid, sub_relids=sub_relids)
+
+    def _find_device(self, device_class: str, name: str) -> HostDevice:
+        for device in self.host.devices:
+            if (device.vsp.class_name, device.name) == (device_class, name):
+                return device
+        raise IrqError(errno.ENOENT, f"host: there is no {device_class} {name} (ENOENT); attach its primary first")
 
     # ---- running
 
@@ -277,28 +349,31 @@ class Machine:
         return self.partition.settle()
 
     def boot(self) -> None:
-        """Bring up the scenario's devices, its control messages and its presets; a second call does nothing."""
+        """Bring up the scenario's presets, connect, and take up what the host offers; a second call does nothing."""
         if self.booted:
             return
         self.booted = True
         self._apply_presets()
         self.clock.advance_to(BOOT_TICKS)
         self.log.info(f"hv_vmbus: {len(self.scenario.channels)} channels, design {self.design.name}")
+        self._add_devices()
+        self.connect()
+        self._handshakes.update({relid: channel.stats.edges for relid, channel in self.host.channels.items()})
+
+    def _add_devices(self) -> None:
+        """Give the host the scenario's devices, in the order of their primary channels."""
         devices = {device.name: device for device in self.scenario.devices}
+        subs: dict[str, list[int]] = {}
         for spec in self.scenario.channels:
-            device = devices[spec.device]
-            self.clock.advance(OFFER_TICKS)
-            self.attach(
-                device.device_class,
-                spec.relid,
-                device=spec.device,
-                sub=spec.sub,
-                scsi_host=device.scsi_host,
-                instance=UUID(device.instance) if device.instance else None,
-            )
-        for _ in range(self.scenario.messages):
-            self.host.post_message(CHANNELMSG_ALLOFFERS_DELIVERED)
-            self.settle()
+            subs.setdefault(spec.device, [])
+            if spec.sub:
+                subs[spec.device].append(spec.relid)
+        for spec in self.scenario.channels:
+            if not spec.sub:
+                device = devices[spec.device]
+                self._add_device(
+                    device.device_class, device.name, spec.relid, subs[device.name], self._instance_of(device)
+                )
 
     def _apply_presets(self) -> None:
         ipis = {f"IPI{number}": irq for number, irq in enumerate(self.ipi_irqs)}
@@ -325,11 +400,8 @@ class Machine:
             for cpu, count in enumerate(line.counts):
                 self.irq.generic_handle_irq(line.irq, cpu, count)
                 self.irq.irq_move_irq(line.irq)
-        traffic = [
-            Traffic(spec.relid, spec.interrupts, spec.packets, spec.payload)
-            for spec in self.scenario.channels
-            if spec.interrupts
-        ]
+        traffic = [item for item in map(self._traffic_of, self.scenario.channels) if item.interrupts]
+        self._handshakes.clear()
         shares = _shares(traffic)
         for done, share in enumerate(shares):
             if progress is not None:
@@ -337,6 +409,23 @@ class Machine:
             self.host.drive(share, self.seed + done)
         self.clock.advance_to(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
         self.settle()
+
+    def _traffic_of(self, spec: ChannelSpec) -> Traffic:
+        """Return what is left to send on a channel: its handshake at boot has interrupted the guest already."""
+        taken = self._handshakes.get(spec.relid, 0)
+        return Traffic(spec.relid, max(0, spec.interrupts - taken), spec.packets, spec.payload)
+
+
+def _check_device(name: str, sub: int, scsi_host: int | None) -> None:
+    if not name.isprintable() or not 0 <= sub <= RELID_MAX:
+        raise IrqError(
+            errno.EINVAL,
+            f"device {name!r}, sub-channel {sub}: a name is printable, an index 0 to {RELID_MAX} (EINVAL)",
+        )
+    if scsi_host is not None and not 0 <= scsi_host <= SCSI_HOST_MAX:
+        raise IrqError(
+            errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
+        )
 
 
 _SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second

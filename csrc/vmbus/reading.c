@@ -38,6 +38,13 @@ static bool answers(const struct vi_channel *ch, const struct vi_packet *p)
 	       (ch->attention == VI_ATTENTION_SPECIAL && !vi_ring_special(p));
 }
 
+/* Bytes on a channel of hv_utils that are no message of it: nobody's business. */
+static bool is_bulk(const struct vi_channel *ch, const struct vi_packet *p)
+{
+	return ch->callback_kind == VI_CALLBACK_UTIL && ch->attention == VI_ATTENTION_SPECIAL &&
+	       !vi_ring_special(p) && !vi_util_is_message(p);
+}
+
 /* Answer it, or hand it to who watches, or add it up. */
 static void look(struct vi_ring_looker *looker, const struct vi_packet *p,
 		 struct vi_ring_tally *tally)
@@ -47,10 +54,9 @@ static void look(struct vi_ring_looker *looker, const struct vi_packet *p,
 
 	if (answers(ch, p) && vi_util_answer(ch, p, tally))
 		return;
-	if (ch->attention == VI_ATTENTION_NONE || !ch->m->hooks.packet) {
-		vi_ring_add(tally, p);
+	vi_ring_add(tally, p);
+	if (ch->attention == VI_ATTENTION_NONE || !ch->m->hooks.packet || is_bulk(ch, p))
 		return;
-	}
 	ch->attended++;
 	ch->m->hooks.packet(now->cpu, ch->attention_handle, p);
 }
@@ -70,7 +76,7 @@ static __attribute__((noinline)) int drain_watched(struct vi_cpu *cpu, struct vi
 /* Read everything that is there; the host hears of it if it waits for room. */
 static uint64_t drain(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t budget)
 {
-	uint64_t before = ch->tally.packets + ch->attended;
+	uint64_t before = ch->tally.packets;
 	int signal;
 
 	ch->calls++;
@@ -80,7 +86,7 @@ static uint64_t drain(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t budget
 		signal = drain_watched(cpu, ch, budget);
 	if (signal == 1)
 		vi_channel_setevent(ch);
-	return ch->tally.packets + ch->attended - before;
+	return ch->tally.packets - before;
 }
 
 /** vi_read_drain() - the callback of VI_CALLBACK_DRAIN and VI_CALLBACK_UTIL */

@@ -37,7 +37,7 @@ static int body_min(uint32_t type)
 	}
 }
 
-/* Return: enum vi_ic_type of a request that can be answered here; -1 for any other, and nonsense. */
+/* Return: enum vi_ic_type of a request that can be answered here; -1: any other, or nonsense. */
 static int answerable(const struct vi_packet *p)
 {
 	struct vi_pipe_header pipe;
@@ -53,6 +53,18 @@ static int answerable(const struct vi_packet *p)
 	    pipe.msgsize < sizeof(ic) + (uint32_t)body)
 		return -1;
 	return ic.type;
+}
+
+/* Whether a packet has the shape of an IC message at all; bulk data of a test has not. */
+bool vi_util_is_message(const struct vi_packet *p)
+{
+	struct vi_pipe_header pipe;
+
+	if (p->payload_len < HEADERS)
+		return false;
+	memcpy(&pipe, p->payload, sizeof(pipe));
+	return pipe.msgsize >= sizeof(struct vi_ic_header) &&
+	       pipe.msgsize <= p->payload_len - sizeof(pipe);
 }
 
 static void add_one(uint8_t *seq_num)

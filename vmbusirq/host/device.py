@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from vmbusirq.errors import IrqError
 from vmbusirq.host.channel import HostChannel
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class HostDevice:
         self.name: Final = name
         self.max_sub_channels = max(vsp.max_sub_channels, len(sub_relids))
         self.primary: Final = HostChannel(self, 0, fixed_relid=relid, monitor=monitor)
-        self._sub_relids: Final = tuple(sub_relids)
+        self._sub_relids: tuple[int | None, ...] = tuple(sub_relids)
         self._subs: list[HostChannel] = []
 
     @property
@@ -61,7 +63,7 @@ class HostDevice:
     def fixed_relids(self) -> tuple[int, ...]:
         """Relids that are kept for this device."""
         own = () if self.primary.fixed_relid is None else (self.primary.fixed_relid,)
-        return own + self._sub_relids
+        return own + tuple(relid for relid in self._sub_relids if relid is not None)
 
     def offer_sub_channels(self, count: int) -> list[int]:
         """Offer sub-channels that are not offered yet, at most ``count`` and at most :attr:`max_sub_channels` in all.
@@ -75,6 +77,23 @@ class HostDevice:
             if not channel.is_offered and self.primary.is_offered and self.connection.offer(channel):
                 relids.append(channel.relid)
         return relids
+
+    def add_sub_channel(self, relid: int | None, index: int) -> HostChannel:
+        """Offer one more sub-channel now, whatever the guest has asked for.
+
+        Raises:
+            IrqError: EEXIST the relid is kept for another channel; EINVAL no such relid, or not the next index.
+        """
+        if index != len(self._sub_relids) + 1:
+            raise IrqError(
+                errno.EINVAL, f"host: {self.name} has {len(self._sub_relids)} sub-channels: {index} is not the next (EINVAL)"
+            )
+        self.bus.keep_relid(self.connection, relid)
+        self._sub_relids = (*self._sub_relids, relid)
+        self.max_sub_channels = max(self.max_sub_channels, index)
+        channel = self._sub_channel(index)
+        self.connection.offer(channel)
+        return channel
 
     def _sub_channel(self, index: int) -> HostChannel:
         if index > len(self._subs):

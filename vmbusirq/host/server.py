@@ -72,6 +72,7 @@ class HostBus:
         self._fixed: dict[HostConnection, Counter[int]] = {}
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._due_made = 0
+        self._pumping = False
         self._port_channels: dict[int, tuple[HostChannel, int]] = {}
         self._signalled: dict[EventPort, None] = {}
         self._unfinished: dict[HostChannel, None] = {}
@@ -163,16 +164,33 @@ class HostBus:
             client.offer(device.primary)
         return device
 
-    def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
+    def _check_relids(self, client: HostConnection, relids: list[int]) -> None:
         for number in relids:
             if not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
-                raise IrqError(errno.EEXIST, f"host: relid {number} is kept for another channel (EEXIST)")
+                raise IrqError(
+                    errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)"
+                )
+
+    def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
+        self._check_relids(client, relids)
         if monitor is not None and not 0 <= monitor < MONITORS:
             raise IrqError(errno.EINVAL, f"host: monitor id {monitor}: they are 0 to {MONITORS - 1} (EINVAL)")
         if self.find_instance(client, instance) is not None:
             raise IrqError(errno.EEXIST, f"host: instance {instance} is a device already (EEXIST); remove it first")
+
+    def _owner(self, client: HostConnection, relid: int) -> str:
+        """Return the name of the device that a relid is kept for."""
+        own = (device for device in self._devices if device.connection is client and relid in device.fixed_relids)
+        device = next(own, None)
+        return "another channel" if device is None else f"{device.vsp.class_name} {device.name}"
+
+    def keep_relid(self, connection: HostConnection, relid: int | None) -> None:
+        """Keep a relid for one more channel of a device; errors as :meth:`add_device`. None: nothing to keep."""
+        if relid is not None:
+            self._check_relids(connection, [relid])
+            self._fixed[connection][relid] += 1
 
     def find_instance(self, connection: HostConnection, instance: UUID) -> HostDevice | None:
         """Return a client's device by its instance GUID."""
@@ -222,6 +240,7 @@ class HostBus:
         Raises:
             IrqError: ENOENT no such open channel, EINVAL a negative number, EMSGSIZE a payload no packet can hold.
         """
+        self.pump()  # a host does what it was told before it does anything new
         return bulk.send(self._open_channel(relid), packets, payload)
 
     def signal(self, relid: int) -> bool:
@@ -229,6 +248,7 @@ class HostBus:
 
         ENXIO: the target's SynIC is off.
         """
+        self.pump()
         return bulk.signal(self._open_channel(relid))
 
     def drive(self, traffic: Sequence[Traffic], seed: int) -> int:
@@ -238,6 +258,7 @@ class HostBus:
             IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is
                 off.
         """
+        self.pump()
         return bulk.drive(self.partition.core, [(item, self._open_channel(item.relid)) for item in traffic], seed)
 
     def _open_channel(self, relid: int) -> HostChannel:
@@ -273,9 +294,15 @@ class HostBus:
 
     def pump(self) -> bool:
         """Take the guest's messages in order, do what is due, serve signalled channels; True if there was anything."""
-        moved = self._router.receive()
-        moved |= self._run_due()
-        return self._serve() or moved
+        if self._pumping:
+            return False  # a VSP's own call came back here
+        self._pumping = True
+        try:
+            moved = self._router.receive()
+            moved |= self._run_due()
+            return self._serve() or moved
+        finally:
+            self._pumping = False
 
     def later(self, ticks: int, work: Callable[[], None]) -> None:
         """Do something in :meth:`pump` when so many ticks have passed, at once for 0; what is due together in order."""

@@ -18,6 +18,7 @@ class VspStats:
         edges: of them, flags that went from 0 to 1, which is what the guest can count.
         dropped_signals: the target's SynIC was off, so the flag was lost.
         full: writes that a full ring refused.
+        responses, response_bytes: what the guest answered to bulk requests.
     """
 
     packets: int = 0
@@ -27,6 +28,8 @@ class VspStats:
     edges: int = 0
     dropped_signals: int = 0
     full: int = 0
+    responses: int = 0
+    response_bytes: int = 0
 
     @classmethod
     def from_c(cls, stats: Any) -> VspStats:

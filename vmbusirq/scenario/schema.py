@@ -18,12 +18,15 @@ from vmbusirq.cpumask import bitmap_parselist
 from vmbusirq.errors import IrqError
 from vmbusirq.generations import X86_ROWS
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELID_MIN
-from vmbusirq.vmbus.drivers.catalogue import CATALOGUE, DeviceClass
+from vmbusirq.vmbus.drivers.catalogue import CATALOGUE, UNKNOWN, DeviceClass
+from vmbusirq.wire.devices import UNSUPPORTED_CLASS_IDS
+from vmbusirq.wire.protocol import Version
 
 __all__ = [
     "ChannelSpec",
     "CpuSpec",
     "DeviceSpec",
+    "HostSpec",
     "PlatformIrq",
     "Scenario",
     "ScenarioError",
@@ -112,6 +115,19 @@ class ChannelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSpec:
+    """How the host behaves.
+
+    Attributes:
+        version: the newest protocol version that it speaks.
+        modify_delay_us: from MODIFYCHANNEL to its effect, in microseconds.
+    """
+
+    version: Version = Version.V5_3
+    modify_delay_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """A machine and its traffic.
 
@@ -123,7 +139,9 @@ class Scenario:
         rows: x86 architecture rows that this kernel configuration shows.
         impossible: of them, rows whose cause cannot occur on this machine; some kernels leave those out.
         presets: values of rows and counters that nothing models; a row has one number per possible CPU.
-        messages: control messages that the host posts.
+        host: how the host behaves.
+        probe_order: names of devices in the order in which their drivers probe them; the others follow in the order of
+            their offers.
         duration_s: virtual time that the traffic takes.
     """
 
@@ -139,7 +157,8 @@ class Scenario:
     irqs: tuple[PlatformIrq, ...]
     devices: tuple[DeviceSpec, ...]
     channels: tuple[ChannelSpec, ...]
-    messages: int
+    host: HostSpec
+    probe_order: tuple[str, ...]
     duration_s: int
     presets: Mapping[str, tuple[int, ...]]
     stat: Mapping[str, int]
@@ -161,7 +180,8 @@ def bare_scenario(cpus: int, arch: str) -> Scenario:
         irqs=(),
         devices=(),
         channels=(),
-        messages=0,
+        host=HostSpec(),
+        probe_order=(),
         duration_s=0,
         presets={},
         stat={},
@@ -274,7 +294,7 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
     cpus = _read_cpus(top.table("cpus"))
     platform = top.table("platform")
     gsi_top = platform.number("gsi_top", 0, 1024, 24)
-    control = top.table("control")
+    boot = top.table("boot")
     presets = top.table("presets")
     stat = presets.table("stat")
     devices = tuple(_read_device(table) for table in top.tables("device"))
@@ -291,12 +311,13 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         irqs=_read_irqs(top, cpus.possible, gsi_top),
         devices=devices,
         channels=_read_channels(top, devices),
-        messages=control.number("messages", 0, 1_000_000, 0),
+        host=_read_host(top.table("host")),
+        probe_order=_read_probe_order(boot, devices),
         duration_s=top.number("duration_s", 0, 10_000_000, 0),
         stat={key: stat.number(key, 0, 1 << 62, 0) for key in ("btime", "ctxt", "processes")},
         presets=_read_presets(presets, arch, cpus.possible),
     )
-    for table in (platform, control, stat, presets, top):
+    for table in (platform, boot, stat, presets, top):
         table.done()
     return scenario
 
@@ -365,11 +386,32 @@ def _read_irqs(top: _Table, possible: int, gsi_top: int) -> tuple[PlatformIrq, .
     return tuple(irqs)
 
 
+def _read_host(table: _Table) -> HostSpec:
+    try:
+        version = Version.parse(table.take("version", str, str(Version.V5_3)))
+    except ValueError as error:
+        raise table.fail("version", str(error)) from None
+    host = HostSpec(version, table.number("modify_delay_us", 0, 1_000_000_000, 0))
+    table.done()
+    return host
+
+
+def _read_probe_order(boot: _Table, devices: tuple[DeviceSpec, ...]) -> tuple[str, ...]:
+    names = [device.name for device in devices]
+    order = boot.take("probe_order", list, [])
+    for name in order:
+        if name not in names:
+            raise boot.fail("probe_order", f"no device {name!r}; known: {', '.join(names) or 'none'}")
+    if len(set(order)) < len(order):
+        raise boot.fail("probe_order", "a device is named twice")
+    return tuple(order)
+
+
 def _read_device(table: _Table) -> DeviceSpec:
     host = table.number("scsi_host", -1, 65535, -1)
     device = DeviceSpec(
         name=table.name("name"),
-        device_class=table.one_of("class", CATALOGUE),
+        device_class=table.one_of("class", (*CATALOGUE, *UNSUPPORTED_CLASS_IDS)),
         instance=_read_guid(table, "instance"),
         scsi_host=None if host < 0 else host,
     )
@@ -386,7 +428,7 @@ def _read_guid(table: _Table, key: str) -> str:
 
 
 def _read_channels(top: _Table, devices: tuple[DeviceSpec, ...]) -> tuple[ChannelSpec, ...]:
-    classes = {device.name: CATALOGUE[device.device_class] for device in devices}
+    classes = {device.name: CATALOGUE.get(device.device_class, UNKNOWN) for device in devices}
     if len(classes) < len(devices):
         raise top.fail("device", "two devices have the same name")
     relids: set[int] = set()

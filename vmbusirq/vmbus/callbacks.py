@@ -1,5 +1,4 @@
-"""Where the data plane calls the guest driver: a channel's callback, a packet that wants attention,
-a control message taken out of its slot."""
+"""Where the data plane calls the guest driver: a channel's callback, a packet, a control message out of its slot."""
 
 from __future__ import annotations
 

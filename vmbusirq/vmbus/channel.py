@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
-from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
+from vmbusirq.vmbus.drivers.catalogue import Attention, CallbackMode, DeviceClass
 from vmbusirq.vmbus.pages import RingPair
 from vmbusirq.vmbus.send import Sender
 from vmbusirq.wire.packet import Packet
@@ -33,14 +33,6 @@ class ChannelState(IntEnum):
     OPENED = 3
 
 
-class Attention(IntEnum):
-    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
-
-    NONE = lib.VI_ATTENTION_NONE
-    SPECIAL = lib.VI_ATTENTION_SPECIAL
-    ALL = lib.VI_ATTENTION_ALL
-
-
 @dataclass(frozen=True, slots=True)
 class ChannelStats:
     """Counters of one channel; all are 64-bit and start at 0 when the channel is offered.
@@ -55,7 +47,7 @@ class ChannelStats:
         intr_in_full: of them, because a host that waited has room again.
         intr_out_empty: signals because the out ring was empty.
         out_full_first: episodes of a full out ring; ``out_full_total``: writes that it refused.
-        attended: packets handed to :meth:`Channel.set_attention`'s callable, which are not in ``packets``.
+        attended: packets handed to :meth:`Channel.set_attention`'s callable; they are in ``packets`` too.
         replies: heartbeat and timesync requests that the reader has answered; ``replies_dropped``: answers that found
             the out ring full.
     """
@@ -147,7 +139,7 @@ class Channel(Sender):
         self.rings: RingPair | None = None
         self.requestor: Requestor | None = None
         self.change_target_cpu: Callable[[Channel, int, int], object] | None = None
-        self._earlier: tuple[int, ...] = (0, 0, 0, 0)
+        self._earlier = (0, 0, 0, 0)
         self._callback_handle: Any = None
         self._attention_handle: Any = None
         out = ffi.new("struct vi_channel **")
@@ -182,6 +174,7 @@ class Channel(Sender):
         c = self._present()
         out = ffi.new("struct vi_channel_stats *")
         lib.vi_channel_get_stats(c, out)
+        in_full, out_empty, full_first, full_total = self._end_counts(c)
         return ChannelStats(
             out.interrupts,
             out.no_callback,
@@ -191,7 +184,10 @@ class Channel(Sender):
             out.checksum,
             out.resyncs,
             out.sig_events,
-            *self._end_counts(c),
+            in_full,
+            out_empty,
+            full_first,
+            full_total,
             out.attended,
             out.replies,
             out.replies_dropped,
@@ -203,11 +199,16 @@ class Channel(Sender):
             raise IrqError(errno.ENODEV, f"channel {self.relid}: is gone")
         return c
 
-    def _end_counts(self, c: Any) -> tuple[int, ...]:
-        """Return the last four of ChannelStats: what both ends of the rings counted, in this opening and before."""
+    def _end_counts(self, c: Any) -> tuple[int, int, int, int]:
+        """Return four of ChannelStats: what both ends of the rings counted, in this opening and before."""
         reader, writer = lib.vi_channel_in(c), lib.vi_channel_out(c)
-        now = (reader.intr_in_full, writer.intr_out_empty, writer.out_full_first, writer.out_full_total)
-        return tuple(before + int(count) for before, count in zip(self._earlier, now, strict=True))
+        first, second, third, fourth = self._earlier
+        return (
+            first + int(reader.intr_in_full),
+            second + int(writer.intr_out_empty),
+            third + int(writer.out_full_first),
+            fourth + int(writer.out_full_total),
+        )
 
     @property
     def ring_in(self) -> RingState:
@@ -231,20 +232,6 @@ class Channel(Sender):
         """Give an unmapped channel the relid of another offer (resume)."""
         check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
         self.relid = relid
-
-    def set_signal(self, connection_id: int, interrupt_page: Any, monitor_pending: Any, monitor_bit: int) -> None:
-        """Set how the host is signalled: by hypercall, or through a bit of a monitor page if one is given.
-
-        Args:
-            connection_id: for HvSignalEvent.
-            interrupt_page: pointer to the guest-to-host half of the interrupt page; None with a dedicated interrupt.
-            monitor_pending: pointer to the pending word of a monitor group, None: not monitored.
-            monitor_bit: the bit in it.
-        """
-        page = ffi.NULL if interrupt_page is None else ffi.cast("uint64_t *", interrupt_page)
-        pending = ffi.NULL if monitor_pending is None else ffi.cast("uint32_t *", monitor_pending)
-        result = lib.vi_channel_set_signal(self.c, connection_id, page, pending, monitor_bit)
-        check(result, f"channel {self.relid}: cannot signal the host through connection {connection_id:#x}")
 
     def rescind(self) -> None:
         """Let no arrival through any more, and no packet out."""

@@ -116,9 +116,7 @@ class ChannelManager:
     def _is_wanted(self, offer: OfferChannel) -> bool:
         device_class = find_class(offer.if_type, hv_sock=offer.is_hv_sock)
         if self._ctx.options.isolation and device_class.name not in _ISOLATED_CLASSES:
-            self._log.err(
-                f"hv_vmbus: Invalid offer {offer.child_relid} from the host supporting isolation"
-            )
+            self._log.err(f"hv_vmbus: Invalid offer {offer.child_relid} from the host supporting isolation")
             return False
         # RFC patch 01: no channel, no IRQ, no release of the relid; a rescind will find nothing
         return not (self._ctx.design.channel_irqs and offer.if_type in _UNSUPPORTED)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from vmbusirq._ffi import lib
+from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
 from vmbusirq.errors import IrqError
@@ -51,12 +51,15 @@ from vmbusirq.wire.protocol import (
 
 __all__ = ["VmbusConnection"]
 
+T = TypeVar("T")
+
 RESUME_TIMEOUT_TICKS: Final = 10 * TICKS_PER_S
 CRASH_POLL_TICKS: Final = 10 * TICKS_PER_MS
 CRASH_POLLS: Final = 10_000  # 100 s
 CRASH_NOTICE_POLLS: Final = 500
 MONITOR_PENDING: Final = 8  # trigger_group[4] of a monitor page, {pending, armed} each (vmbus.md 2.5)
 MONITOR_GROUP: Final = 8
+MONITOR_IDS: Final = 128
 _ISOLATION_MIN: Final = Version.V5_2
 
 
@@ -193,7 +196,10 @@ class VmbusConnection:
             self.retarget.synic_online |= 1 << cpu
 
     def connect(self) -> None:
-        """Agree on a version and ask for the offers, which come as the machine runs. Errors as :meth:`connect_steps`."""
+        """Agree on a version and ask for the offers, which come as the machine runs.
+
+        Errors as :meth:`connect_steps`.
+        """
         self._run(self.connect_steps())
 
     def connect_steps(self) -> Steps[None]:
@@ -257,14 +263,26 @@ class VmbusConnection:
 
     def _set_signal(self, channel: Channel) -> None:
         """Let a channel signal the host as its offer says (vmbus_setevent; vmbus.md 2.6)."""
-        offer, memory = channel.offer, self._hv.memory
-        interrupt_page = monitor = None
+        offer = channel.offer
+        interrupt_page = monitor = ffi.NULL
         if not offer.is_dedicated or offer.is_monitored:
-            interrupt_page = memory.address(self._pages["interrupt page"].pfns[0]) + HV_PAGE // 2
-        if offer.is_monitored:
+            interrupt_page = ffi.cast("uint64_t *", self._address("interrupt page") + HV_PAGE // 2)
+        monitored = offer.is_monitored and offer.monitorid < MONITOR_IDS
+        if monitored:
             group = offer.monitorid // 32
-            monitor = memory.address(self._pages["monitor page 2"].pfns[0]) + MONITOR_PENDING + group * MONITOR_GROUP
-        channel.set_signal(offer.connection_id, interrupt_page, monitor, offer.monitorid % 32)
+            monitor = ffi.cast("uint32_t *", self._address("monitor page 2") + MONITOR_PENDING + group * MONITOR_GROUP)
+        try:
+            channel.set_signal(
+                offer.connection_id,
+                send_int_page=interrupt_page,
+                monitor_pending=monitor,
+                monitor_bit=offer.monitorid % 32 if monitored else 0,
+            )
+        except IrqError as error:
+            self.log.warn(f"hv_vmbus: the host cannot be signalled: {error}")
+
+    def _address(self, name: str) -> Any:
+        return self._hv.memory.address(self._pages[name].pfns[0])
 
     # ---- what drivers use
 
@@ -352,9 +370,8 @@ class VmbusConnection:
         """Let a driver serve one more class. EEXIST: it does."""
         self._run(self.devices.new_id(self.devices.drivers[driver], class_id))
 
-    def _run[T](self, steps: Steps[T]) -> T:
-        result = run(steps, self._hv.idle)
-        return result
+    def _run(self, steps: Steps[T]) -> T:
+        return run(steps, self._hv.idle)
 
     # ---- leaving
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -86,10 +87,8 @@ class Devices(Mapping[UUID, HvDevice]):
         device.registered = True
         driver = next((driver for driver in self.drivers.values() if self.matches(driver, device)), None)
         if driver is not None:
-            try:
+            with suppress(IrqError):  # the device stays, without a driver
                 yield from self._probe(driver, device)
-            except IrqError:
-                pass  # the device stays, without a driver
 
     def unregister(self, device: HvDevice) -> Steps[None]:
         """Let its driver go and hide it (vmbus_device_unregister)."""
@@ -123,7 +122,9 @@ class Devices(Mapping[UUID, HvDevice]):
         if not self.matches(driver, device):
             raise IrqError(errno.ENODEV, f"device {device.guid}: {driver.name} does not serve its class (ENODEV)")
         if device.driver is not None:
-            raise IrqError(errno.EBUSY, f"device {device.guid}: is bound to {device.driver.name}; unbind it first (EBUSY)")
+            raise IrqError(
+                errno.EBUSY, f"device {device.guid}: is bound to {device.driver.name}; unbind it first (EBUSY)"
+            )
         yield from self._probe(driver, device)
 
     def _probe(self, driver: Driver, device: HvDevice) -> Steps[None]:

@@ -40,7 +40,7 @@ class Sender:
     rings: RingPair | None
     requestor: Requestor | None
 
-    def send(self, payload: bytes, *, type: int = DATA_INBAND, flags: int = 0, trans_id: int = 0) -> None:
+    def send(self, payload: bytes, *, type: int = DATA_INBAND, flags: int = 0, trans_id: int = 0) -> None:  # noqa: A002
         """Write one packet and signal the host by the ring's rule.
 
         Args:

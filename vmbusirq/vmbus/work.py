@@ -91,16 +91,12 @@ class WorkQueues:
         """The system's own queue, for what drivers put off."""
         self._all: Final = (self.con, self.rescind, self.pri_chan, self.sub_chan, self.system)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        """Yield the queues."""
-        return iter(self._all)
-
     def pump(self) -> bool:
-        """Let every queue go on until all wait; return whether anything ran."""
-        moved = False
-        while any([queue.advance() for queue in self._all]):
-            moved = True
-        return moved
+        """Let every queue go on until it waits; return whether anything ran.
+
+        Once round only: what an item waits for is often done by others, the host above all.
+        """
+        return sum(queue.advance() for queue in self._all) > 0
 
     @property
     def bus_idle(self) -> bool:

@@ -149,6 +149,11 @@ class IcVsp(Vsp):
     def agreed(self) -> None:
         """Versions are agreed on: requests can be sent."""
 
+    def _bulk_request(self, body: bytes) -> bytes:
+        """Return a request as bulk traffic repeats it: its answers are counted, not looked at."""
+        frame, message = self.versions or (self.frame_versions[-1], self.message_versions[-1])
+        return IcMessage.request(self.kind, body, frame=frame, message=message).to_bytes()
+
     def _drop(self, why: str) -> None:
         self.dropped += 1
         self.last_problem = why
@@ -182,6 +187,11 @@ class HeartbeatVsp(IcVsp):
         if found != sequence + 1:
             raise PayloadError(f"heartbeat {sequence} is answered by {found}")
         self.beats += 1
+
+    @property
+    def bulk_template(self) -> bytes:
+        """A request with number 0."""
+        return self._bulk_request(Heartbeat(0).to_bytes())
 
     @property
     def missing(self) -> int:
@@ -252,6 +262,11 @@ class TimesyncVsp(IcVsp):
         trans_id = self.ask(sample.to_bytes(), self._sampled)
         self.last = sample
         return trans_id
+
+    @property
+    def bulk_template(self) -> bytes:
+        """A time sample."""
+        return self._bulk_request(TimeSample(0, flags=int(TimeFlags.SAMPLE)).to_bytes())
 
     def sync(self) -> int:
         """Send the time to set; as :meth:`sample`."""

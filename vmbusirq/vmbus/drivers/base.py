@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vmbusirq.errors import IrqError
 from vmbusirq.log import Log
 from vmbusirq.steps import Steps
+from vmbusirq.vmbus.drivers.catalogue import Attention
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import Version
 
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Attention", "Bus", "Driver", "Exchange", "Pages", "close_after_error"]
 
 TICKS_PER_S: Final = 10_000_000
-
-
-class Attention(IntEnum):
-    """Which packets the driver sees itself; its reader in C takes the others and only counts them."""
-
-    NONE = 0
-    SPECIAL = 1
-    """Packets of a type other than in-band data, and those with flags."""
-    ALL = 2
 
 
 class Pages(Protocol):

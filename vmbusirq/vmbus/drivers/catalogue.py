@@ -14,7 +14,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.wire.devices import CLASS_IDS, class_name
 from vmbusirq.wire.packet import vmbus_ring_size
 
-__all__ = ["CATALOGUE", "PAGE", "UNKNOWN", "CallbackMode", "DeviceClass", "find_class"]
+__all__ = ["CATALOGUE", "PAGE", "UNKNOWN", "Attention", "CallbackMode", "DeviceClass", "find_class"]
 
 PAGE: Final = 4096
 PACKET_DESCRIPTOR: Final[int] = lib.VI_PKT_DESC
@@ -27,6 +27,14 @@ class CallbackMode(IntEnum):
     BATCHED = lib.VI_CALL_BATCHED
     DIRECT = lib.VI_CALL_DIRECT
     ISR = lib.VI_CALL_ISR
+
+
+class Attention(IntEnum):
+    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
+
+    NONE = lib.VI_ATTENTION_NONE
+    SPECIAL = lib.VI_ATTENTION_SPECIAL
+    ALL = lib.VI_ATTENTION_ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class DeviceClass:
         ring_raw: the driver asks for that many bytes; the others ask for payload (VMBUS_RING_SIZE).
         max_packet: bytes of the private copy of a packet.
         napi: the callback masks the ring and polls from NET_RX.
-        util: the driver's own reader answers heartbeat and timesync requests (hv_util.c).
+        util: the driver's own reader knows IC messages, and answers heartbeat and timesync requests (hv_util.c).
         primary_name, sub_name: IRQ names that the driver sets itself; ``{host}`` is the SCSI host number.
     """
 
@@ -84,8 +92,8 @@ class DeviceClass:
         return pattern.format(host=host)[:31]
 
 
-def _util(name: str, max_packet: int = 4096, *, answers: bool = False) -> DeviceClass:
-    return DeviceClass(name, "hv_utils", CallbackMode.DIRECT, False, 4 * PAGE, max_packet, util=answers)
+def _util(name: str, max_packet: int = 4096) -> DeviceClass:
+    return DeviceClass(name, "hv_utils", CallbackMode.DIRECT, False, 4 * PAGE, max_packet, util=True)
 
 
 def _storvsc(name: str, sub: bool = True) -> DeviceClass:
@@ -118,8 +126,8 @@ _ALL = (
     DeviceClass("keyboard", "hyperv_keyboard", CallbackMode.BATCHED, False, 9 * PAGE),
     DeviceClass("mouse", "hid_hyperv", CallbackMode.BATCHED, False, 9 * PAGE),
     _util("kvp", 16384),
-    _util("timesync", answers=True),
-    _util("heartbeat", answers=True),
+    _util("timesync"),
+    _util("heartbeat"),
     _util("shutdown"),
     _util("vss", 8192),
     DeviceClass("balloon", "hv_balloon", CallbackMode.BATCHED, False, 5 * PAGE, 8192),

@@ -106,7 +106,7 @@ class UtilDriver(Driver):
     """
 
     name: ClassVar = "hv_utils"
-    attention: ClassVar = Attention.ALL
+    attention: ClassVar = Attention.SPECIAL  # heartbeat and timesync requests are answered in C (csrc/vmbus/util.c)
 
     def __init__(self, bus: Bus) -> None:
         super().__init__(bus)
