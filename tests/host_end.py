@@ -35,13 +35,13 @@ class HostEnd:
         on_reply,
         *,
         flags=COMPLETION_REQUESTED,
-        type=DATA_INBAND,  # noqa: A002
+        packet_type=DATA_INBAND,
         ranges=b"",
     ):
         trans_id = self.next_id
         self.next_id += 1
         self.requests[trans_id] = (flags, on_reply)
-        self.write(Packet(payload, type, flags, trans_id, ranges))
+        self.write(Packet(payload, packet_type, flags, trans_id, ranges))
         return trans_id
 
     def gpadl(self, handle):

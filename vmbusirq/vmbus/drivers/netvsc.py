@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmbusirq.errors import IrqError
 from vmbusirq.steps import Steps
-from vmbusirq.vmbus.drivers.base import Bus, Driver, Exchange, Pages, close_after_error
+from vmbusirq.vmbus.drivers.base import Bus, Driver, Exchange, close_after_error
 from vmbusirq.vmbus.requestor import RQST_ERROR, RQST_ID_NO_RESPONSE, Requestor
 from vmbusirq.wire import nvsp
 from vmbusirq.wire.packet import COMPLETION, COMPLETION_REQUESTED, DATA_USING_XFER_PAGES, Packet
@@ -24,6 +24,7 @@ from vmbusirq.wire.record import PayloadError
 if TYPE_CHECKING:
     from vmbusirq.vmbus.channel import Channel
     from vmbusirq.vmbus.device import HvDevice
+    from vmbusirq.vmbus.pages import GuestPages
 
 __all__ = ["NetDevice", "NetvscDriver", "buffer_pages"]
 
@@ -53,7 +54,7 @@ def buffer_pages(sections: int, section_bytes: int) -> int:
 class Buffer:
     """Guest memory that the host uses: its pages, and the GPADL they are shared by (0: not shared)."""
 
-    def __init__(self, name: str, pages: Pages) -> None:
+    def __init__(self, name: str, pages: GuestPages) -> None:
         self.name: Final = name
         self.pages: Final = pages
         self.size: Final = len(pages.pfns) * PAGE
