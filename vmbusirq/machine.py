@@ -293,8 +293,8 @@ class Machine:
             scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
             instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid, a
-                device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
+            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid,
+                a device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
                 offer up (see the log).
         """
         self.connect()
@@ -423,9 +423,7 @@ def _check_device(name: str, sub: int, scsi_host: int | None) -> None:
             f"device {name!r}, sub-channel {sub}: a name is printable, an index 0 to {RELID_MAX} (EINVAL)",
         )
     if scsi_host is not None and not 0 <= scsi_host <= SCSI_HOST_MAX:
-        raise IrqError(
-            errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
-        )
+        raise IrqError(errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)")
 
 
 _SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second
