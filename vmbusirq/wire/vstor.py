@@ -16,6 +16,7 @@ from vmbusirq.wire.record import PayloadError, Record
 
 __all__ = [
     "LINUX_VERSIONS",
+    "STATUS_INVALID_DEVICE_STATE",
     "STATUS_INVALID_PARAMETER",
     "STATUS_REVISION_MISMATCH",
     "VSTOR_BODY",
@@ -31,6 +32,7 @@ VSTOR_BODY: Final = 52
 REQUEST_COMPLETION: Final = 1
 STATUS_REVISION_MISMATCH: Final = 0xC000_0059
 STATUS_INVALID_PARAMETER: Final = 0xC000_000D
+STATUS_INVALID_DEVICE_STATE: Final = 0xC000_0184
 
 LINUX_VERSIONS: Final = (0x0602, 0x0600, 0x0501)
 """What Linux asks for, in this order: 6.2 (Windows 10), 6.0 (8.1), 5.1 (8); major number in the high byte."""
