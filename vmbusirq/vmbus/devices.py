@@ -105,10 +105,13 @@ class Devices(Mapping[UUID, HvDevice]):
     # ---- drivers
 
     def matches(self, driver: Driver, device: HvDevice) -> bool:
-        """Return whether a driver may serve a device (hv_vmbus_get_id).
+        """Return whether a driver may serve a device (vmbus_match, hv_vmbus_get_id).
 
-        An override names the one that may; classes of new_id count as the driver's own.
+        Sockets are the hv_sock driver's, whatever else is said. An override names the one that may; classes of new_id
+        count as the driver's own.
         """
+        if device.primary.is_hv_sock:
+            return driver.name == device.device_class.driver
         if device.driver_override is not None:
             return device.driver_override == driver.name.encode()
         return device.class_id in self.dynamic_ids.get(driver.name, ()) or device.device_class.driver == driver.name
