@@ -106,7 +106,9 @@ class _Reader:
 
     def _connect(self, table: Table, at: int) -> EventSpec:
         if self._host.version < HV_SOCK_SINCE:
-            raise table.fail("action", f"connect needs a host of version {HV_SOCK_SINCE}; this one speaks {self._host.version}")
+            raise table.fail(
+                "action", f"connect needs a host of version {HV_SOCK_SINCE}; this one speaks {self._host.version}"
+            )
         by_host = table.one_of("by", SIDES, "guest") == "host"
         port = table.number("port", 0, PORT_MAX)
         return EventSpec(

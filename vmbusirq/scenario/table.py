@@ -1,4 +1,4 @@
-"""A TOML table that is read strictly: an unknown key, a wrong type or a number out of range is an error with its place."""
+"""A TOML table that is read strictly: what is unknown, of a wrong type or out of range is an error with its place."""
 
 from __future__ import annotations
 

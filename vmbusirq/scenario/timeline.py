@@ -58,7 +58,9 @@ class Course:
         if (event.device, 0) not in self._channels:
             raise OutOfTurn("device", f"{event.device} has no [[channel]]")
         if event.device in self.present:
-            raise OutOfTurn("device", f"{event.device} is there already; mark it with present = false, or rescind it first")
+            raise OutOfTurn(
+                "device", f"{event.device} is there already; mark it with present = false, or rescind it first"
+            )
         self.present.add(event.device)
         self._gone = {place for place in self._gone if place[0] != event.device}
 
@@ -154,4 +156,6 @@ def check_traffic(top: Table, scenario: Scenario) -> None:
     segments = plan(scenario)
     for index, spec in enumerate(scenario.channels):
         if spec.interrupts and all(segment.due[index] is None for segment in segments):
-            raise top.fail("channel", f"relid {spec.relid} has interrupts, and {spec.device} is never there: hot-add it")
+            raise top.fail(
+                "channel", f"relid {spec.relid} has interrupts, and {spec.device} is never there: hot-add it"
+            )
