@@ -107,6 +107,11 @@ class RingPair:
         return self._rings[1]
 
     @property
+    def pages(self) -> int:
+        """Pages of 4096 bytes that they take, gaps included."""
+        return len(self._pages.pfns)
+
+    @property
     def structs(self) -> tuple[Any, Any]:
         """The in ring and the out ring, for C."""
         return self.ring_in.struct, self.ring_out.struct
