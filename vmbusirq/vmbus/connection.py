@@ -30,7 +30,6 @@ from vmbusirq.vmbus.control import Control, Request
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
-from vmbusirq.vmbus.drivers.base import Pages
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
 from vmbusirq.vmbus.retarget import Retarget
@@ -308,7 +307,7 @@ class VmbusConnection:
         subs = channel.device.sub_channels if channel.device is not None and channel.primary is None else []
         yield from self._opener.close(channel, subs, self.manager.process_removal)
 
-    def establish_gpadl_steps(self, channel: Channel, pages: Pages) -> Steps[int]:
+    def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
         """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
         return (yield from self._opener.establish_gpadl(channel, pages.pfns))
 
