@@ -174,9 +174,7 @@ class HostBus:
             if not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
-                raise IrqError(
-                    errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)"
-                )
+                raise IrqError(errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)")
 
     def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
         self._check_relids(client, relids)
