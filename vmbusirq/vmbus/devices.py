@@ -116,6 +116,13 @@ class Devices(Mapping[UUID, HvDevice]):
             return device.driver_override == driver.name.encode()
         return device.class_id in self.dynamic_ids.get(driver.name, ()) or device.device_class.driver == driver.name
 
+    def driver(self, name: str) -> Driver:
+        """Return the driver of a name. ENODEV: there is none."""
+        driver = self.drivers.get(name)
+        if driver is None:
+            raise IrqError(errno.ENODEV, f"vmbus: no driver {name!r} (ENODEV); there are: {', '.join(self.drivers)}")
+        return driver
+
     def bind(self, driver: Driver, device: HvDevice) -> Steps[None]:
         """Bind by hand (drivers/<name>/bind).
 
@@ -144,12 +151,17 @@ class Devices(Mapping[UUID, HvDevice]):
             raise
 
     def unbind(self, device: HvDevice) -> Steps[None]:
-        """Let the driver of a device go (drivers/<name>/unbind)."""
+        """Let the driver of a device go (drivers/<name>/unbind). ENODEV: none is bound.
+
+        What its remove() fails with is logged; the driver is gone all the same (vmbus_remove).
+        """
         driver = device.driver
         if driver is None:
             raise IrqError(errno.ENODEV, f"device {device.guid}: no driver is bound to it (ENODEV)")
         try:
             yield from driver.remove(device)
+        except IrqError as error:
+            self._log.err(f"vmbus {device.guid}: {driver.name} could not let go: {error}")
         finally:
             device.driver = None
             device.driver_data = None

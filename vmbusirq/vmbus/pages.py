@@ -107,6 +107,11 @@ class RingPair:
         return self._rings[1]
 
     @property
+    def pages(self) -> int:
+        """Pages of 4096 bytes that they take, gaps included."""
+        return len(self._pages.pfns)
+
+    @property
     def size(self) -> int:
         """Bytes of the allocation: both rings, with the gaps of large guest pages."""
         return len(self._pages.pfns) * HV_PAGE
