@@ -148,7 +148,7 @@ def test_a_modifychannel_that_the_host_refuses(design):
     assert (-EIO if design == "legacy" else 1) == errno_of(lambda: store(guest, 9, "2"))
     guest.settle()
     assert ("0" if design == "legacy" else "2") == show(guest, 9, "cpu")
-    said = [record for record in guest.log.records() if "Error status" in record.text]
+    said = [entry for entry in guest.log if "Error status" in entry.text]
     assert int(design == "rfc") == len(said)
 
 
