@@ -364,6 +364,7 @@ class Guest:
         ffi.memmove(slot.payload, body, len(body))
         slot.payload_size = size
         slot.type = lib.VI_MSG_VMBUS
+        self.synic.signal(0, 0)  # for the vector: flag 0 is nobody's
 
     def hyp(self, cpu: int = 0) -> int:
         """Return a CPU's HYP row."""
