@@ -215,7 +215,7 @@ def _read_host(table: Table) -> HostSpec:
         throttle_after=None if after < 0 else after,
         throttle_window_us=table.number("throttle_window_us", 1, 1_000_000_000, 1_000_000),
         throttle_us=table.number("throttle_us", 1, 1_000_000_000, 100_000),
-        offer_order=table.one_of("offer_order", OFFER_ORDERS, HostSpec.offer_order),
+        offer_order=table.one_of("offer_order", OFFER_ORDERS, OFFER_ORDERS[0]),
         relids_change_on_resume=table.take("relids_change_on_resume", bool, False),
         hv_sock_ports=_read_ports(table, "hv_sock_ports"),
     )

@@ -108,8 +108,8 @@ class VmbusConnection:
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
-        self.devices: Final = Devices(irq.log)
         self._opener: Final = Opener(self._ctx)
+        self.devices: Final = Devices(irq.log, self._opener.abandon)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
