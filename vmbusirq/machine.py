@@ -27,10 +27,10 @@ from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.irq import IrqCore
-from vmbusirq.limits import CPUS_MAX, RELIDS
+from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELIDS
 from vmbusirq.log import Log
 from vmbusirq.platform import Platform, arm64_platform, x86_platform
-from vmbusirq.scenario.schema import DeviceSpec, Scenario, bare_scenario, load_scenario
+from vmbusirq.scenario.schema import ChannelSpec, DeviceSpec, Scenario, bare_scenario, load_scenario
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
@@ -38,6 +38,7 @@ from vmbusirq.vmbus.context import GuestOptions
 __all__ = ["Machine", "Progress"]
 
 Progress = Callable[[int, int, str], None]
+SCSI_HOST_MAX: Final = 65535
 BOOT_TICKS: Final = 2 * TICKS_PER_S  # when VMBus comes up
 IRQS_BESIDE_VMBUS: Final = 64  # room for descriptors above the boot-time slots and one per relid
 
@@ -94,6 +95,7 @@ class Machine:
         self.seed: Final = seed
         self.strict_rfc: Final = strict_rfc
         self.booted = False
+        self._handshakes: dict[int, int] = {}  # interrupts at boot by relid, until the traffic has made up for them
         nr_irqs = self._nr_irqs_at_boot()
         self.core: Final = Core(
             self.scenario.cpus.possible,
@@ -278,6 +280,7 @@ class Machine:
         *,
         device: str = "",
         sub: int = 0,
+        scsi_host: int | None = None,
         instance: UUID | None = None,
     ) -> Channel:
         """Let the host offer a channel (hot add), and the guest take it up.
@@ -287,16 +290,22 @@ class Machine:
             relid: the relid it gets; None: the lowest that is free.
             device: name of its device; a sub-channel joins the one of that name.
             sub: 0 for a primary channel; else the next sub-channel of a device that is there.
+            scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
             instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class or a relid outside 1..2047, EEXIST for a relid, a device or an instance
-                in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the offer up (see the log).
+            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid, a
+                device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
+                offer up (see the log).
         """
         self.connect()
         name = device or f"{device_class}-{relid}"
+        _check_device(name, sub, scsi_host)
         if sub:
             channel = self._find_device(device_class, name).add_sub_channel(relid, sub)
         else:
+            guid = instance or self._make_instance(device_class, name)
+            if scsi_host is not None:
+                self.vmbus.options.scsi_hosts[str(guid)] = scsi_host
             channel = self._add_device(device_class, name, relid, (), instance).primary
         self.settle()
         if channel.relid not in self.vmbus.channels:
@@ -320,7 +329,8 @@ class Machine:
         if any((other.vsp.class_name, other.name) == (device_class, name) for other in self.host.devices):
             raise IrqError(errno.EEXIST, f"host: there is a {device_class} {name} already (EEXIST); remove it first")
         guid = instance or self._make_instance(device_class, name)
-        return self.host.add_device(make_vsp(device_class), guid, name=name, relid=relid, sub_relids=sub_relids)
+        vsp = make_vsp(device_class, max_sub_channels=len(sub_relids))
+        return self.host.add_device(vsp, guid, name=name, relid=relid, sub_relids=sub_relids)
 
     def _find_device(self, device_class: str, name: str) -> HostDevice:
         for device in self.host.devices:
@@ -348,6 +358,7 @@ class Machine:
         self.log.info(f"hv_vmbus: {len(self.scenario.channels)} channels, design {self.design.name}")
         self._add_devices()
         self.connect()
+        self._handshakes.update({relid: channel.stats.edges for relid, channel in self.host.channels.items()})
 
     def _add_devices(self) -> None:
         """Give the host the scenario's devices, in the order of their primary channels."""
@@ -389,11 +400,8 @@ class Machine:
             for cpu, count in enumerate(line.counts):
                 self.irq.generic_handle_irq(line.irq, cpu, count)
                 self.irq.irq_move_irq(line.irq)
-        traffic = [
-            Traffic(spec.relid, spec.interrupts, spec.packets, spec.payload)
-            for spec in self.scenario.channels
-            if spec.interrupts
-        ]
+        traffic = [item for item in map(self._traffic_of, self.scenario.channels) if item.interrupts]
+        self._handshakes.clear()
         shares = _shares(traffic)
         for done, share in enumerate(shares):
             if progress is not None:
@@ -401,6 +409,23 @@ class Machine:
             self.host.drive(share, self.seed + done)
         self.clock.advance_to(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
         self.settle()
+
+    def _traffic_of(self, spec: ChannelSpec) -> Traffic:
+        """Return what is left to send on a channel: its handshake at boot has interrupted the guest already."""
+        taken = self._handshakes.get(spec.relid, 0)
+        return Traffic(spec.relid, max(0, spec.interrupts - taken), spec.packets, spec.payload)
+
+
+def _check_device(name: str, sub: int, scsi_host: int | None) -> None:
+    if not name.isprintable() or not 0 <= sub <= RELID_MAX:
+        raise IrqError(
+            errno.EINVAL,
+            f"device {name!r}, sub-channel {sub}: a name is printable, an index 0 to {RELID_MAX} (EINVAL)",
+        )
+    if scsi_host is not None and not 0 <= scsi_host <= SCSI_HOST_MAX:
+        raise IrqError(
+            errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
+        )
 
 
 _SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_reading.c - the driver's own readers with somebody who looks: hosts that write nonsense, for
- * the address sanitizer, and a host, two CPUs and a control plane at once, for the thread sanitizer.
+ * the address sanitizer; a host, two CPUs and a control plane at once, for the thread sanitizer.
  *
  * 	test_reading [packets, default 200000]
  */
@@ -70,7 +70,11 @@ static void take_packet(struct vi_cpu *cpu, void *handle, const struct vi_packet
 static void open_rig(struct rig *rig, uint32_t engine, uint32_t mode, uint32_t callback)
 {
 	const struct vi_config config = {
-		.nr_cpus = CPUS, .nr_irqs_max = 8, .engine = engine, .simd = VI_SIMD_BEST, .seed = 1,
+		.nr_cpus = CPUS,
+		.nr_irqs_max = 8,
+		.engine = engine,
+		.simd = VI_SIMD_BEST,
+		.seed = 1,
 	};
 	const struct vi_hooks hooks = { .packet = take_packet };
 
@@ -131,7 +135,7 @@ static struct heartbeat heartbeat(uint64_t seq_num)
 
 /* ---- one thread ------------------------------------------------------------------------------ */
 
-/* A ring full of anything, and heartbeats whose words were drawn anew: nothing but checked bytes. */
+/* A ring full of anything, and of heartbeats whose lengths and types were drawn anew. */
 static void nonsense(struct rig *rig, uint64_t *seed)
 {
 	for (uint32_t i = 0; i < rig->in.data_size; i += 8) {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmbusirq.errors import IrqError
 from vmbusirq.host.stats import VspStats
-from vmbusirq.wire.packet import COMPLETION_REQUESTED, Packet
+from vmbusirq.wire.packet import COMPLETION_REQUESTED, DATA_INBAND, Packet
 from vmbusirq.wire.protocol import INVALID_RELID, OpenChannel, OpenReservedChannel
 
 if TYPE_CHECKING:
@@ -156,11 +156,14 @@ class HostChannel:
         on_reply: Callable[[Packet], object] | None,
         *,
         flags: int = COMPLETION_REQUESTED,
+        type: int = DATA_INBAND,
+        ranges: bytes = b"",
     ) -> int:
-        """Send an in-band packet with a transaction id of its own and return the id.
+        """Send a packet with a transaction id of its own and return the id.
 
         Args:
             payload: any bytes.
+            type, ranges: as in :class:`Packet`; in-band data unless given.
             on_reply: called with the guest's answer, once: the completion of that id or, with ``flags`` 0, the next
                 packet that carries it. Requests still unanswered when the channel closes are forgotten.
             flags: COMPLETION_REQUESTED or 0.
@@ -168,7 +171,7 @@ class HostChannel:
             IrqError: as :meth:`write`.
         """
         trans_id = self._next_trans_id
-        self.write(Packet(payload, flags=flags, trans_id=trans_id))
+        self.write(Packet(payload, type, flags, trans_id, ranges))
         self._next_trans_id = trans_id + 1
         self._requests[trans_id] = (flags, on_reply)
         return trans_id

@@ -35,8 +35,8 @@ the port's buffers full, has to read its own first."""
 class Router:
     """The host's message ports.
 
-    Connection 1 is for clients below 5.0; connection 4, which an older host does not have, for contact of 5.0 and later.
-    Those post everything else to a connection of their own.
+    Connection 1 is for clients below 5.0; connection 4, which an older host does not have, for contact of 5.0 and
+    later. Those post everything else to a connection of their own.
     """
 
     def __init__(self, bus: HostBus) -> None:

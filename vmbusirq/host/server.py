@@ -1,7 +1,7 @@
 """The host's side of VMBus: a server that behaves like Hyper-V's, usable without any guest of this project.
 
-It meets its guest in the ports, pages and memory of a :class:`Partition` only. Whatever a guest does wrong is logged and
-dropped, or answered as the tables of vmbus.md 2.10 say; nothing of it raises.
+It meets its guest in the ports, pages and memory of a :class:`Partition` only. Whatever a guest does wrong is logged
+and dropped, or answered as the tables of vmbus.md 2.10 say; nothing of it raises.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class HostBus:
         self._fixed: dict[HostConnection, Counter[int]] = {}
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._due_made = 0
+        self._pumping = False
         self._port_channels: dict[int, tuple[HostChannel, int]] = {}
         self._signalled: dict[EventPort, None] = {}
         self._unfinished: dict[HostChannel, None] = {}
@@ -145,7 +146,8 @@ class HostBus:
             vsp: its host end, of this device only.
             instance: the instance GUID.
             name: for people.
-            relid, sub_relids: kept for the primary and its sub-channels; None: the lowest that is free when offered.
+            relid: kept for the primary; None: the lowest that is free when it is offered.
+            sub_relids: the same for its sub-channels.
             monitor: monitor id of the primary; it takes effect if the client has monitor pages.
             connection: whose device, if not the default client's.
         Raises:
@@ -167,7 +169,9 @@ class HostBus:
             if not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
-                raise IrqError(errno.EEXIST, f"host: relid {number} is kept for another channel (EEXIST)")
+                raise IrqError(
+                    errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)"
+                )
 
     def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
         self._check_relids(client, relids)
@@ -175,6 +179,12 @@ class HostBus:
             raise IrqError(errno.EINVAL, f"host: monitor id {monitor}: they are 0 to {MONITORS - 1} (EINVAL)")
         if self.find_instance(client, instance) is not None:
             raise IrqError(errno.EEXIST, f"host: instance {instance} is a device already (EEXIST); remove it first")
+
+    def _owner(self, client: HostConnection, relid: int) -> str:
+        """Return the name of the device that a relid is kept for."""
+        own = (device for device in self._devices if device.connection is client and relid in device.fixed_relids)
+        device = next(own, None)
+        return "another channel" if device is None else f"{device.vsp.class_name} {device.name}"
 
     def keep_relid(self, connection: HostConnection, relid: int | None) -> None:
         """Keep a relid for one more channel of a device; errors as :meth:`add_device`. None: nothing to keep."""
@@ -201,7 +211,7 @@ class HostBus:
         self._fixed[device.connection].subtract(device.fixed_relids)
 
     def rescind(self, relid: int, connection: HostConnection | None = None) -> None:
-        """Rescind a channel: of a primary the whole device, of a sub-channel this one alone. ENOENT: none is offered."""
+        """Rescind a channel: of a primary the whole device, of a sub-channel this one alone. ENOENT: not offered."""
         client = self.default if connection is None else connection
         channel = client.channel(relid)
         if channel is None or not channel.is_offered:
@@ -230,6 +240,7 @@ class HostBus:
         Raises:
             IrqError: ENOENT no such open channel, EINVAL a negative number, EMSGSIZE a payload no packet can hold.
         """
+        self.pump()  # a host does what it was told before it does anything new
         return bulk.send(self._open_channel(relid), packets, payload)
 
     def signal(self, relid: int) -> bool:
@@ -237,6 +248,7 @@ class HostBus:
 
         ENXIO: the target's SynIC is off.
         """
+        self.pump()
         return bulk.signal(self._open_channel(relid))
 
     def drive(self, traffic: Sequence[Traffic], seed: int) -> int:
@@ -246,6 +258,7 @@ class HostBus:
             IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is
                 off.
         """
+        self.pump()
         return bulk.drive(self.partition.core, [(item, self._open_channel(item.relid)) for item in traffic], seed)
 
     def _open_channel(self, relid: int) -> HostChannel:
@@ -281,9 +294,15 @@ class HostBus:
 
     def pump(self) -> bool:
         """Take the guest's messages in order, do what is due, serve signalled channels; True if there was anything."""
-        moved = self._router.receive()
-        moved |= self._run_due()
-        return self._serve() or moved
+        if self._pumping:
+            return False  # a VSP's own call came back here
+        self._pumping = True
+        try:
+            moved = self._router.receive()
+            moved |= self._run_due()
+            return self._serve() or moved
+        finally:
+            self._pumping = False
 
     def later(self, ticks: int, work: Callable[[], None]) -> None:
         """Do something in :meth:`pump` when so many ticks have passed, at once for 0; what is due together in order."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmbusirq.core import Core
     from vmbusirq.host.channel import HostChannel
 
-__all__ = ["drive", "send", "signal"]
+__all__ = ["drive", "send", "set_template", "signal"]
 
 _PACKETS_MAX: Final = 1 << 32
 _WHY_NOT_DRIVEN: Final = {
@@ -35,7 +35,14 @@ def send(channel: HostChannel, packets: int, payload: int) -> int:
         f"host: cannot send {payload}-byte packets on channel {channel.relid}: "
         f"one holds {lib.VI_RING_PAYLOAD_MAX} at most"
     )
-    return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
+    template = channel.device.vsp.bulk_template
+    if template:
+        set_template(channel, template)
+    try:
+        return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
+    finally:
+        if template:
+            set_template(channel, b"")
 
 
 def signal(channel: HostChannel) -> bool:
@@ -53,18 +60,21 @@ def drive(core: Core, lines: Sequence[tuple[Traffic, HostChannel]], seed: int) -
         entry.interrupts, entry.packets, entry.payload = item.interrupts, item.packets, item.payload
     asking = [channel for _, channel in lines if channel.device.vsp.bulk_template]
     for channel in asking:
-        _set_template(channel, channel.device.vsp.bulk_template)
+        set_template(channel, channel.device.vsp.bulk_template)
     try:
         result = int(lib.vi_drive(core.handle, entries, len(lines), seed & 0xFFFF_FFFF_FFFF_FFFF))
     finally:
         for channel in asking:
-            _set_template(channel, b"")
+            set_template(channel, b"")
     why = _WHY_NOT_DRIVEN.get(-result, "")
     return check(result, f"host: cannot drive channels {', '.join(str(item.relid) for item, _ in lines)}: {why}")
 
 
-def _set_template(channel: HostChannel, template: bytes) -> None:
-    """Begin bulk packets with a request, and read its answers in C; nothing: neither."""
+def set_template(channel: HostChannel, template: bytes) -> None:
+    """Begin the payload of bulk packets with ``template``, and read the answers in C; nothing: neither.
+
+    Smaller payloads become as long as the template. EINVAL: more than 256 bytes.
+    """
     what = f"host: a template of {len(template)} bytes: {lib.VI_VSP_TEMPLATE_MAX} at most"
     check(lib.vi_vsp_set_template(channel.handle, template, len(template)), what)
     lib.vi_vsp_set_drains(channel.handle, bool(template))

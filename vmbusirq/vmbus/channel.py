@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
-from vmbusirq.vmbus.drivers.catalogue import CallbackMode, DeviceClass
+from vmbusirq.vmbus.drivers.catalogue import Attention, CallbackMode, DeviceClass
 from vmbusirq.vmbus.pages import RingPair
 from vmbusirq.vmbus.send import Sender
 from vmbusirq.wire.packet import Packet
@@ -31,14 +31,6 @@ class ChannelState(IntEnum):
     OPENING = 1
     OPEN = 2
     OPENED = 3
-
-
-class Attention(IntEnum):
-    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
-
-    NONE = lib.VI_ATTENTION_NONE
-    SPECIAL = lib.VI_ATTENTION_SPECIAL
-    ALL = lib.VI_ATTENTION_ALL
 
 
 @dataclass(frozen=True, slots=True)

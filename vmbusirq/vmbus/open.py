@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from vmbusirq.errors import IrqError
@@ -16,6 +17,7 @@ from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.drivers.catalogue import Attention
 from vmbusirq.vmbus.pages import RingPair
 from vmbusirq.wire.protocol import (
     FIRST_GPADL_HANDLE,
@@ -113,6 +115,7 @@ class Opener:
         handle = 0
         try:
             channel.share_rings(rings)
+            self._watch(channel)
             channel.set_callback(callback)  # before the host knows anything: an early interrupt finds it
             handle = yield from self.establish_gpadl(channel, rings.pfns)
             channel.gpadl = handle
@@ -129,6 +132,15 @@ class Opener:
                 yield from self.teardown_gpadl(channel, handle)
             rings.free()
             raise
+
+    @staticmethod
+    def _watch(channel: Channel) -> None:
+        """Let the driver see the packets that it wants to see."""
+        driver = channel.device.driver if channel.device is not None else None
+        if driver is None or driver.attention is Attention.NONE:
+            channel.set_attention(Attention.NONE)
+        else:
+            channel.set_attention(driver.attention, partial(driver.packet, channel))
 
     def _send_open(self, channel: Channel, rings: RingPair, userdata: bytes) -> Steps[None]:
         relid = channel.relid

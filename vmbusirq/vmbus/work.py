@@ -92,11 +92,11 @@ class WorkQueues:
         self._all: Final = (self.con, self.rescind, self.pri_chan, self.sub_chan, self.system)
 
     def pump(self) -> bool:
-        """Let every queue go on until all wait; return whether anything ran."""
-        moved = False
-        while sum(queue.advance() for queue in self._all):
-            moved = True
-        return moved
+        """Let every queue go on until it waits; return whether anything ran.
+
+        Once round only: what an item waits for is often done by others, the host above all.
+        """
+        return sum(queue.advance() for queue in self._all) > 0
 
     @property
     def bus_idle(self) -> bool:

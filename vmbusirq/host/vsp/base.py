@@ -50,5 +50,10 @@ class Vsp:
     def packet(self, channel: HostChannel, packet: Packet) -> None:
         """Take one packet from the guest's out ring; replies to :meth:`HostChannel.request` do not come here."""
 
+    @property
+    def bulk_template(self) -> bytes:
+        """What bulk packets of this device begin with, if the guest answers each of them."""
+        return b""
+
     def released(self) -> None:
         """The guest has unloaded, or the device is revoked: forget all that a connection agreed on."""

@@ -14,7 +14,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.wire.devices import CLASS_IDS, class_name
 from vmbusirq.wire.packet import vmbus_ring_size
 
-__all__ = ["CATALOGUE", "PAGE", "UNKNOWN", "CallbackMode", "DeviceClass", "find_class"]
+__all__ = ["CATALOGUE", "PAGE", "UNKNOWN", "Attention", "CallbackMode", "DeviceClass", "find_class"]
 
 PAGE: Final = 4096
 PACKET_DESCRIPTOR: Final[int] = lib.VI_PKT_DESC
@@ -27,6 +27,14 @@ class CallbackMode(IntEnum):
     BATCHED = lib.VI_CALL_BATCHED
     DIRECT = lib.VI_CALL_DIRECT
     ISR = lib.VI_CALL_ISR
+
+
+class Attention(IntEnum):
+    """Which packets the driver's own reader hands over instead of adding them up (enum vi_attention)."""
+
+    NONE = lib.VI_ATTENTION_NONE
+    SPECIAL = lib.VI_ATTENTION_SPECIAL
+    ALL = lib.VI_ATTENTION_ALL
 
 
 @dataclass(frozen=True, slots=True)
