@@ -1034,7 +1034,8 @@ struct vi_channel_stats {
 };
 
 /*
- * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST.
+ * Make the guest's hot state of channel @relid. EINVAL: relid out of 1..2047, unknown mode; EEXIST:
+ * the relid is mapped.
  * The channel is closed: no rings, no callback.
  */
 VI_MUST_CHECK int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,

@@ -13,7 +13,6 @@ from tests.fs.kernel import Kernel, refused
 from vmbusirq import Machine
 from vmbusirq._ffi import lib
 from vmbusirq.fs.sysfs.kernel_irq import PAGE_TEXT
-from vmbusirq.vmbus.connection import Offer
 from vmbusirq.wire.devices import CLASS_IDS
 
 ROOT = "/sys/devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0004:00/VMBUS:00"

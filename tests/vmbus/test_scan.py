@@ -81,19 +81,37 @@ def test_handlers_run_in_ascending_order_of_relids(engine: str, simd: str) -> No
             assert sorted(relids) == order
 
 
-def test_a_relid_is_1_to_2047_and_given_once() -> None:
-    """EINVAL for 0 and 2048; EEXIST for one that is made already, mapped or not."""
+def test_a_relid_is_1_to_2047_and_mapped_once() -> None:
+    """EINVAL for 0 and 2048; EEXIST for one that is mapped already, EBUSY for mapping it once more."""
     with Rig() as rig:
         out = ffi.new("struct vi_channel **")
         for relid in (0, 2048, 0xFFFF_FFFF):
             assert -errno.EINVAL == lib.vi_channel_create(rig.m, relid, lib.VI_CALL_ISR, out)
             assert -errno.EINVAL == lib.vi_scan_dispatch(rig.m, 0, relid)
         assert -errno.EINVAL == lib.vi_channel_create(rig.m, 1, 3, out)
-        assert 0 == lib.vi_channel_create(rig.m, 1, lib.VI_CALL_ISR, out)
-        assert -errno.EEXIST == lib.vi_channel_create(rig.m, 1, lib.VI_CALL_ISR, ffi.new("struct vi_channel **"))
+        ch = rig.channel(1, request=False)
+        assert -errno.EEXIST == lib.vi_channel_create(rig.m, 1, lib.VI_CALL_ISR, out)
+        rig.close(ch)
+        assert 0 == lib.vi_channel_unmap(ch.c)
+        assert 0 == lib.vi_channel_create(rig.m, 1, lib.VI_CALL_ISR, out)  # ch waits for another relid
+        assert 0 == lib.vi_channel_map(ch.c, ch.irq)
+        assert -errno.EBUSY == lib.vi_channel_map(out[0], ch.irq)
         lib.vi_channel_destroy(out[0])
-        assert 0 == lib.vi_channel_create(rig.m, 1, lib.VI_CALL_ISR, out)
-        lib.vi_channel_destroy(out[0])
+
+
+def test_an_unmapped_channel_can_take_another_relid() -> None:
+    """A suspended channel keeps its counts and is named anew by the next offer (vmbus.md 7.4)."""
+    with Rig() as rig:
+        ch = rig.channel(5)
+        rig.signal(5)
+        rig.settle()
+        assert -errno.EBUSY == lib.vi_channel_set_relid(ch.c, 9)
+        rig.close(ch)
+        assert 0 == lib.vi_channel_unmap(ch.c)
+        assert [-errno.EINVAL] * 2 == [lib.vi_channel_set_relid(ch.c, relid) for relid in (0, 2048)]
+        assert 0 == lib.vi_channel_set_relid(ch.c, 9)
+        assert -errno.EINVAL == lib.vi_channel_map(ch.c, ch.irq)  # that IRQ is relid 5's
+        assert 1 == rig.stats(ch).interrupts
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OLDEST", "HostBus"]
 
+REFUSALS_MAX: Final = 256
+"""Messages that may wait when another refusal is added (ours): those to a SINT that nobody reads wait for ever."""
 OLDEST: Final = Version.V2_4
 """Older clients want the shared interrupt page, which this host does not serve."""
 
@@ -107,7 +109,10 @@ class HostBus:
 
     def refuse(self, message: InitiateContact, vp: int) -> None:
         """Answer that a version, or a SINT, is not supported: at the SINT that was named, if there can be one."""
-        self.post(encode(VersionResponse(0), None), vp, message.msg_sint)
+        if self.partition.messages_waiting >= REFUSALS_MAX:
+            self.complain("refusal lost: nobody reads those that wait")
+        else:
+            self.post(encode(VersionResponse(0), None), vp, message.msg_sint)
 
     def client_gone(self, connection: HostConnection) -> None:
         """UNLOAD, or a new contact: devices forget what was agreed on, and hv_sock connections end."""
@@ -169,9 +174,7 @@ class HostBus:
             if not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
-                raise IrqError(
-                    errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)"
-                )
+                raise IrqError(errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)")
 
     def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
         self._check_relids(client, relids)
@@ -236,7 +239,7 @@ class HostBus:
         """Write patterned packets into a channel's in ring and signal by the ring's rule.
 
         Returns:
-            Packets written: fewer than asked for when the ring is full.
+            Packets written: fewer than asked for when the ring is full, none when the channel's worker has failed.
         Raises:
             IrqError: ENOENT no such open channel, EINVAL a negative number, EMSGSIZE a payload no packet can hold.
         """
@@ -256,7 +259,7 @@ class HostBus:
 
         Raises:
             IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is
-                off.
+                off, EIO a guest's ring is broken.
         """
         self.pump()
         return bulk.drive(self.partition.core, [(item, self._open_channel(item.relid)) for item in traffic], seed)

@@ -117,7 +117,7 @@ class AffinityLayer(DescTable):
 
         See: kernel/irq/manage.c, irq_set_affinity, v6.10.
         """
-        run(self.irq_set_affinity_steps(irq, mask, force=force))
+        run(self.irq_set_affinity_steps(irq, mask, force=force), self.idle)
 
     def irq_set_affinity_user(self, irq: int, mask: int) -> None:
         """Do what a write to smp_affinity does with the mask it parsed.
@@ -249,7 +249,7 @@ class AffinityLayer(DescTable):
             return
         if desc.pending_mask & self.online:
             try:
-                run(self._do_set_affinity(desc, desc.pending_mask))
+                run(self._do_set_affinity(desc, desc.pending_mask), self.idle)
             except IrqError as error:
                 if error.errno == errno.EBUSY:
                     self._modify_state(desc, set_=IRQD_SETAFFINITY_PENDING)
@@ -275,7 +275,7 @@ class AffinityLayer(DescTable):
 
     def _start_on(self, desc: IrqDesc, mask: int) -> None:
         with suppress(IrqError):  # startup goes on wherever the chip delivers to now, as in the kernel
-            run(self._do_set_affinity(desc, mask))
+            run(self._do_set_affinity(desc, mask), self.idle)
 
     def set_default_affinity(self, mask: int) -> None:
         """Set the mask of IRQs that are allocated or started later (a write to default_smp_affinity).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +32,7 @@ from vmbusirq.irq.settings import (
     Flow,
 )
 from vmbusirq.log import Log
-from vmbusirq.steps import Lock, LockKind
+from vmbusirq.steps import Lock, LockKind, Step
 
 if TYPE_CHECKING:
     from vmbusirq.irq.action import IrqAction
@@ -277,6 +277,8 @@ class DescTable:
         self.counters = ffi.new("struct vi_counters *")
         lib.vi_machine_counters(machine, self.counters)
         self.owner: Owner
+        self.idle: Callable[[Step], object] | None = None
+        """Lets others go on while a chip's callback waits, see :func:`vmbusirq.steps.run`."""
         self._managed_state = IRQD_AFFINITY_MANAGED | IRQD_MANAGED_SHUTDOWN
         if managed_starts_set:
             self._managed_state |= IRQD_AFFINITY_SET

@@ -230,7 +230,10 @@ class Channel(Sender):
 
     def rename(self, relid: int) -> None:
         """Give an unmapped channel the relid of another offer (resume)."""
-        check(lib.vi_channel_set_relid(self.c, relid), f"channel {self.relid}: cannot become {relid}: it is mapped")
+        check(
+            lib.vi_channel_set_relid(self._present(), relid),
+            f"channel {self.relid}: cannot become {relid}: it is mapped",
+        )
         self.relid = relid
 
     def rescind(self) -> None:
@@ -285,10 +288,14 @@ class Channel(Sender):
         lib.vi_channel_bind_action(self.c, action)
 
     def share_rings(self, rings: RingPair | None) -> None:
-        """Take the guest's ends of two rings, or give them up."""
+        """Take the guest's ends of two rings, or give them up. ENODEV: the channel is gone."""
+        if self.gone and rings is None:
+            self.rings = None  # its removal overtook the error path of who had shared them
+            return
+        c = self._present()
         pair = rings.structs if rings else (ffi.NULL, ffi.NULL)
-        earlier = self._end_counts(self.c)
-        result = lib.vi_channel_set_rings(self.c, *pair, self.device_class.max_packet)
+        earlier = self._end_counts(c)
+        result = lib.vi_channel_set_rings(c, *pair, self.device_class.max_packet)
         if result != -errno.EBUSY:  # the ends, if there are any now, count from 0
             self._earlier = earlier
         check(result, f"channel {self.relid}: cannot take its rings while it is open")
@@ -332,13 +339,15 @@ class Channel(Sender):
 
     def clear_callback(self) -> None:
         """From here on arrivals are counted and go nowhere; the old callback has ended when this returns."""
+        if self.gone:
+            return
         self._set_callback(lib.VI_CALLBACK_NONE, ffi.NULL, None)
 
     def _set_callback(
         self, kind: int, function: Any, context: tuple[Channel, Callable[[Channel], object]] | None
     ) -> None:
         handle = ffi.new_handle(context) if context else ffi.NULL
-        result = lib.vi_channel_set_callback(self.c, kind, function, handle)
+        result = lib.vi_channel_set_callback(self._present(), kind, function, handle)
         check(result, f"channel {self.relid}: the callback cannot be changed from inside an interrupt")
         self._callback_handle = handle
 

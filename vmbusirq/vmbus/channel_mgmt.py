@@ -109,7 +109,7 @@ class ChannelManager:
         if channel is None:
             self.offers_in_progress -= 1
             if offer.child_relid not in self.channels:
-                yield from control.post(RelidReleased(offer.child_relid))
+                yield from self._release(offer.child_relid)
             return
         yield from self._process(channel)
 
@@ -131,8 +131,9 @@ class ChannelManager:
             self._log.warn(f"hv_vmbus: offer of relid {relid} refused: it is in use by {self.channels[relid].irq_name}")
             return None
         device = self._devices.find(offer.if_instance)
-        if device is not None and device.primary.offer.if_type != offer.if_type:
-            device = None  # sub-channels are matched by class and instance
+        if device is not None and device.class_id != offer.if_type:  # sub-channels are matched by both GUIDs
+            self._log.warn(f"hv_vmbus: offer of relid {relid} refused: {device.guid} is of class {device.class_id}")
+            return None
         primary = device.primary if device is not None else None
         try:
             return Channel(self._ctx.core, offer, find_class(offer.if_type, hv_sock=offer.is_hv_sock), primary)
@@ -217,7 +218,7 @@ class ChannelManager:
         if channel.relid != INVALID_RELID or not RELID_MIN <= relid <= RELID_MAX or relid in self.channels:
             self._log.warn(f"hv_vmbus: WARNING: offer of relid {relid} for {offer.if_instance}, which has a channel")
             if relid not in self.channels:
-                yield from self._ctx.control.post(RelidReleased(relid))
+                yield from self._release(relid)
             return
         yield Step(f"channel {relid}: take up the offer after a suspend", takes=CHANNEL_MUTEX)
         changed = channel.offer.connection_id != offer.connection_id
@@ -262,7 +263,7 @@ class ChannelManager:
                 yield from self._devices.unregister(channel.device)
             if not channel.gone:
                 yield from self.process_removal(channel)
-        elif channel.state is ChannelState.OPEN:
+        elif channel.state is ChannelState.OPEN or channel.primary.gone:
             yield from self.process_removal(channel)
         else:
             channel.rescind_event = True  # the close of its primary does the rest
@@ -280,15 +281,23 @@ class ChannelManager:
         if channel.is_hv_sock or channel.primary is not None:
             self.close_on_suspend -= 1
         self._devices.forget(channel)
+        self._opener.let_go(channel)
         cpu = channel.target_cpu
         channel.destroy()
         if channel.device_class.perf and not self.perf_channel_on(cpu):
             self.assignment.unmark(cpu)
         if relid != INVALID_RELID and self._ctx.control.connected:
-            try:
-                yield from self._ctx.control.post(RelidReleased(relid))
-            except IrqError as error:
-                self._log.err(f"hv_vmbus: relid {relid} could not be released: {errno_name(error.errno or errno.EIO)}")
+            yield from self._release(relid)
+        for sub in channel.device.sub_channels if channel.primary is None and channel.device is not None else ():
+            if sub.rescind_event:  # nobody is left to close their primary
+                yield from self.process_removal(sub)
+
+    def _release(self, relid: int) -> Steps[None]:
+        """Give a relid back; a host that does not take the message keeps it (vmbus_release_relid)."""
+        try:
+            yield from self._ctx.control.post(RelidReleased(relid))
+        except IrqError as error:
+            self._log.err(f"hv_vmbus: relid {relid} could not be released: {errno_name(error.errno or errno.EIO)}")
 
     def _drop_rings(self, channel: Channel) -> None:
         """A channel whose driver never closed it (an unbound device, a sub-channel of nobody) gives its rings back."""
@@ -296,7 +305,6 @@ class ChannelManager:
             rings = channel.rings
             channel.clear_callback()
             channel.share_rings(None)
-            self._opener.gpadls.pop(channel.gpadl, None)
             channel.gpadl = 0
             channel.state = ChannelState.OPEN
             rings.free()

@@ -30,6 +30,7 @@ from vmbusirq.vmbus.control import Control, Request
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
+from vmbusirq.vmbus.monitor import Monitors
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
 from vmbusirq.vmbus.retarget import Retarget
@@ -77,6 +78,7 @@ class VmbusConnection:
         channels: offered channels by relid.
         work: the work queues.
         retarget: which CPU channels interrupt.
+        monitors: the monitor pages.
         manager: channels from offer to removal.
     """
 
@@ -101,6 +103,7 @@ class VmbusConnection:
         self._ctx: Final = Context(core, irq, hv, self.control, design, options)
         self._nodes = tuple(nodes)
         self._pages: dict[str, GuestPages] = {}
+        self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
         self.retarget: Final = Retarget(self._ctx, assignment)
@@ -117,6 +120,7 @@ class VmbusConnection:
         irq.owner.rooms[ROOM] = self
         irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
+        irq.idle = hv.idle
         if ppi_irq:
             request_ppi(core, irq, design, ppi_irq)
         if design.message_irq:
@@ -179,13 +183,18 @@ class VmbusConnection:
 
     def shared_pages(self) -> dict[str, tuple[int, ...]]:
         """Return what the host may reach now, by what it is: guest page numbers; none for a CPU's SynIC pages."""
-        gpadls = {f"GPADL {handle:#x}": pfns for handle, pfns in self._opener.gpadls.items()}
+        gpadls = {f"GPADL {handle:#x}": gpadl.pfns for handle, gpadl in self._opener.gpadls.items()}
         synics: dict[str, tuple[int, ...]] = {
             f"cpu {cpu}: message page, event flag page": ()
             for cpu in range(self._irq.nr_cpus)
             if self.synic_online >> cpu & 1
         }
         return {**{name: tuple(pages.pfns) for name, pages in self._pages.items()}, **gpadls, **synics}
+
+    @property
+    def stranded_pages(self) -> int:
+        """Pages of rings that the host never let go of; they come back when it rescinds the channel, or at unload."""
+        return self._opener.stranded_pages
 
     # ---- connecting
 
@@ -360,7 +369,7 @@ class VmbusConnection:
 
     def bind(self, driver: str, device: HvDevice) -> None:
         """Bind a driver by hand; errors as :meth:`Devices.bind`."""
-        self._run(self.devices.bind(self.devices.drivers[driver], device))
+        self._run(self.devices.bind(self.devices.driver(driver), device))
 
     def unbind(self, device: HvDevice) -> None:
         """Let the driver of a device go. ENODEV: none is bound."""
@@ -368,9 +377,15 @@ class VmbusConnection:
 
     def new_id(self, driver: str, class_id: UUID) -> None:
         """Let a driver serve one more class. EEXIST: it does."""
-        self._run(self.devices.new_id(self.devices.drivers[driver], class_id))
+        self._run(self.devices.new_id(self.devices.driver(driver), class_id))
+
+    def remove_id(self, driver: str, class_id: UUID) -> None:
+        """Take a class of :meth:`new_id` back; what is bound stays bound. ENODEV: it was not added."""
+        self._irq.check_owner()
+        self.devices.remove_id(self.devices.drivers[driver], class_id)
 
     def _run(self, steps: Steps[T]) -> T:
+        self._irq.check_owner()
         return run(steps, self._hv.idle)
 
     # ---- leaving
@@ -387,6 +402,7 @@ class VmbusConnection:
         control.connected = False
         if control.version is not None and control.version.has(Unlock.RECONNECT):
             yield from control.ask(Request(MessageType.UNLOAD_RESPONSE), Unload())
+            self._opener.let_go()
 
     def kexec(self) -> dict[str, tuple[int, ...]]:
         """Leave for another kernel: everything that is shared is revoked (hv_kexec_handler).
@@ -395,15 +411,11 @@ class VmbusConnection:
             What stays shared, as :meth:`shared_pages`: nothing.
         """
         self._run(self.unload_steps())
-        self._revoke_all()
+        self._opener.let_go()
         for cpu in range(self._irq.nr_cpus):
             self._synic_cleanup(cpu)
         self._free_pages()
         return self.shared_pages()
-
-    def _revoke_all(self) -> None:
-        """The host has let go of every GPADL."""
-        self._opener.gpadls.clear()
 
     def _synic_cleanup(self, cpu: int) -> None:
         if self.retarget.synic_online >> cpu & 1:
@@ -427,10 +439,11 @@ class VmbusConnection:
             control.connected = False
             if control.version is not None and control.version.has(Unlock.RECONNECT):
                 yield Step("crash: send UNLOAD", StepContext.HARDIRQ)
-                for step in control.post(Unload()):
-                    yield Step(step.point, StepContext.HARDIRQ, ready=step.ready)
+                with suppress(IrqError):  # posted or not, the answer is looked for (vmbus_initiate_unload)
+                    for step in control.post(Unload()):
+                        yield Step(step.point, StepContext.HARDIRQ, ready=step.ready)
                 if (yield from self._poll_for_unload()):
-                    self._revoke_all()
+                    self._opener.let_go()
                     self._pages.clear()  # the host lets go of them too; the pages are never used again
         self._synic_cleanup(cpu)
         return self.shared_pages()
@@ -466,27 +479,62 @@ class VmbusConnection:
     def suspend_steps(self) -> Steps[None]:
         """Suspend every device, then the bus (vmbus_suspend of the devices, vmbus_bus_suspend).
 
+        An error, and a host that does not answer, leave the guest as it was: devices that were suspended are resumed.
+
         Raises:
-            IrqError: EOPNOTSUPP a driver cannot suspend; EBUSY a device of an earlier resume is still missing.
+            IrqError: EINVAL it is not connected; EOPNOTSUPP a driver cannot suspend, or a channel is open that no
+                driver looks after; EBUSY a device of an earlier resume is still missing.
         """
         self._irq.check_owner()
+        if not self.control.connected:
+            raise IrqError(errno.EINVAL, "vmbus: cannot suspend: it is not connected (EINVAL)")
+        self._refuse_open_by_hand()
+        suspended: list[HvDevice] = []
+        try:
+            for device in tuple(self.devices.values()):
+                if device.driver is not None:
+                    suspended.append(device)
+                    yield from device.driver.suspend(device)
+            yield from self._suspend_bus()
+        except IrqError:
+            for device in reversed(suspended):
+                yield from self._resume_device(device)
+            raise
+        yield from self.unload_steps()
+
+    def _refuse_open_by_hand(self) -> None:
+        for device in self.devices.values():
+            channel = device.primary
+            in_use = channel.state in (ChannelState.OPENING, ChannelState.OPENED)
+            if device.driver is None and in_use and not channel.is_hv_sock:
+                raise IrqError(
+                    errno.EOPNOTSUPP,
+                    f"vmbus: cannot suspend: channel {channel.relid} is {channel.state.name} and no driver closes it "
+                    "(EOPNOTSUPP); close it first",
+                )
+
+    def _suspend_bus(self) -> Steps[None]:
+        """Yield the steps of vmbus_bus_suspend() up to the UNLOAD."""
         manager = self.manager
-        for device in tuple(self.devices.values()):
-            if device.driver is not None:
-                yield from device.driver.suspend(device)
         yield from self.wait("suspend: wait for what the host has to say", lambda: manager.offers_in_progress == 0)
         manager.ignore_offers = True
+        try:
+            yield from self._drain_bus()
+        except BaseException:
+            manager.ignore_offers = False
+            raise
+        manager.forget_relids()
+
+    def _drain_bus(self) -> Steps[None]:
+        manager = self.manager
         yield from self.wait("suspend: drain the work queues", lambda: self.work.bus_idle)
         for device in tuple(self.devices.values()):
             if device.primary.is_hv_sock and not device.primary.rescinded:
                 yield from manager.rescind(device.primary)
         yield from self.wait("suspend: wait for sub-channels to go", lambda: manager.close_on_suspend == 0)
         if manager.fixup_on_resume:
-            manager.ignore_offers = False
             self.log.err("hv_vmbus: Can not suspend due to a previous failed resuming")
             raise IrqError(errno.EBUSY, f"vmbus: {manager.fixup_on_resume} devices are missing since the last resume")
-        manager.forget_relids()
-        yield from self.unload_steps()
 
     def resume(self) -> None:
         """Come back from hibernation. Errors as :meth:`resume_steps`."""
@@ -510,5 +558,15 @@ class VmbusConnection:
         if not (yield from self.wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
             self.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
         for device in tuple(self.devices.values()):
-            if device.driver is not None and device.primary.state is not ChannelState.OPENED and device.primary.mapped:
-                yield from device.driver.resume(device)
+            yield from self._resume_device(device)
+
+    def _resume_device(self, device: HvDevice) -> Steps[None]:
+        """Let a driver open its device again; what it fails with is logged, as the PM core does."""
+        channel = device.primary
+        if device.driver is None or channel.state is ChannelState.OPENED or not channel.mapped:
+            return
+        try:
+            yield from device.driver.resume(device)
+        except IrqError as error:
+            number = -(error.errno or errno.EIO)
+            self.log.err(f"vmbus {device.guid}: PM: failed to restore noirq: error {number}: {error}")

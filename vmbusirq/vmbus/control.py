@@ -145,9 +145,14 @@ class Control:
     def _delay(self, point: str, microseconds: int) -> Steps[None]:
         if microseconds >= _SHORT_DELAY_US:
             yield from self.wait(point, lambda: False, microseconds * _TICKS_PER_US)
-        else:
-            turns = iter((False,))
-            yield Step(point, ready=lambda: next(turns, True))
+            return
+        turns: list[None] = []
+        clock = self.hv.clock
+        timer = clock.call_at(clock.now, lambda: turns.append(None))  # of this very tick: whoever settles runs it
+        try:
+            yield Step(point, ready=lambda: bool(turns))
+        finally:
+            timer.cancel()
 
     # ---- to the host
 
@@ -208,7 +213,7 @@ class Control:
             message = decode(payload, self.version, Direction.TO_GUEST, size=size)
         except ProtocolError as error:
             if not error.is_silent:
-                self.log.once((error.refusal, error.msgtype), Level.WARNING, f"hv_vmbus: {error}")
+                self.log.once(error.refusal, Level.WARNING, f"hv_vmbus: {error}")  # a WARN_ONCE() for each reason
             return
         self.received[msgtype] = self.received.get(msgtype, 0) + 1
         handler = self.handlers.get(message.msgtype)

@@ -105,13 +105,23 @@ class Devices(Mapping[UUID, HvDevice]):
     # ---- drivers
 
     def matches(self, driver: Driver, device: HvDevice) -> bool:
-        """Return whether a driver may serve a device (hv_vmbus_get_id).
+        """Return whether a driver may serve a device (vmbus_match, hv_vmbus_get_id).
 
-        An override names the one that may; classes of new_id count as the driver's own.
+        Sockets are the hv_sock driver's, whatever else is said. An override names the one that may; classes of new_id
+        count as the driver's own.
         """
+        if device.primary.is_hv_sock:
+            return driver.name == device.device_class.driver
         if device.driver_override is not None:
             return device.driver_override == driver.name.encode()
         return device.class_id in self.dynamic_ids.get(driver.name, ()) or device.device_class.driver == driver.name
+
+    def driver(self, name: str) -> Driver:
+        """Return the driver of a name. ENODEV: there is none."""
+        driver = self.drivers.get(name)
+        if driver is None:
+            raise IrqError(errno.ENODEV, f"vmbus: no driver {name!r} (ENODEV); there are: {', '.join(self.drivers)}")
+        return driver
 
     def bind(self, driver: Driver, device: HvDevice) -> Steps[None]:
         """Bind by hand (drivers/<name>/bind).
@@ -141,12 +151,17 @@ class Devices(Mapping[UUID, HvDevice]):
             raise
 
     def unbind(self, device: HvDevice) -> Steps[None]:
-        """Let the driver of a device go (drivers/<name>/unbind)."""
+        """Let the driver of a device go (drivers/<name>/unbind). ENODEV: none is bound.
+
+        What its remove() fails with is logged; the driver is gone all the same (vmbus_remove).
+        """
         driver = device.driver
         if driver is None:
             raise IrqError(errno.ENODEV, f"device {device.guid}: no driver is bound to it (ENODEV)")
         try:
             yield from driver.remove(device)
+        except IrqError as error:
+            self._log.err(f"vmbus {device.guid}: {driver.name} could not let go: {error}")
         finally:
             device.driver = None
             device.driver_data = None

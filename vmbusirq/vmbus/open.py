@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -32,22 +34,33 @@ from vmbusirq.wire.protocol import (
     signed32,
 )
 
-__all__ = ["Opener"]
+__all__ = ["Gpadl", "Opener"]
 
 Callback = Callable[[Channel], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Gpadl:
+    """Pages that the host may reach: whose channel's they are, and their numbers."""
+
+    channel: Channel
+    pfns: tuple[int, ...]
 
 
 class Opener:
     """Opens and closes channels of one guest.
 
     Attributes:
-        gpadls: what is established now: handle to page numbers.
+        gpadls: what the host may know of, by handle.
+        stranded: rings that a host never let go of, with their channel; they are freed when it is known to have done
+            so, through a rescind or an unload.
     """
 
     def __init__(self, context: Context) -> None:
         self._ctx = context
         self._next_gpadl = FIRST_GPADL_HANDLE
-        self.gpadls: Final[dict[int, tuple[int, ...]]] = {}
+        self.gpadls: Final[dict[int, Gpadl]] = {}
+        self.stranded: Final[list[tuple[Channel, RingPair]]] = []
 
     # ---- guest memory lists
 
@@ -63,11 +76,11 @@ class Opener:
         request = Request(MessageType.GPADL_CREATED, (relid, handle), channel)
         if channel.rescinded:
             raise _rescinded(channel, "share memory")
-        self.gpadls[handle] = tuple(pfns)  # from the first message on the host may know of it
+        self.gpadls[handle] = Gpadl(channel, tuple(pfns))  # from the first message on the host may know of it
         try:
             messages = gpadl_messages(relid, handle, [GpaRange.of_pages(pfns)])
             created = yield from self._ctx.control.ask(request, *messages)
-            if created is None:
+            if created is None or channel.rescinded:  # the rescind counts, even if the answer came as well
                 raise _rescinded(channel, "share memory")
             assert isinstance(created, GpadlCreated)
             if created.creation_status:
@@ -77,7 +90,7 @@ class Opener:
                     f"{signed32(created.creation_status)} (EDQUOT)",
                 )
         except Exception:
-            del self.gpadls[handle]
+            self.gpadls.pop(handle, None)
             raise
         return handle
 
@@ -91,11 +104,36 @@ class Opener:
             yield from self._ctx.control.ask(request, GpadlTeardown(channel.relid, handle))
         self.gpadls.pop(handle, None)
 
+    def let_go(self, channel: Channel | None = None) -> None:
+        """Note that the host has let go of all that it could reach, of one channel or of all."""
+        for handle, gpadl in tuple(self.gpadls.items()):
+            if channel in (None, gpadl.channel):
+                del self.gpadls[handle]
+        kept = [entry for entry in self.stranded if channel not in (None, entry[0])]
+        for _, rings in (entry for entry in self.stranded if entry not in kept):
+            rings.free()
+        self.stranded[:] = kept
+
+    @property
+    def stranded_pages(self) -> int:
+        """Pages in rings that a host never let go of."""
+        return sum(rings.pages for _, rings in self.stranded)
+
+    def _strand(self, channel: Channel, rings: RingPair) -> None:
+        """The host may write to these rings for ever: nobody else gets their pages."""
+        if channel.gone:
+            rings.free()
+        else:
+            rings.unmap()
+            self.stranded.append((channel, rings))
+
     # ---- open
 
     def open(self, channel: Channel, callback: Callback | None = None, userdata: bytes = b"") -> Steps[None]:
         """Share rings with the host, request the IRQ, open the channel (__vmbus_open)."""
         self._ctx.irq.may_wait(f"channel {channel.relid}: open")
+        if channel.gone:
+            raise _rescinded(channel, "open")
         if channel.state is not ChannelState.OPEN:
             raise IrqError(
                 errno.EINVAL,
@@ -122,15 +160,14 @@ class Opener:
             yield Step(f"channel {channel.relid}: request_irq")
             self._request_irq(channel)
             yield from self._send_open(channel, rings, userdata)
-        except GeneratorExit:  # nobody will run the rest: the host may keep the memory, so it is never used again
+        except GeneratorExit:  # nobody will run the rest
             self._withdraw(channel)
-            rings.unmap()
+            self._strand(channel, rings)
             raise
         except BaseException:
             self._withdraw(channel)
-            if handle:
-                yield from self.teardown_gpadl(channel, handle)
-            rings.free()
+            with suppress(IrqError):  # the first error is the one that counts
+                yield from self._take_back(channel, handle, rings)
             raise
 
     @staticmethod
@@ -149,13 +186,23 @@ class Opener:
         message = OpenChannel(relid, relid, channel.gpadl, channel.target_cpu, rings.downstream_offset, userdata)
         request = Request(MessageType.OPENCHANNEL_RESULT, (relid, relid), channel)
         result = yield from self._ctx.control.ask(request, message)
-        if result is None:
+        if result is None or channel.rescinded:
             raise _rescinded(channel, "open")
         assert isinstance(result, OpenChannelResult)
         if result.status:
             raise IrqError(
                 errno.EAGAIN, f"channel {relid}: the host refused to open it, status {signed32(result.status)} (EAGAIN)"
             )
+
+    def _take_back(self, channel: Channel, handle: int, rings: RingPair) -> Steps[None]:
+        """Have the host let go of rings, if it has them, and free them."""
+        try:
+            if handle:
+                yield from self.teardown_gpadl(channel, handle)
+        except BaseException:
+            self._strand(channel, rings)
+            raise
+        rings.free()
 
     def _withdraw(self, channel: Channel) -> None:
         """Undo the guest's own half of an open that failed."""
@@ -227,14 +274,28 @@ class Opener:
                 f"channel {channel.relid}: cannot close: its state is {channel.state.name}, not OPENED (EINVAL)",
             )
         channel.state = ChannelState.OPEN
-        if not channel.rescinded:
-            yield from self._ctx.control.post(CloseChannel(channel.relid))
-        yield from self.teardown_gpadl(channel, channel.gpadl)
-        channel.gpadl = 0
         channel.share_rings(None)
-        rings.free()
-        if not self._ctx.options.strict_rfc:
-            self.free_irq(channel)
+        handle, channel.gpadl = channel.gpadl, 0
+        try:
+            yield from self._send_close(channel)
+        except BaseException:
+            self._strand(channel, rings)
+            raise
+        else:
+            yield from self._take_back(channel, handle, rings)
+        finally:  # whatever the host does, the guest has closed
+            if not self._ctx.options.strict_rfc:
+                self.free_irq(channel)
+
+    def _send_close(self, channel: Channel) -> Steps[None]:
+        if channel.rescinded:
+            return
+        try:
+            yield from self._ctx.control.post(CloseChannel(channel.relid))
+        except IrqError as error:
+            number = -(error.errno or errno.EIO)
+            self._ctx.irq.log.err(f"hv_vmbus: Close failed: close post msg return is {number}")
+            raise
 
 
 def _rescinded(channel: Channel, what: str) -> IrqError:

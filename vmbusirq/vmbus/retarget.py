@@ -174,7 +174,7 @@ class Retarget:
             return
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
         answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu))
-        if answer is None:
+        if answer is None or channel.rescinded:  # even if the answer came as well
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         assert isinstance(answer, ModifyChannelResponse)
         if answer.status:
