@@ -485,6 +485,7 @@ enum vi_trace_step {
 	VI_TRACE_SOFTIRQ,		/* id: enum vi_softirq, about to run */
 	VI_TRACE_CALLBACK,		/* the tasklet calls the channel's callback; id: relid */
 	VI_TRACE_READ,			/* the ring was read; id: relid; value: packets */
+	VI_TRACE_ANSWER,		/* a request was answered in the out ring; id: relid */
 	VI_TRACE_HOST_EVENT,		/* the host was signalled; id: relid; value: by a hypercall */
 	VI_TRACE_UNMASK,		/* signals wanted again; id: relid; value: bytes raced in */
 	VI_TRACE_RESCHEDULE,		/* masked and scheduled once more; id: relid */

@@ -234,6 +234,10 @@ class _Recorder:
         if event.step == lib.VI_TRACE_RING_DECIDE and not event.value:
             masked = self.last.get("in ring interrupt_mask")
             what += ", for the guest has masked the ring" if masked else ", for the guest has not read what was there"
+        if event.step == lib.VI_TRACE_SCAN_END and any(
+            "irqs_sum" in item.counter for item in _difference(self.last, now)
+        ):
+            what += "; the total of this CPU is added to once per scan"
         self.seen.append(event)
         places = (Place(event.file, event.function), *telling.inner)
         self._add(telling.where or self._context, what, places, telling.kernel, now)
@@ -270,7 +274,7 @@ def prepare(machine: Machine, relid: int, state: str) -> None:
     """
     channel = _find(machine, relid)
     if state not in STATES:
-        raise IrqError(errno.EINVAL, f"explain: no state {state!r} (EINVAL); choose from {', '.join(STATES)}")
+        raise IrqError(errno.EINVAL, f"channel {relid}: no state {state!r} (EINVAL); choose from {', '.join(STATES)}")
     if state == "busy":
         machine.host.send(relid)
     elif state == "masked":
@@ -296,7 +300,7 @@ def explain(machine: Machine, relid: int, *, cpu: int | None = None) -> Explanat
     channel = _find(machine, relid)
     nr_cpus = machine.core.nr_cpus
     if cpu is not None and not 0 <= cpu < nr_cpus:
-        raise IrqError(errno.EINVAL, f"explain: there is no cpu {cpu} (EINVAL); 0 to {nr_cpus - 1}")
+        raise IrqError(errno.EINVAL, f"cpu {cpu}: there is none (EINVAL); 0 to {nr_cpus - 1}")
     target = channel.target_cpu
     signalled = target if cpu is None else cpu
     host = machine.host.channels.get(relid)
@@ -335,7 +339,7 @@ def _find(machine: Machine, relid: int) -> Channel:
     channel = machine.vmbus.channels.get(relid)
     if channel is None:
         known = format_pbl(sum(1 << number for number in machine.vmbus.channels)) or "none"
-        raise IrqError(errno.ENOENT, f"explain: the guest has no channel {relid} (ENOENT); it has: {known}")
+        raise IrqError(errno.ENOENT, f"relid {relid}: the guest has no such channel (ENOENT); it has: {known}")
     return channel
 
 

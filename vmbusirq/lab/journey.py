@@ -76,6 +76,7 @@ _READER: Final = "csrc/wire/ring_reader.c"
 _K_RING: Final = "drivers/hv/ring_buffer.c"
 _K_VMBUS: Final = "drivers/hv/vmbus_drv.c"
 _K_CHIP: Final = "kernel/irq/chip.c"
+_K_STUB: Final = "arch/x86/include/asm/idtentry.h asm_sysvec_hyperv_callback()"
 _K_SYSVEC: Final = "arch/x86/kernel/cpu/mshyperv.c sysvec_hyperv_callback()"
 _MODES: Final = {
     lib.VI_CALL_BATCHED: ("BATCHED", "masks the ring and schedules the channel's tasklet"),
@@ -151,7 +152,7 @@ def _host_signal(event: Event, _: Setting) -> Telling:
 
 
 def _vector(event: Event, setting: Setting) -> Telling:
-    kernel = "drivers/irqchip/irq-gic-v3.c gic_handle_irq()" if setting.arm64 else "arch/x86 asm_sysvec_hyperv_callback()"
+    kernel = "drivers/irqchip/irq-gic-v3.c gic_handle_irq()" if setting.arm64 else _K_STUB
     what = "takes the vector: the request goes back to 0 before any flag is looked at"
     if not event.value:
         what, kernel = "has no vector, but softirqs left over", "kernel/softirq.c run_ksoftirqd()"
@@ -227,20 +228,27 @@ def _lookup(event: Event, setting: Setting) -> Telling:
     return Telling("", what, kernel, inner)
 
 
+def _flow(setting: Setting, part: str) -> str:
+    """Return where the kernel does a part of the simple flow; without channel IRQs it has nothing of the kind."""
+    if setting.design.channel_irqs:
+        return f"{_K_CHIP} handle_simple_irq(){part}"
+    return f"{_K_VMBUS} vmbus_chan_sched(), which counts channel->interrupts and calls the channel"
+
+
 def _flow_count(event: Event, setting: Setting) -> Telling:
     what = f"runs the simple flow of {setting.irq(event.id)}: under its lock it counts, then calls the action"
-    return Telling("", what, f"{_K_CHIP} handle_simple_irq(): kstat_incr_irqs_this_cpu()")
+    return Telling("", what, _flow(setting, ": kstat_incr_irqs_this_cpu()"))
 
 
-def _flow_drop(event: Event, _: Setting) -> Telling:
+def _flow_drop(event: Event, setting: Setting) -> Telling:
     fate = "remembered" if event.value else "dropped"
-    what = f"finds IRQ {event.id} running on another CPU: this arrival is {fate}"
-    return Telling("", what, f"{_K_CHIP} handle_simple_irq(): irq_may_run()")
+    what = f"finds {setting.irq(event.id)} running on another CPU: this arrival is {fate}"
+    return Telling("", what, _flow(setting, ": irq_may_run()"))
 
 
 def _flow_pending(event: Event, setting: Setting) -> Telling:
     what = f"finds nobody to call on {setting.irq(event.id)}: remembered as PENDING, counted nowhere"
-    return Telling("", what, f"{_K_CHIP} handle_simple_irq(): IRQS_PENDING")
+    return Telling("", what, _flow(setting, ": IRQS_PENDING"))
 
 
 def _flow_done(event: Event, setting: Setting) -> Telling:
@@ -250,7 +258,7 @@ def _flow_done(event: Event, setting: Setting) -> Telling:
     return Telling(
         "",
         what,
-        "kernel/irq/handle.c handle_irq_event(), handle_irq_event_percpu()",
+        _flow(setting, ": handle_irq_event()"),
         (Place("csrc/irq/handle.c", "vi_handle_irq_event"),),
     )
 
@@ -277,13 +285,11 @@ def _napi(event: Event, _: Setting) -> Telling:
 
 def _count(event: Event, setting: Setting) -> Telling:
     what = f"counts the arrival, after the call: {setting.irq(event.id)}"
-    return Telling("", what, "kernel/irq/internals.h __kstat_incr_irqs_this_cpu()")
+    return Telling("", what, _flow(setting, ": kstat_incr_irqs_this_cpu(), there before the call"))
 
 
-def _scan_end(event: Event, setting: Setting) -> Telling:
-    what = f"finds no more flags: {event.value} claimed"
-    what += "" if setting.linux or not setting.design.channel_irqs else "; the total is added to once per scan"
-    return Telling("", what, f"{_K_VMBUS} vmbus_chan_sched()")
+def _scan_end(event: Event, _: Setting) -> Telling:
+    return Telling("", f"finds no more flags: {event.value} claimed", f"{_K_VMBUS} vmbus_chan_sched()")
 
 
 def _message(event: Event, _: Setting) -> Telling:
@@ -305,9 +311,14 @@ def _callback(event: Event, _: Setting) -> Telling:
 
 
 def _read(event: Event, _: Setting) -> Telling:
-    what = f"reads the ring: {_plural(event.value, 'packet')} copied out, checked, their room given back"
+    what = f"reads the ring: {_plural(event.value, 'packet')} copied out and checked, the room given back"
     kernel = f"{_K_RING} hv_pkt_iter_first(), __hv_pkt_iter_next(), hv_pkt_iter_close()"
     return Telling("", what, kernel, (Place(_READER, "vi_ring_drain"),))
+
+
+def _answer(event: Event, _: Setting) -> Telling:
+    what = "reads a request, and writes the answer into the out ring" + ("" if event.value else "; no signal is due")
+    return Telling("", what, "drivers/hv/hv_util.c heartbeat_onchannelcallback(), timesync_onchannelcallback()")
 
 
 def _host_event(event: Event, _: Setting) -> Telling:
@@ -359,6 +370,7 @@ _TELLERS: Final[Mapping[int, Callable[[Event, Setting], Telling]]] = {
     lib.VI_TRACE_SOFTIRQ: _softirq,
     lib.VI_TRACE_CALLBACK: _callback,
     lib.VI_TRACE_READ: _read,
+    lib.VI_TRACE_ANSWER: _answer,
     lib.VI_TRACE_HOST_EVENT: _host_event,
     lib.VI_TRACE_UNMASK: _unmask,
     lib.VI_TRACE_RESCHEDULE: _reschedule,
