@@ -312,7 +312,7 @@ static inline void vi_irq_exit(struct vi_cpu *cpu)
 	vi_store(&cpu->irq_seq, cpu->irq_seq + 1);
 }
 
-/* ---- tracing ---------------------------------------------------------------------------------- */
+/* ---- tracing --------------------------------------------------------------------------------- */
 
 /*
  * How to trace without a cost where nobody does. What is hot (scan, simple flow, channel handlers,

@@ -486,7 +486,7 @@ enum vi_trace_step {
 	VI_TRACE_CALLBACK,		/* the tasklet calls the channel's callback; id: relid */
 	VI_TRACE_READ,			/* the ring was read; id: relid; value: packets */
 	VI_TRACE_ANSWER,		/* a request was answered in the out ring; id: relid */
-	VI_TRACE_HOST_EVENT,		/* the host was signalled; id: relid; value: by a hypercall */
+	VI_TRACE_HOST_EVENT,		/* host signalled; id: relid; value: 1 by hypercall */
 	VI_TRACE_UNMASK,		/* signals wanted again; id: relid; value: bytes raced in */
 	VI_TRACE_RESCHEDULE,		/* masked and scheduled once more; id: relid */
 	VI_TRACE_IRQ_EXIT,		/* the CPU has left the interrupt */
@@ -509,7 +509,8 @@ struct vi_trace_event {
 	uint32_t cpu;
 	uint32_t id;
 	int64_t value;
-	const char *file;	/* who reports it: path as the compiler was given it, and function */
+	/* who reports it: path as the compiler was given it, and name */
+	const char *file;
 	const char *function;
 };
 typedef void (*vi_trace_t)(void *context, const struct vi_trace_event *event);

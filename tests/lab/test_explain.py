@@ -414,10 +414,14 @@ def test_an_error_of_the_listener_comes_out_at_the_end() -> None:
     def refuse(event: Event) -> None:
         raise ValueError(f"step {event.step}")
 
+    def run() -> None:
+        with tracing(machine.core, refuse):
+            machine.host.send(SCSI)
+            machine.settle()
+
     before = machine.vmbus.channels[SCSI].stats.packets
-    with pytest.raises(ValueError, match=f"step {lib.VI_TRACE_RING_PUT}"), tracing(machine.core, refuse):
-        machine.host.send(SCSI)
-        machine.settle()
+    with pytest.raises(ValueError, match=f"step {lib.VI_TRACE_RING_PUT}"):
+        run()
     assert before + 1 == machine.vmbus.channels[SCSI].stats.packets
 
 

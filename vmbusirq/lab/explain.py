@@ -234,9 +234,8 @@ class _Recorder:
         if event.step == lib.VI_TRACE_RING_DECIDE and not event.value:
             masked = self.last.get("in ring interrupt_mask")
             what += ", for the guest has masked the ring" if masked else ", for the guest has not read what was there"
-        if event.step == lib.VI_TRACE_SCAN_END and any(
-            "irqs_sum" in item.counter for item in _difference(self.last, now)
-        ):
+        summed = any("irqs_sum" in item.counter for item in _difference(self.last, now))
+        if event.step == lib.VI_TRACE_SCAN_END and summed:
             what += "; the total of this CPU is added to once per scan"
         self.seen.append(event)
         places = (Place(event.file, event.function), *telling.inner)
