@@ -8,6 +8,7 @@ from vmbusirq.errors import IrqError
 from vmbusirq.fs import FileSystem
 from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.scenario.schema import parse_scenario
+from vmbusirq.vmbus.drivers import DRIVERS
 
 BUS = "/sys/bus/vmbus"
 ROOT = "/sys/devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0004:00/VMBUS:00"
@@ -33,12 +34,15 @@ count = 2
 
 
 class Scripted(Guest):
-    """A guest whose host is a script, and its files: no /proc, no platform."""
+    """A guest with all its drivers whose host is a script, and its files: no /proc, no platform."""
 
     def __init__(self, design="rfc", **options):
-        super().__init__(design, **options)
+        super().__init__(design, connect=False, drivers=False, **options)
+        self.vmbus.devices.drivers.update({name: driver(self.vmbus) for name, driver in DRIVERS.items()})
         self.fs = FileSystem()
         add_vmbus_files(self.fs, self.vmbus)
+        self.vmbus.connect()
+        self.settle()
 
     def device_dir(self, relid=5):
         """Return the directory of the device that a channel belongs to."""

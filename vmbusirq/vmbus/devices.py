@@ -39,10 +39,14 @@ class Devices(Mapping[UUID, HvDevice]):
         return device
 
     def __iter__(self) -> Iterator[UUID]:
-        return iter([instance for instance, device in self._devices.items() if device.registered])
+        return iter([device.instance for device in self.snapshot()])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def snapshot(self) -> tuple[HvDevice, ...]:
+        """Return the registered devices as of now; any thread may ask."""
+        return tuple(device for device in tuple(self._devices.values()) if device.registered)
 
     # ---- channels
 

@@ -30,7 +30,7 @@ class _Devices(Directory):
 
     def names(self) -> Iterable[str]:
         """Return the GUIDs."""
-        return [device.guid for device in tuple(self._vmbus.devices.values())]
+        return [device.guid for device in self._vmbus.devices.snapshot()]
 
 
 class _RootDir(_Devices):

@@ -112,7 +112,7 @@ class _DriverDir(Directory):
 
     def names(self) -> Iterable[str]:
         """Return the files and the GUIDs."""
-        bound = [device.guid for device in tuple(self._vmbus.devices.values()) if self._is_bound(device)]
+        bound = [device.guid for device in self._vmbus.devices.snapshot() if self._is_bound(device)]
         return (*_FILES, "module", *bound)
 
     def lookup(self, name: str) -> Node | None:
