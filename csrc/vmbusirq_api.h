@@ -946,13 +946,13 @@ struct vi_channel_stats {
 	uint64_t interrupts;	/* channel->interrupts: arrivals that found a callback */
 	uint64_t no_callback;
 	uint64_t calls;		/* runs of DRAIN and UTIL, polls of NAPI */
-	/* what DRAIN, NAPI and UTIL have read, but for attended packets */
+	/* what DRAIN, NAPI and UTIL have read */
 	uint64_t packets, bytes, checksum;
 	/* times they found no sense in the ring and dropped the rest of it */
 	uint64_t resyncs;
 	uint64_t sig_events;	/* guest -> host signals */
 	uint64_t intr_in_full;
-	uint64_t attended;	/* packets handed to vi_hooks.packet instead of added up */
+	uint64_t attended;	/* of the packets, those that vi_hooks.packet has seen */
 	uint64_t replies;	/* requests that UTIL has answered */
 	uint64_t replies_dropped;	/* answers that a full out ring refused */
 };

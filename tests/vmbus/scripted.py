@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 import pytest
 
 from vmbusirq._ffi import ffi, lib
-from vmbusirq.core import Core
+from vmbusirq.core import TICKS_PER_S, Core
 from vmbusirq.designs import DESIGNS
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.partition import Partition
@@ -176,7 +176,7 @@ class ScriptedHost:
                 self._created(message.gpadl, status)
             case GpadlBody():
                 self.gpadls[message.gpadl].add(message)
-                self._created(message.gpadl, status)
+                self._created(message.gpadl, self.status.get(GpadlHeader, STATUS_SUCCESS))
             case GpadlTeardown():
                 self.gpadls.pop(message.gpadl, None)
                 self.post(GpadlTorndown(message.gpadl))
@@ -334,6 +334,15 @@ class Guest:
     def settle(self) -> None:
         """Let everything run until nothing moves; an error of a callback or of work is raised."""
         self.partition.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let virtual time pass, and everything that waits for it run on the way."""
+        clock, end = self.partition.clock, self.core.now + int(seconds * TICKS_PER_S)
+        self.settle()
+        while clock.next_due is not None and clock.next_due <= end:
+            clock.advance_to_next()
+            self.settle()
+        clock.advance_to(end)
 
     def offered(self, device_class: str = "", relid: int = 5, name: str = "d", sub: int = 0, **fields: Any) -> Channel:
         """Offer a channel and return it; without a class nobody binds it."""

@@ -30,6 +30,7 @@ from vmbusirq.vmbus.control import Control, Request
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
+from vmbusirq.vmbus.monitor import Monitors
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
 from vmbusirq.vmbus.retarget import Retarget
@@ -77,6 +78,7 @@ class VmbusConnection:
         channels: offered channels by relid.
         work: the work queues.
         retarget: which CPU channels interrupt.
+        monitors: the monitor pages.
         manager: channels from offer to removal.
     """
 
@@ -101,6 +103,7 @@ class VmbusConnection:
         self._ctx: Final = Context(core, irq, hv, self.control, design, options)
         self._nodes = tuple(nodes)
         self._pages: dict[str, GuestPages] = {}
+        self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
         self.retarget: Final = Retarget(self._ctx, assignment)
@@ -376,7 +379,13 @@ class VmbusConnection:
         """Let a driver serve one more class. EEXIST: it does."""
         self._run(self.devices.new_id(self.devices.driver(driver), class_id))
 
+    def remove_id(self, driver: str, class_id: UUID) -> None:
+        """Take a class of :meth:`new_id` back; what is bound stays bound. ENODEV: it was not added."""
+        self._irq.check_owner()
+        self.devices.remove_id(self.devices.drivers[driver], class_id)
+
     def _run(self, steps: Steps[T]) -> T:
+        self._irq.check_owner()
         return run(steps, self._hv.idle)
 
     # ---- leaving

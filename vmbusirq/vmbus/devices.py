@@ -39,10 +39,14 @@ class Devices(Mapping[UUID, HvDevice]):
         return device
 
     def __iter__(self) -> Iterator[UUID]:
-        return iter([instance for instance, device in self._devices.items() if device.registered])
+        return iter([device.instance for device in self.snapshot()])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def snapshot(self) -> tuple[HvDevice, ...]:
+        """Return the registered devices as of now; any thread may ask."""
+        return tuple(device for device in tuple(self._devices.values()) if device.registered)
 
     # ---- channels
 
@@ -105,10 +109,13 @@ class Devices(Mapping[UUID, HvDevice]):
     # ---- drivers
 
     def matches(self, driver: Driver, device: HvDevice) -> bool:
-        """Return whether a driver may serve a device (hv_vmbus_get_id).
+        """Return whether a driver may serve a device (vmbus_match, hv_vmbus_get_id).
 
-        An override names the one that may; classes of new_id count as the driver's own.
+        Sockets are the hv_sock driver's, whatever else is said. An override names the one that may; classes of new_id
+        count as the driver's own.
         """
+        if device.primary.is_hv_sock:
+            return driver.name == device.device_class.driver
         if device.driver_override is not None:
             return device.driver_override == driver.name.encode()
         return device.class_id in self.dynamic_ids.get(driver.name, ()) or device.device_class.driver == driver.name
