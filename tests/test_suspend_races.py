@@ -52,11 +52,9 @@ def test_a_rescind_at_any_step_of_a_suspend_takes_the_device_away_once(
     before = footprint(machine)
     add(machine, device_class, NIC, subs=2)
     machine.settle()
-    count = 0
-    for step in machine.vmbus.suspend_steps():
+    for count, step in enumerate(machine.vmbus.suspend_steps()):
         if count == steps_before_rescind:
             machine.host.remove_device(machine.host.devices[0])
-        count += 1
         while step.ready is not None and not step.ready():
             assert machine.partition.idle(step), step.point
     if machine.host.devices:
