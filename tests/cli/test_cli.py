@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from vmbusirq import Machine
 from vmbusirq.cli import main
+from vmbusirq.lab.explain import explain
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "proc_interrupts_x86_2cpu.txt"
 
@@ -113,6 +115,33 @@ def test_dmesg(capsys: pytest.CaptureFixture[str]) -> None:
     assert "time_100ns" in json.loads(capsys.readouterr().out)[0]
 
 
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    """One interrupt as text, and the same as JSON; on a terminal a tree."""
+    from rich.console import Console
+
+    from vmbusirq.report import explanation_tree
+
+    assert 0 == main(["explain", "--relid", "14"])
+    text = capsys.readouterr().out
+    assert text.startswith("relid 14, pri@storvsc1: IRQ 28, CPU 0, mode BATCHED, idle; rfc-gen2-8vcpu, design rfc,")
+    assert "      here    csrc/irq/softirq.c vi_do_softirq()\n" in text
+    assert "      as in   drivers/hv/ring_buffer.c hv_signal_on_write()\n" in text
+    assert "      moved   in ring interrupt_mask: 0 -> 1\n" in text
+    assert 0 == main(["explain", "--relid", "14", "--cpu", "3", "--json", "--engine", "linux"])
+    out = json.loads(capsys.readouterr().out)
+    assert (14, 28, 0, 3, "linux") == tuple(out[key] for key in ("relid", "irq", "target", "cpu", "engine"))
+    assert {"number", "where", "what", "places", "kernel", "moved"} == set(out["steps"][0])
+    assert {"counter": "IRQ 28 cnt on CPU 3", "before": 0, "after": 1} in out["moved"]
+
+    machine = Machine.load("rfc-gen2-8vcpu")
+    machine.boot()
+    console = Console(width=120, force_terminal=True, record=True)
+    console.print(explanation_tree(explain(machine, 14)))
+    drawn = console.export_text()
+    assert "CPU 0, softirq" in drawn
+    assert all(name in drawn for name in ("vi_vsp_send()", "vi_ring_drain()", "21 leaves the interrupt"))
+
+
 def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """A real file round-trips byte for byte; JSON has its rows."""
     assert 0 == main(["parse", str(SAMPLE), "--render"])
@@ -133,6 +162,9 @@ def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes])
         (["cat", "/proc/irq/99/node"], "irqs: 8-9 24-44"),
         (["cat", "/proc/irq"], "EISDIR"),
         (["ls", "/nowhere"], "ENOENT"),
+        (["explain", "--relid", "99"], "relid 99: the guest has no such channel (ENOENT); it has: 1,3-5,7-11,13-24"),
+        (["explain", "--relid", "14", "--cpu", "8"], "cpu 8: there is none (EINVAL); 0 to 7"),
+        (["explain", "--relid", "23", "--state", "closed"], "its primary closes it (EINVAL)"),
         (["parse", "/nonexistent"], "/nonexistent: No such file or directory"),
         (["parse", "/"], "/: Is a directory"),
         (["run", "-s", "/"], "cannot read scenario '/': Is a directory"),
@@ -181,10 +213,11 @@ def test_help_imports_neither_the_core_nor_numpy_nor_rich() -> None:
     assert (0, "") == (done.returncode, done.stderr)
 
 
-def test_run_as_text_imports_neither_numpy_nor_rich() -> None:
+@pytest.mark.parametrize("argv", [["run"], ["explain", "--relid", "14"]])
+def test_plain_text_imports_neither_numpy_nor_rich(argv: list[str]) -> None:
     """Plain text costs one C call; numpy alone would take three times as long as everything else."""
     code = (
-        "import sys\nfrom vmbusirq.cli import main\nmain(['run'])\n"
+        f"import sys\nfrom vmbusirq.cli import main\nmain({argv})\n"
         "heavy = {'numpy', 'rich'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
