@@ -494,18 +494,25 @@ class VmbusConnection:
         if not self.control.connected:
             raise IrqError(errno.EINVAL, "vmbus: cannot suspend: it is not connected (EINVAL)")
         self._refuse_open_by_hand()
+        # dpm_prepare: wait_for_device_probe(), device_block_probing()
+        yield from self.wait("suspend: wait for the probes", lambda: self.work.bus_idle and self.work.system.idle)
+        self.devices.probing_blocked = True
         suspended: list[HvDevice] = []
         try:
             for device in tuple(self.devices.values()):
-                if device.driver is not None and device.primary.state is ChannelState.OPENED:
-                    suspended.append(device)
-                    yield from device.driver.suspend(device)
+                suspended.append(device)
+                yield from self.devices.under_lock(device, self._suspend_device(device))
             yield from self._suspend_bus()
         except IrqError:
             for device in reversed(suspended):
-                yield from self._resume_device(device)
+                yield from self.devices.under_lock(device, self._resume_device(device))
+            yield from self.devices.allow_probing()
             raise
         yield from self.unload_steps()
+
+    def _suspend_device(self, device: HvDevice) -> Steps[None]:
+        if device.driver is not None and device.primary.state is ChannelState.OPENED:
+            yield from device.driver.suspend(device)
 
     def _refuse_open_by_hand(self) -> None:
         for device in self.devices.values():
@@ -563,7 +570,8 @@ class VmbusConnection:
         if not (yield from self.wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
             self.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
         for device in tuple(self.devices.values()):
-            yield from self._resume_device(device)
+            yield from self.devices.under_lock(device, self._resume_device(device))
+        yield from self.devices.allow_probing()
 
     def _resume_device(self, device: HvDevice) -> Steps[None]:
         """Let a driver open its device again; what it fails with is logged, as the PM core does."""
