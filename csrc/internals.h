@@ -276,6 +276,8 @@ struct vi_machine {
 	struct vi_tasklet resend_tasklet;
 	struct vi_hooks hooks;
 	void *owner;
+	vi_trace_t trace;		/* NULL: nobody looks */
+	void *trace_context;
 };
 
 static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
@@ -310,6 +312,32 @@ static inline void vi_irq_exit(struct vi_cpu *cpu)
 	vi_store(&cpu->irq_seq, cpu->irq_seq + 1);
 }
 
+/* ---- tracing --------------------------------------------------------------------------------- */
+
+/*
+ * How to trace without a cost where nobody does. What is hot (scan, simple flow, channel handlers,
+ * top level) is written once, as an inline function with a constant parameter traced, and compiled
+ * twice; the twin is chosen where a pointer is chosen anyway, or once per vector. What is not, or
+ * does far more than the test costs, uses vi_trace() as it stands.
+ */
+#define vi_trace_always(m, step, on, of, value) \
+	vi_trace_event((m), (step), (on), (of), (int64_t)(value), __FILE__, __func__)
+#define vi_trace(m, step, on, of, value) \
+	do { \
+		if (unlikely((m)->trace)) \
+			vi_trace_always((m), (step), (on), (of), (value)); \
+	} while (0)
+/* in functions with a CPU and a constant traced */
+#define vi_trace_if(traced, step, of, value) \
+	do { \
+		if (traced) \
+			vi_trace_always(cpu->m, (step), cpu->id, (of), (value)); \
+	} while (0)
+
+/* trace.c */
+void vi_trace_event(struct vi_machine *m, uint32_t step, uint32_t cpu, uint32_t id, int64_t value,
+		    const char *file, const char *function);
+
 /* machine.c */
 int64_t vi_settle_cpu(struct vi_machine *m, uint32_t cpu);
 
@@ -322,6 +350,7 @@ struct vi_irq_desc *vi_desc_create(struct vi_machine *m, uint32_t column);
 /* irq/irqdomain.c */
 void vi_slot_fence(struct vi_machine *m, struct vi_irq_slot *slot);
 void vi_slot_refresh(struct vi_machine *m, struct vi_irq_desc *desc);
+bool vi_slot_is_stub(const struct vi_irq_slot *slot);
 bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const struct vi_cpu *me);
 uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot);
 void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_irq_desc *desc);
@@ -341,6 +370,7 @@ void vi_synchronize_cpus(struct vi_machine *m);
 typedef void (*vi_flow_t)(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 vi_flow_t vi_flow_handler(uint32_t flow);
 bool vi_flow_bumps_total(uint32_t flow);
+vi_flow_t vi_flow_traced(vi_flow_t flow);
 void vi_desc_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc);
 void vi_desc_disable(struct vi_machine *m, struct vi_irq_desc *desc);
@@ -360,10 +390,13 @@ void vi_tasklet_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
 void vi_napi_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
 void vi_do_softirq(struct vi_cpu *cpu);
 
+typedef int (*vi_scan_t)(struct vi_cpu *cpu);
+
 /* linux_shaped/ */
 void vi_lx_add_interrupt_randomness(struct vi_cpu *cpu, uint32_t irq);
 int vi_lx_chan_sched_legacy(struct vi_cpu *cpu);
 int vi_lx_chan_sched_rfc(struct vi_cpu *cpu);
+vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced);
 
 /* hyperv/synic.c */
 int vi_synic_init(struct vi_machine *m);
@@ -390,13 +423,16 @@ bool vi_util_is_message(const struct vi_packet *p);
 bool vi_util_answer(struct vi_channel *ch, const struct vi_packet *p, struct vi_ring_tally *tally);
 
 /* vmbus/ */
-typedef int (*vi_scan_t)(struct vi_cpu *cpu);
 vi_scan_t vi_scan_variant(uint32_t simd);
+vi_scan_t vi_scan_variant_traced(void);
 void vi_take_vector(struct vi_cpu *cpu);
+void vi_take_vector_traced(struct vi_cpu *cpu);
 bool vi_vmbus_isr(struct vi_cpu *cpu);
 void vi_msg_dpc(struct vi_cpu *cpu, void *data);
 int vi_channels_init(struct vi_machine *m);
 void vi_channels_exit(struct vi_machine *m);
 uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch);
+uint32_t vi_chan_arrival_traced(struct vi_cpu *cpu, struct vi_channel *ch);
+void vi_channels_refresh(struct vi_machine *m);
 
 #endif

@@ -75,10 +75,8 @@ int vi_machine_create(const struct vi_config *config, struct vi_machine **out)
 	m->scan_is_all = m->engine == VI_ENGINE_FAST && m->arch == VI_ARCH_X86 &&
 			 m->hyp_count != VI_HYP_ALWAYS;
 	m->domain.retrigger = vi_synic_raise;
-	if (m->engine == VI_ENGINE_FAST)
-		m->scan = vi_scan_variant(m->simd);
-	else
-		m->scan = m->channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
+	m->scan = m->engine == VI_ENGINE_FAST ? vi_scan_variant(m->simd) :
+						vi_lx_scan_variant(m->channel_irqs, false);
 	result = init_cpus(m);
 	if (result == 0)
 		result = vi_irq_core_init(m);
@@ -214,11 +212,18 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	if (!vi_irq_enter(cpu))
 		return 0;	/* interrupts are off in a handler: the doorbell stays */
 	vector = __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
+	vi_trace(m, VI_TRACE_VECTOR, cpu_id, 0, vector);
 	if (vector)
-		vi_take_vector(cpu);
+		(unlikely(m->trace) ? vi_take_vector_traced : vi_take_vector)(cpu);
 	vi_do_softirq(cpu);
 	vi_irq_exit(cpu);
+	vi_trace(m, VI_TRACE_IRQ_EXIT, cpu_id, 0, 0);
 	return 1;
+}
+
+uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu)
+{
+	return cpu < m->nr_cpus ? vi_load_relaxed(&m->cpus[cpu].pending) : 0;
 }
 
 /**

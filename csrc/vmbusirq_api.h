@@ -444,6 +444,84 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
  */
 int64_t vi_machine_settle(struct vi_machine *m);
 
+/* 1: the SINT's vector is requested on @cpu and not yet taken. [any] */
+uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
+
+/* ---- tracing: one interrupt, step by step ---------------------------------------------------- */
+
+/*
+ * Steps, in the order in which one interrupt takes them. Each event says that its step has just
+ * been done, so that whatever changed since the event before it, this step has changed. What id and
+ * value are stands beside each.
+ */
+enum vi_trace_step {
+	/* the host; id is the relid, cpu the target or VI_VP_NONE */
+	VI_TRACE_RING_PUT,		/* a packet was copied; value: 0, or why not (-Exxx) */
+	VI_TRACE_RING_PUBLISH,		/* the write index was stored; value: 1 if it moved */
+	VI_TRACE_RING_DECIDE,		/* value: 1 the reader must be signalled, 0 not */
+	VI_TRACE_SYNIC_FLAG,		/* id: the flag; value: 1 it was newly set, 0 it was set */
+	VI_TRACE_SYNIC_VECTOR,		/* the vector was requested; id: the flag */
+	VI_TRACE_HOST_SIGNAL,		/* value: what vi_synic_signal() returned */
+	/* the CPU, hard interrupt */
+	VI_TRACE_VECTOR,		/* the doorbell was taken back; value: it had rung */
+	VI_TRACE_ENTRY,			/* x86, before the service routine */
+	VI_TRACE_FLOW_ENTRY,		/* a per-CPU flow, before its action; id: the IRQ */
+	VI_TRACE_SCAN,			/* the service routine begins to look for flags */
+	VI_TRACE_CLAIM,			/* id: the flag that was claimed */
+	VI_TRACE_LOOKUP,		/* id: the IRQ found, or column; value: enum vi_trace_way */
+	VI_TRACE_FLOW_COUNT,		/* flow handler: counted, actions come next; id: the IRQ */
+	VI_TRACE_FLOW_DROP,		/* it runs elsewhere: dropped, or remembered; id: the IRQ */
+	VI_TRACE_FLOW_PENDING,		/* nobody can take it: remembered; id: the IRQ */
+	VI_TRACE_CHANNEL,		/* the channel's handler; id: relid; value: callback mode */
+	VI_TRACE_CHANNEL_CLOSED,	/* the same, nobody to call; id: relid */
+	VI_TRACE_NAPI,			/* the callback has scheduled its poll; id: relid */
+	VI_TRACE_FLOW_DONE,		/* flow handler: the actions have run; id: the IRQ */
+	VI_TRACE_COUNT,			/* fast engine: counted, after the call; id: the IRQ */
+	VI_TRACE_SCAN_END,		/* value: flags claimed */
+	VI_TRACE_MESSAGE,		/* the message slot was looked at; value: its type */
+	VI_TRACE_ENTRY_END,		/* x86, after the service routine */
+	VI_TRACE_FLOW_EXIT,		/* a per-CPU flow, after its action; id: the IRQ */
+	/* the CPU, softirq */
+	VI_TRACE_SOFTIRQ,		/* id: enum vi_softirq, about to run */
+	VI_TRACE_CALLBACK,		/* the tasklet calls the channel's callback; id: relid */
+	VI_TRACE_READ,			/* the ring was read; id: relid; value: packets */
+	VI_TRACE_ANSWER,		/* a request was answered in the out ring; id: relid */
+	VI_TRACE_HOST_EVENT,		/* host signalled; id: relid; value: 1 by hypercall */
+	VI_TRACE_UNMASK,		/* signals wanted again; id: relid; value: bytes raced in */
+	VI_TRACE_RESCHEDULE,		/* masked and scheduled once more; id: relid */
+	VI_TRACE_IRQ_EXIT,		/* the CPU has left the interrupt */
+	VI_TRACE_STEPS
+};
+
+/* Which way a claimed flag goes (VI_TRACE_LOOKUP). */
+enum vi_trace_way {
+	VI_WAY_SLOT,		/* fast engine: the slot's handler, without a lock */
+	VI_WAY_STUB,		/* fast engine: the slot's stub, to the locked way */
+	VI_WAY_NOT_OWNER,	/* fast engine: another CPU owns the slot: the locked way */
+	VI_WAY_FLOW,		/* linux engine: the descriptor's flow handler */
+	VI_WAY_CHANNEL,		/* linux engine, no IRQ: the channel itself */
+	VI_WAY_UNMAPPED,	/* nowhere */
+	VI_WAY_RESCINDED	/* nowhere: the channel is being taken away */
+};
+
+struct vi_trace_event {
+	uint32_t step;		/* enum vi_trace_step */
+	uint32_t cpu;
+	uint32_t id;
+	int64_t value;
+	/* who reports it: path as the compiler was given it, and name */
+	const char *file;
+	const char *function;
+};
+typedef void (*vi_trace_t)(void *context, const struct vi_trace_event *event);
+/*
+ * Call @fn with each step from now on; NULL: no longer. Only the owner's thread may run anything
+ * meanwhile. The steps and counters are those of untraced interrupts; nothing on their way tests
+ * whether it is traced that the benchmarks measure (internals.h). Flags are claimed word by word.
+ * EDEADLK from inside an interrupt.
+ */
+VI_MUST_CHECK int vi_machine_set_trace(struct vi_machine *m, vi_trace_t fn, void *context);
+
 /* ---- irq/: descriptors, domain, flow handlers ------------------------------------------------ */
 
 /* The descriptor of @irq, NULL past the table or when it is not allocated. */
@@ -946,13 +1024,13 @@ struct vi_channel_stats {
 	uint64_t interrupts;	/* channel->interrupts: arrivals that found a callback */
 	uint64_t no_callback;
 	uint64_t calls;		/* runs of DRAIN and UTIL, polls of NAPI */
-	/* what DRAIN, NAPI and UTIL have read, but for attended packets */
+	/* what DRAIN, NAPI and UTIL have read */
 	uint64_t packets, bytes, checksum;
 	/* times they found no sense in the ring and dropped the rest of it */
 	uint64_t resyncs;
 	uint64_t sig_events;	/* guest -> host signals */
 	uint64_t intr_in_full;
-	uint64_t attended;	/* packets handed to vi_hooks.packet instead of added up */
+	uint64_t attended;	/* of the packets, those that vi_hooks.packet has seen */
 	uint64_t replies;	/* requests that UTIL has answered */
 	uint64_t replies_dropped;	/* answers that a full out ring refused */
 };

@@ -21,7 +21,7 @@ STOREYS = (
     {"irq", "wire", "hyperv"},
     {"vmbus", "host"},
     {"scenario", "fs"},
-    {"platform"},
+    {"platform", "script"},
     {"machine"},
     {"lab"},
     {"report", "plots"},

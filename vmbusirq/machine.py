@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
-from typing import Final
+from typing import Any, Final
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from vmbusirq._ffi import lib
-from vmbusirq.core import TICKS_PER_S, TICKS_PER_US, Core
+from vmbusirq.core import TICKS_PER_US, Core
 from vmbusirq.cpumask import cpumask_all, cpus_of
 from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
 from vmbusirq.errors import IrqError
@@ -19,9 +20,8 @@ from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
 from vmbusirq.host.device import HostDevice
-from vmbusirq.host.options import HostOptions
+from vmbusirq.host.options import HostOptions, by_interface
 from vmbusirq.host.server import HostBus
-from vmbusirq.host.stats import Traffic
 from vmbusirq.host.vsp import make_vsp
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
@@ -30,16 +30,16 @@ from vmbusirq.irq import IrqCore
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELIDS
 from vmbusirq.log import Log
 from vmbusirq.platform import Platform, arm64_platform, x86_platform
-from vmbusirq.scenario.schema import ChannelSpec, DeviceSpec, Scenario, bare_scenario, load_scenario
+from vmbusirq.scenario.schema import DeviceSpec, Scenario, bare_scenario, load_scenario
+from vmbusirq.scenario.timeline import BOOT_TICKS
+from vmbusirq.script import Progress, Script
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
 
 __all__ = ["Machine", "Progress"]
 
-Progress = Callable[[int, int, str], None]
 SCSI_HOST_MAX: Final = 65535
-BOOT_TICKS: Final = 2 * TICKS_PER_S  # when VMBus comes up
 IRQS_BESIDE_VMBUS: Final = 64  # room for descriptors above the boot-time slots and one per relid
 
 
@@ -66,6 +66,7 @@ class Machine:
         log: the guest's log; ``host_log``: what the host has to say about its guest.
         partition: what the guest gets from its hypervisor; ``clock`` and ``synic`` are its.
         clock: virtual time.
+        script: the run of the scenario: ``script.happened`` tells what became of its events.
     """
 
     def __init__(
@@ -95,7 +96,6 @@ class Machine:
         self.seed: Final = seed
         self.strict_rfc: Final = strict_rfc
         self.booted = False
-        self._handshakes: dict[int, int] = {}  # interrupts at boot by relid, until the traffic has made up for them
         nr_irqs = self._nr_irqs_at_boot()
         self.core: Final = Core(
             self.scenario.cpus.possible,
@@ -121,6 +121,7 @@ class Machine:
         self.vmbus: Final = self._make_vmbus()
         self.fs: Final[FileSystem] = kernel_files(self)
         add_vmbus_files(self.fs, self.vmbus)
+        self.script: Final = Script(self)
 
     @classmethod
     def load(
@@ -196,6 +197,7 @@ class Machine:
                     if device.scsi_host is not None
                 },
                 probe_order=tuple(instances[name] for name in scenario.probe_order),
+                page_bytes=scenario.page_kib << 10,
             ),
             ppi_irq=self.platform.vmbus_ppi,
         )
@@ -205,14 +207,27 @@ class Machine:
     def _make_host(self) -> HostBus:
         spec = self.scenario.host
         options = HostOptions(
-            modify_delay_ticks=spec.modify_delay_us * TICKS_PER_US, log=lambda text: self.host_log.info(text)
+            modify_delay_ticks=spec.modify_delay_us * TICKS_PER_US,
+            gpadl_quota_bytes=None if spec.gpadl_quota_mb is None else spec.gpadl_quota_mb << 20,
+            throttle_after=spec.throttle_after,
+            throttle_window_ticks=spec.throttle_window_us * TICKS_PER_US,
+            throttle_ticks=spec.throttle_us * TICKS_PER_US,
+            offer_order=self._offer_order(),
+            log=lambda text: self.host_log.info(text),
         )
         return HostBus(self.partition, version=spec.version, options=options)
 
-    def _instance_of(self, device: DeviceSpec) -> UUID:
-        return UUID(device.instance) if device.instance else self._make_instance(device.device_class, device.name)
+    def _offer_order(self) -> Callable[[HostDevice], Any] | None:
+        """Return the key by which the host sorts its offers; shuffled ones fall out otherwise at each contact."""
+        draw = random.Random(self.seed)
+        return {"listed": None, "interface": by_interface, "shuffled": lambda device: draw.random()}[
+            self.scenario.host.offer_order
+        ]
 
-    def _make_instance(self, device_class: str, name: str) -> UUID:
+    def _instance_of(self, device: DeviceSpec) -> UUID:
+        return UUID(device.instance) if device.instance else self.make_instance(device.device_class, device.name)
+
+    def make_instance(self, device_class: str, name: str) -> UUID:
         """Return the instance GUID of a device that nobody gave one; it depends on class, name and seed alone."""
         return uuid5(NAMESPACE_OID, f"vmbusirq/{self.seed}/{device_class}/{name}")
 
@@ -293,8 +308,8 @@ class Machine:
             scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
             instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid, a
-                device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
+            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid,
+                a device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
                 offer up (see the log).
         """
         self.connect()
@@ -303,7 +318,7 @@ class Machine:
         if sub:
             channel = self._find_device(device_class, name).add_sub_channel(relid, sub)
         else:
-            guid = instance or self._make_instance(device_class, name)
+            guid = instance or self.make_instance(device_class, name)
             if scsi_host is not None:
                 self.vmbus.options.scsi_hosts[str(guid)] = scsi_host
             channel = self._add_device(device_class, name, relid, (), instance).primary
@@ -323,14 +338,28 @@ class Machine:
             self.vmbus.connect()
             self.settle()
 
+    def plug(self, device: DeviceSpec, relids: Sequence[int]) -> HostDevice:
+        """Give the host a device of the scenario, with the relids of its primary and its sub-channels.
+
+        The guest hears of it when the machine runs. EEXIST: there is one of that class and name, or the relid is used.
+        """
+        guid = self._instance_of(device)
+        return self._add_device(device.device_class, device.name, relids[0], relids[1:], guid, device.monitored)
+
     def _add_device(
-        self, device_class: str, name: str, relid: int | None, sub_relids: Sequence[int], instance: UUID | None
+        self,
+        device_class: str,
+        name: str,
+        relid: int | None,
+        sub_relids: Sequence[int],
+        instance: UUID | None,
+        monitor: int | None = None,
     ) -> HostDevice:
         if any((other.vsp.class_name, other.name) == (device_class, name) for other in self.host.devices):
             raise IrqError(errno.EEXIST, f"host: there is a {device_class} {name} already (EEXIST); remove it first")
-        guid = instance or self._make_instance(device_class, name)
+        guid = instance or self.make_instance(device_class, name)
         vsp = make_vsp(device_class, max_sub_channels=len(sub_relids))
-        return self.host.add_device(vsp, guid, name=name, relid=relid, sub_relids=sub_relids)
+        return self.host.add_device(vsp, guid, name=name, relid=relid, sub_relids=sub_relids, monitor=monitor)
 
     def _find_device(self, device_class: str, name: str) -> HostDevice:
         for device in self.host.devices:
@@ -356,24 +385,8 @@ class Machine:
         self._apply_presets()
         self.clock.advance_to(BOOT_TICKS)
         self.log.info(f"hv_vmbus: {len(self.scenario.channels)} channels, design {self.design.name}")
-        self._add_devices()
+        self.script.populate()
         self.connect()
-        self._handshakes.update({relid: channel.stats.edges for relid, channel in self.host.channels.items()})
-
-    def _add_devices(self) -> None:
-        """Give the host the scenario's devices, in the order of their primary channels."""
-        devices = {device.name: device for device in self.scenario.devices}
-        subs: dict[str, list[int]] = {}
-        for spec in self.scenario.channels:
-            subs.setdefault(spec.device, [])
-            if spec.sub:
-                subs[spec.device].append(spec.relid)
-        for spec in self.scenario.channels:
-            if not spec.sub:
-                device = devices[spec.device]
-                self._add_device(
-                    device.device_class, device.name, spec.relid, subs[device.name], self._instance_of(device)
-                )
 
     def _apply_presets(self) -> None:
         ipis = {f"IPI{number}": irq for number, irq in enumerate(self.ipi_irqs)}
@@ -391,29 +404,16 @@ class Machine:
             counters.irqs_sum[cpu * lib.VI_IRQS_SUM_STRIDE] += count
 
     def run(self, progress: Progress | None = None) -> None:
-        """Boot, and drive the scenario's traffic through the whole path to its end.
+        """Boot, and play the scenario to its end: its traffic through the whole path, its events at their times.
 
-        A second call drives the same traffic once more. ``progress`` hears of (shares done, shares, what).
+        A second call drives the same traffic once more. ``progress`` hears of (interrupts raised, of how many, what).
         """
         self.boot()
         for line in self.scenario.irqs:
             for cpu, count in enumerate(line.counts):
                 self.irq.generic_handle_irq(line.irq, cpu, count)
                 self.irq.irq_move_irq(line.irq)
-        traffic = [item for item in map(self._traffic_of, self.scenario.channels) if item.interrupts]
-        self._handshakes.clear()
-        shares = _shares(traffic)
-        for done, share in enumerate(shares):
-            if progress is not None:
-                progress(done, len(shares), "traffic")
-            self.host.drive(share, self.seed + done)
-        self.clock.advance_to(max(self.core.now, self.scenario.duration_s * TICKS_PER_S))
-        self.settle()
-
-    def _traffic_of(self, spec: ChannelSpec) -> Traffic:
-        """Return what is left to send on a channel: its handshake at boot has interrupted the guest already."""
-        taken = self._handshakes.get(spec.relid, 0)
-        return Traffic(spec.relid, max(0, spec.interrupts - taken), spec.packets, spec.payload)
+        self.script.play(progress)
 
 
 def _check_device(name: str, sub: int, scsi_host: int | None) -> None:
@@ -423,23 +423,4 @@ def _check_device(name: str, sub: int, scsi_host: int | None) -> None:
             f"device {name!r}, sub-channel {sub}: a name is printable, an index 0 to {RELID_MAX} (EINVAL)",
         )
     if scsi_host is not None and not 0 <= scsi_host <= SCSI_HOST_MAX:
-        raise IrqError(
-            errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)"
-        )
-
-
-_SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second
-
-
-def _shares(traffic: Sequence[Traffic]) -> list[list[Traffic]]:
-    """Cut long traffic into shares of about the same work, each with its part of every channel's."""
-    work = sum(item.interrupts * item.packets * (1 + item.payload // 512) for item in traffic)
-    parts = min(max(1, work // _SHARE_WORK), max((item.interrupts for item in traffic), default=1) or 1)
-    cuts = (
-        [
-            replace(item, interrupts=item.interrupts * (part + 1) // parts - item.interrupts * part // parts)
-            for item in traffic
-        ]
-        for part in range(parts)
-    )
-    return [[item for item in cut if item.interrupts] for cut in cuts]
+        raise IrqError(errno.EINVAL, f"device {name}: scsi host {scsi_host!r}; hosts are 0 to {SCSI_HOST_MAX} (EINVAL)")

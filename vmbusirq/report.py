@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from vmbusirq.fs.parse import InterruptsRow, InterruptsTable
 from vmbusirq.lab.bench import BenchRow, Finding
+from vmbusirq.lab.explain import Explanation, Step
 
-__all__ = ["bench_table", "console", "interrupts_table", "progress_bar"]
+__all__ = ["bench_table", "console", "explanation_tree", "interrupts_table", "progress_bar"]
 
 # from cool to hot, by the logarithm of a count
 _HEAT = ("grey37", "steel_blue", "cyan", "green3", "yellow3", "orange1", "red")
@@ -104,6 +106,29 @@ def bench_table(title: str, rows: Sequence[BenchRow], findings: Sequence[Finding
     for finding in findings:
         out.add_row("", finding.workload, finding.name, "", f"{finding.value:.2f} {finding.unit}")
     return out
+
+
+def explanation_tree(explanation: Explanation) -> Tree:
+    """Return an explanation as a tree: a branch for each place and context, in the order of the steps."""
+    tree = Tree(Text(explanation.title, style="bold"))
+    where, branch = "", tree
+    for step in explanation.steps:
+        if step.where != where:
+            where = step.where
+            branch = tree.add(Text(where, style="bold cyan"))
+        branch.add(_step(step))
+    tree.add(Text(explanation.end, style="bold green"))
+    return tree
+
+
+def _step(step: Step) -> Text:
+    text = Text.assemble((f"{step.number} ", "bold"), step.what)
+    text.append("\n" + ", ".join(map(str, step.places)), style="dim")
+    if step.kernel:
+        text.append("\n" + step.kernel, style="dim italic")
+    if step.moved:
+        text.append("\n" + "; ".join(map(str, step.moved)), style="yellow")
+    return text
 
 
 def _ns(value: float) -> str:

@@ -77,14 +77,18 @@ int vi_vsp_signal(struct vi_vsp *vsp)
 	uint32_t target = vi_load(&vsp->target);
 	int edge;
 
-	if (target == VI_VP_NONE)
-		return 0;		/* the guest has opened the channel without interrupts */
+	if (target == VI_VP_NONE) {
+		/* the guest has opened the channel without interrupts */
+		vi_trace(vsp->m, VI_TRACE_HOST_SIGNAL, target, vsp->relid, 0);
+		return 0;
+	}
 	edge = vi_synic_signal(vsp->m, target, vsp->sint, vsp->flag);
 	vsp->stats.signals++;
 	if (edge == 1)
 		vsp->stats.edges++;
 	else if (edge < 0)
 		vsp->stats.dropped_signals++;
+	vi_trace(vsp->m, VI_TRACE_HOST_SIGNAL, target, vsp->relid, edge);
 	return edge;
 }
 
@@ -122,7 +126,7 @@ static uint64_t make_payload(struct vi_vsp *vsp, uint32_t len)
 int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
 {
 	uint64_t sent;
-	int error = 0;
+	int error = 0, published, wanted = 0;
 
 	if (payload > VI_RING_PAYLOAD_MAX)
 		return -EMSGSIZE;
@@ -138,19 +142,27 @@ int64_t vi_vsp_send(struct vi_vsp *vsp, uint64_t packets, uint32_t payload)
 		};
 
 		error = vi_ring_put(&vsp->in, &packet);
+		if (error == 0) {
+			vsp->stats.packets++;
+			vsp->stats.bytes += (payload + 7) & ~7u;
+			vsp->stats.checksum += sum + vsp->sequence;
+			vsp->sequence++;
+		}
+		vi_trace(vsp->m, VI_TRACE_RING_PUT, vsp->target, vsp->relid, error);
 		if (error < 0)
 			break;
-		vsp->stats.packets++;
-		vsp->stats.bytes += (payload + 7) & ~7u;
-		vsp->stats.checksum += sum + vsp->sequence;
-		vsp->sequence++;
 	}
 	if (error == -EAGAIN)
 		vsp->stats.full++;
 	else if (error < 0 && sent == 0)
 		return error;
-	if (vi_ring_publish(&vsp->in) && vi_ring_must_signal(&vsp->in) &&
-	    vi_vsp_signal(vsp) == -EINVAL)
+	published = vi_ring_publish(&vsp->in);
+	vi_trace(vsp->m, VI_TRACE_RING_PUBLISH, vsp->target, vsp->relid, published);
+	if (published) {
+		wanted = vi_ring_must_signal(&vsp->in);
+		vi_trace(vsp->m, VI_TRACE_RING_DECIDE, vsp->target, vsp->relid, wanted);
+	}
+	if (wanted && vi_vsp_signal(vsp) == -EINVAL)
 		/* a SynIC that is off loses the signal instead, and the stats say so */
 		return -EINVAL;
 	return (int64_t)sent;

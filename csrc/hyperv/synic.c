@@ -81,9 +81,11 @@ int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t 
 		return result;
 	old = __atomic_fetch_or(&vi_cpu_of(m, cpu)->flag_page[sint * VI_SINT_WORDS + flag / 64],
 				bit, __ATOMIC_SEQ_CST);
+	vi_trace(m, VI_TRACE_SYNIC_FLAG, cpu, flag, !(old & bit));
 	if (old & bit)
 		return 0;
 	request_vector(vi_cpu_of(m, cpu));
+	vi_trace(m, VI_TRACE_SYNIC_VECTOR, cpu, flag, 0);
 	return 1;
 }
 

@@ -179,22 +179,45 @@ static void handle_bad_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 		cpu->m->hooks.report(cpu, VI_REPORT_BAD_IRQ, desc->irq, 0);
 }
 
-static void handle_simple_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+static inline __attribute__((always_inline)) void simple_irq(struct vi_cpu *cpu,
+							     struct vi_irq_desc *desc,
+							     const bool traced)
 {
 	vi_lock(&desc->lock);
 	if (!may_run(desc)) {
 		arrived_while_running(cpu, desc);
+		vi_trace_if(traced, VI_TRACE_FLOW_DROP, desc->irq, desc->replay);
 		goto out;
 	}
 	do {
 		desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-		if (!usable(desc))
+		if (!usable(desc)) {
+			vi_trace_if(traced, VI_TRACE_FLOW_PENDING, desc->irq, 0);
 			break;
+		}
 		count3(cpu, desc);
+		vi_trace_if(traced, VI_TRACE_FLOW_COUNT, desc->irq, 0);
 		vi_handle_irq_event(cpu, desc);
+		vi_trace_if(traced, VI_TRACE_FLOW_DONE, desc->irq, 0);
 	} while (unlikely(desc->replay && (desc->istate & VI_IRQS_PENDING)));
 out:
 	vi_unlock(&desc->lock);
+}
+
+static void handle_simple_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	simple_irq(cpu, desc, false);
+}
+
+static void handle_simple_irq_traced(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	simple_irq(cpu, desc, true);
+}
+
+/* The twin that tells a tracer what it does; a flow that has none stands for itself. */
+vi_flow_t vi_flow_traced(vi_flow_t flow)
+{
+	return flow == handle_simple_irq ? handle_simple_irq_traced : flow;
 }
 
 /*
@@ -329,6 +352,7 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 	struct vi_irqaction *action = vi_load(&desc->action);
 
 	count2(cpu, desc);
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	chip_call(cpu, desc, VI_CHIP_ACK);
 	if (likely(action))
 		action->handler(cpu, desc->irq,
@@ -337,6 +361,7 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 	else
 		spurious_percpu(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 /* Run the actions of a per-CPU demultiplexer, each with this CPU's cookie where it has cookies. */
@@ -358,10 +383,12 @@ static uint32_t run_percpu_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
  */
 static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	chip_call(cpu, desc, VI_CHIP_ACK);
 	if (run_percpu_actions(cpu, desc) != VI_IRQ_NONE)
 		count2(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 /*
@@ -370,11 +397,13 @@ static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
  */
 static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	chip_call(cpu, desc, VI_CHIP_ACK);
 	run_percpu_actions(cpu, desc);
 	chip_call(cpu, desc, VI_CHIP_EOI);
 	if (!(desc->settings & VI_IRQ_HIDDEN))
 		vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 struct flow {

@@ -111,6 +111,12 @@ void vi_slot_refresh(struct vi_machine *m, struct vi_irq_desc *desc)
 	vi_store(&slot->handler, desc->action->batched ? stub_batched : desc->action->handler);
 }
 
+/* A tracer asks: does the owner go the locked way? */
+bool vi_slot_is_stub(const struct vi_irq_slot *slot)
+{
+	return vi_load_relaxed(&slot->handler) == stub_locked;
+}
+
 /* An unmapped slot. Context: nobody can see it, or everybody finds the stub. */
 static void slot_reset(struct vi_irq_slot *slot)
 {
@@ -186,7 +192,7 @@ void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_
 	desc->slow_users++;
 	vi_unlock(&desc->lock);
 
-	desc->handle_irq(cpu, desc);
+	(unlikely(m->trace) ? vi_flow_traced(desc->handle_irq) : desc->handle_irq)(cpu, desc);
 
 	vi_lock(&desc->lock);
 	desc->slow_users--;

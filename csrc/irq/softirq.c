@@ -72,6 +72,7 @@ void vi_do_softirq(struct vi_cpu *cpu)
 			uint32_t vec = (uint32_t)__builtin_ctz(pending);
 
 			vi_count(&cpu->softirq[vec], 1);
+			vi_trace(cpu->m, VI_TRACE_SOFTIRQ, cpu->id, vec, 0);
 			if (vec == VI_SOFTIRQ_TASKLET)
 				run_list(cpu, &cpu->tasklets, vec);
 			else if (vec == VI_SOFTIRQ_NET_RX)

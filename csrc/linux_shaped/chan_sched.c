@@ -41,11 +41,20 @@ static bool test_and_clear_bit(uint64_t *words, uint32_t bit)
 	return __atomic_fetch_and(&words[bit / 64], ~mask, __ATOMIC_SEQ_CST) & mask;
 }
 
-__attribute__((aligned(64))) int vi_lx_chan_sched_legacy(struct vi_cpu *cpu)
+/* For a tracer: which way a claimed flag goes. */
+static uint32_t way_of(const void *found, const struct vi_channel *ch, uint32_t way)
+{
+	if (!found)
+		return VI_WAY_UNMAPPED;
+	return ch && vi_load_relaxed(&ch->rescind) ? VI_WAY_RESCINDED : way;
+}
+
+static inline __attribute__((always_inline)) int sched_legacy(struct vi_cpu *cpu, const bool traced)
 {
 	uint64_t *words = cpu->sint_flags;
 	int claimed = 0;
 
+	vi_trace_if(traced, VI_TRACE_SCAN, 0, 0);
 	for (uint32_t relid = find_next_bit(words, VI_SINT_FLAGS, 0); relid < VI_SINT_FLAGS;
 	     relid = find_next_bit(words, VI_SINT_FLAGS, relid + 1)) {
 		struct vi_channel *ch;
@@ -57,24 +66,29 @@ __attribute__((aligned(64))) int vi_lx_chan_sched_legacy(struct vi_cpu *cpu)
 			continue;
 		}
 		claimed++;
+		vi_trace_if(traced, VI_TRACE_CLAIM, relid, 0);
 		rcu_barrier_here();
 		ch = vi_load(&cpu->m->channel[relid]);
+		vi_trace_if(traced, VI_TRACE_LOOKUP, ch ? ch->column : 0,
+			    way_of(ch, ch, VI_WAY_CHANNEL));
 		if (unlikely(!ch))
 			vi_count(&cpu->lost.unmapped, 1);
 		else if (unlikely(vi_load_relaxed(&ch->rescind)))
 			__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
 		else
-			vi_chan_arrival(cpu, ch);
+			(traced ? vi_chan_arrival_traced : vi_chan_arrival)(cpu, ch);
 		rcu_barrier_here();
 	}
+	vi_trace_if(traced, VI_TRACE_SCAN_END, 0, claimed);
 	return claimed;
 }
 
-__attribute__((aligned(64))) int vi_lx_chan_sched_rfc(struct vi_cpu *cpu)
+static inline __attribute__((always_inline)) int sched_rfc(struct vi_cpu *cpu, const bool traced)
 {
 	uint64_t *words = cpu->sint_flags;
 	int claimed = 0;
 
+	vi_trace_if(traced, VI_TRACE_SCAN, 0, 0);
 	for (uint32_t relid = find_next_bit(words, VI_SINT_FLAGS, 0); relid < VI_SINT_FLAGS;
 	     relid = find_next_bit(words, VI_SINT_FLAGS, relid + 1)) {
 		struct vi_irq_desc *desc;
@@ -87,16 +101,47 @@ __attribute__((aligned(64))) int vi_lx_chan_sched_rfc(struct vi_cpu *cpu)
 			continue;
 		}
 		claimed++;
+		vi_trace_if(traced, VI_TRACE_CLAIM, relid, 0);
 		rcu_barrier_here();
 		desc = vi_load(&cpu->m->domain.revmap[relid]);
 		ch = desc ? vi_load(&desc->handler_data) : NULL;
+		vi_trace_if(traced, VI_TRACE_LOOKUP, desc ? desc->irq : 0,
+			    way_of(desc, ch, VI_WAY_FLOW));
 		if (unlikely(!desc))
 			vi_count(&cpu->lost.unmapped, 1);
 		else if (unlikely(ch && vi_load_relaxed(&ch->rescind)))
 			__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
 		else
-			desc->handle_irq(cpu, desc);
+			(traced ? vi_flow_traced(desc->handle_irq) : desc->handle_irq)(cpu, desc);
 		rcu_barrier_here();
 	}
+	vi_trace_if(traced, VI_TRACE_SCAN_END, 0, claimed);
 	return claimed;
+}
+
+__attribute__((aligned(64))) int vi_lx_chan_sched_legacy(struct vi_cpu *cpu)
+{
+	return sched_legacy(cpu, false);
+}
+
+__attribute__((aligned(64))) int vi_lx_chan_sched_rfc(struct vi_cpu *cpu)
+{
+	return sched_rfc(cpu, false);
+}
+
+static int sched_legacy_traced(struct vi_cpu *cpu)
+{
+	return sched_legacy(cpu, true);
+}
+
+static int sched_rfc_traced(struct vi_cpu *cpu)
+{
+	return sched_rfc(cpu, true);
+}
+
+vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced)
+{
+	if (traced)
+		return channel_irqs ? sched_rfc_traced : sched_legacy_traced;
+	return channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
 }

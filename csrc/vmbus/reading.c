@@ -84,6 +84,7 @@ static uint64_t drain(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t budget
 		signal = vi_ring_drain(&ch->in, budget, &ch->tally);
 	else
 		signal = drain_watched(cpu, ch, budget);
+	vi_trace(ch->m, VI_TRACE_READ, cpu->id, ch->relid, ch->tally.packets - before);
 	if (signal == 1)
 		vi_channel_setevent(ch);
 	return ch->tally.packets - before;
@@ -105,6 +106,7 @@ uint32_t vi_read_napi(struct vi_cpu *cpu, uint32_t irq, void *context)
 	(void)irq;
 	vi_ring_begin_read(&ch->in);
 	vi_napi_schedule(cpu, &ch->tasklet);
+	vi_trace(ch->m, VI_TRACE_NAPI, cpu->id, ch->relid, 0);
 	return VI_IRQ_HANDLED;
 }
 
@@ -112,13 +114,20 @@ uint32_t vi_read_napi(struct vi_cpu *cpu, uint32_t irq, void *context)
 void vi_read_napi_poll(struct vi_cpu *cpu, void *data)
 {
 	struct vi_channel *ch = data;
+	uint32_t raced;
 
 	if (!vi_load(&ch->callback))
 		return;
 	if (drain(cpu, ch, NAPI_BUDGET) == NAPI_BUDGET) {
 		vi_napi_schedule(cpu, &ch->tasklet);
-	} else if (vi_ring_end_read(&ch->in)) {
-		vi_ring_begin_read(&ch->in);
-		vi_napi_schedule(cpu, &ch->tasklet);
+		vi_trace(ch->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
+		return;
 	}
+	raced = vi_ring_end_read(&ch->in);
+	vi_trace(ch->m, VI_TRACE_UNMASK, cpu->id, ch->relid, raced);
+	if (!raced)
+		return;
+	vi_ring_begin_read(&ch->in);
+	vi_napi_schedule(cpu, &ch->tasklet);
+	vi_trace(ch->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
 }

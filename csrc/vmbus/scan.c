@@ -92,8 +92,19 @@ static NOINLINE uint32_t dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *s
 	return 1;
 }
 
+/* For a tracer: which way a claimed flag goes, where the owner would go @way. */
+static uint32_t way_of(const struct vi_irq_slot *slot, uint32_t way)
+{
+	if (!slot->desc)
+		return VI_WAY_UNMAPPED;
+	if (slot->drop)
+		return VI_WAY_RESCINDED;
+	return way == VI_WAY_SLOT && vi_slot_is_stub(slot) ? VI_WAY_STUB : way;
+}
+
 /* Run one claimed flag. Return: how many arrivals to leave out of irqs_sum. */
-static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot)
+static FORCE_INLINE uint32_t run_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot,
+				      const bool traced)
 {
 	/*
 	 * before the owner: what a new owner may call is stored after it; after irq_seq, which
@@ -102,14 +113,23 @@ static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slo
 	vi_handler_t handler = __atomic_load_n(&slot->handler, __ATOMIC_SEQ_CST);
 	uint32_t irq, result;
 
-	if (unlikely(vi_load_relaxed(&slot->owner) != cpu->id))
+	if (unlikely(vi_load_relaxed(&slot->owner) != cpu->id)) {
+		vi_trace_if(traced, VI_TRACE_LOOKUP, slot->irq, way_of(slot, VI_WAY_NOT_OWNER));
 		return dispatch_slow(cpu, slot);
+	}
 	irq = vi_load_relaxed(&slot->irq);
+	vi_trace_if(traced, VI_TRACE_LOOKUP, irq, way_of(slot, VI_WAY_SLOT));
 	result = handler(cpu, irq, vi_load_relaxed(&slot->dev_id));
 	if (unlikely(result != VI_IRQ_HANDLED))
 		return handled_otherwise(cpu, irq, result);
 	vi_count(&cpu->kstat[irq], 1);
+	vi_trace_if(traced, VI_TRACE_COUNT, irq, 0);
 	return 0;
+}
+
+static FORCE_INLINE uint32_t dispatch_slot(struct vi_cpu *cpu, struct vi_irq_slot *slot)
+{
+	return run_slot(cpu, slot, false);
 }
 
 static FORCE_INLINE void dispatch_bits(struct vi_cpu *cpu, uint32_t word, uint64_t bits,
@@ -206,6 +226,33 @@ static FORCE_INLINE int scan_dense(struct vi_cpu *cpu, bool wide)
 		dispatch_bits_ahead(cpu, word + 1, hi, vi_load_relaxed(&ahead[1]), &others);
 	}
 	return scan_end(cpu, claimed, others);
+}
+
+/* What all of these do, in the plainest order, for a tracer. */
+static int scan_traced(struct vi_cpu *cpu)
+{
+	uint32_t claimed = 0, others = 0;
+
+	vi_trace_always(cpu->m, VI_TRACE_SCAN, cpu->id, 0, 0);
+	for (uint32_t word = 0; word < VI_SINT_WORDS; word++) {
+		uint64_t bits = claim_word(cpu, word);
+
+		claimed += (uint32_t)__builtin_popcountll(bits);
+		for (; bits; bits &= bits - 1) {
+			uint32_t relid = word * 64 + (uint32_t)__builtin_ctzll(bits);
+
+			vi_trace_always(cpu->m, VI_TRACE_CLAIM, cpu->id, relid, 0);
+			others += run_slot(cpu, &cpu->m->slot[relid], true);
+		}
+	}
+	(void)scan_end(cpu, claimed, others);
+	vi_trace_always(cpu->m, VI_TRACE_SCAN_END, cpu->id, 0, claimed);
+	return (int)claimed;
+}
+
+vi_scan_t vi_scan_variant_traced(void)
+{
+	return scan_traced;
 }
 
 /* How to go on from the mask of non-zero words, for one set of instructions. */

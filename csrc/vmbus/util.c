@@ -105,6 +105,7 @@ bool vi_util_answer(struct vi_channel *ch, const struct vi_packet *p, struct vi_
 		return true;
 	}
 	ch->replies++;
+	vi_trace(ch->m, VI_TRACE_ANSWER, ch->target_cpu, ch->relid, signal);
 	if (signal)
 		vi_channel_setevent(ch);
 	return true;

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from vmbusirq import Machine
 from vmbusirq.cli import main
+from vmbusirq.lab.explain import explain
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "proc_interrupts_x86_2cpu.txt"
 
@@ -39,6 +41,48 @@ def test_run_json_marks_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert 22095 == rows["28"]["counts"][0]
 
 
+def test_run_json_tells_version_messages_and_events(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the two ends agreed on, said to each other, and what happened meanwhile."""
+    assert 0 == main(["run", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert ("5.2", False, [], {}) == tuple(out[key] for key in ("vmbus_version", "strict_rfc", "events", "undelivered"))
+    assert {
+        "VERSION_RESPONSE": 2,
+        "OFFERCHANNEL": 24,
+        "ALLOFFERS_DELIVERED": 1,
+        "GPADL_CREATED": 23,
+        "OPENCHANNEL_RESULT": 21,
+    } == out["messages"]
+
+    assert 0 == main(["run", "-s", "hvsock", "--strict-rfc", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert out["strict_rfc"]
+    assert {
+        "at_s": 31.0,
+        "action": "connect",
+        "what": "nobody",
+        "over_s": 31.0,
+        "ok": True,
+        "result": "refused",
+    } == out["events"][2]
+
+
+def test_run_says_what_went_wrong_in_a_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file goes to standard output, complaints to standard error; a scenario that goes wrong is no failure."""
+    path = tmp_path / "wrong.toml"
+    path.write_text(
+        'duration_s = 99\n[cpus]\npossible = 2\n[host]\ngpadl_quota_mb = 0\n[[device]]\nname = "d"\nclass = "ide"\n'
+        '[[channel]]\ndevice = "d"\nrelid = 5\ninterrupts = 9\n[[event]]\nat_s = 50\naction = "affinity"\n'
+        'relid = 5\ncpus = "1"\n'
+    )
+    assert 0 == main(["run", "-s", str(path)])
+    told = capsys.readouterr()
+
+    assert "CPU0" in told.out
+    assert "relid 5: 9 interrupts did not come: the channel is not open; see dmesg" in told.err
+    assert "50 s: affinity d/0: " in told.err
+
+
 def test_run_table_shows_names_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     """The heat table for people."""
     assert 0 == main(["run", "--format", "table"])
@@ -66,9 +110,36 @@ def test_cat_and_ls(capfd: pytest.CaptureFixture[str]) -> None:
 def test_dmesg(capsys: pytest.CaptureFixture[str]) -> None:
     """The guest's log, as text and as JSON."""
     assert 0 == main(["dmesg"])
-    assert "offer of relid 14: pri@storvsc1, cpu 0, irq 28" in capsys.readouterr().out
+    assert "offer of relid 14: scsi, cpu 0, irq 28" in capsys.readouterr().out
     assert 0 == main(["dmesg", "--json"])
     assert "time_100ns" in json.loads(capsys.readouterr().out)[0]
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    """One interrupt as text, and the same as JSON; on a terminal a tree."""
+    from rich.console import Console
+
+    from vmbusirq.report import explanation_tree
+
+    assert 0 == main(["explain", "--relid", "14"])
+    text = capsys.readouterr().out
+    assert text.startswith("relid 14, pri@storvsc1: IRQ 28, CPU 0, mode BATCHED, idle; rfc-gen2-8vcpu, design rfc,")
+    assert "      here    csrc/irq/softirq.c vi_do_softirq()\n" in text
+    assert "      as in   drivers/hv/ring_buffer.c hv_signal_on_write()\n" in text
+    assert "      moved   in ring interrupt_mask: 0 -> 1\n" in text
+    assert 0 == main(["explain", "--relid", "14", "--cpu", "3", "--json", "--engine", "linux"])
+    out = json.loads(capsys.readouterr().out)
+    assert (14, 28, 0, 3, "linux") == tuple(out[key] for key in ("relid", "irq", "target", "cpu", "engine"))
+    assert {"number", "where", "what", "places", "kernel", "moved"} == set(out["steps"][0])
+    assert {"counter": "IRQ 28 cnt on CPU 3", "before": 0, "after": 1} in out["moved"]
+
+    machine = Machine.load("rfc-gen2-8vcpu")
+    machine.boot()
+    console = Console(width=120, force_terminal=True, record=True)
+    console.print(explanation_tree(explain(machine, 14)))
+    drawn = console.export_text()
+    assert "CPU 0, softirq" in drawn
+    assert all(name in drawn for name in ("vi_vsp_send()", "vi_ring_drain()", "21 leaves the interrupt"))
 
 
 def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -91,6 +162,9 @@ def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes])
         (["cat", "/proc/irq/99/node"], "irqs: 8-9 24-44"),
         (["cat", "/proc/irq"], "EISDIR"),
         (["ls", "/nowhere"], "ENOENT"),
+        (["explain", "--relid", "99"], "relid 99: the guest has no such channel (ENOENT); it has: 1,3-5,7-11,13-24"),
+        (["explain", "--relid", "14", "--cpu", "8"], "cpu 8: there is none (EINVAL); 0 to 7"),
+        (["explain", "--relid", "23", "--state", "closed"], "its primary closes it (EINVAL)"),
         (["parse", "/nonexistent"], "/nonexistent: No such file or directory"),
         (["parse", "/"], "/: Is a directory"),
         (["run", "-s", "/"], "cannot read scenario '/': Is a directory"),
@@ -139,10 +213,11 @@ def test_help_imports_neither_the_core_nor_numpy_nor_rich() -> None:
     assert (0, "") == (done.returncode, done.stderr)
 
 
-def test_run_as_text_imports_neither_numpy_nor_rich() -> None:
+@pytest.mark.parametrize("argv", [["run"], ["explain", "--relid", "14"]])
+def test_plain_text_imports_neither_numpy_nor_rich(argv: list[str]) -> None:
     """Plain text costs one C call; numpy alone would take three times as long as everything else."""
     code = (
-        "import sys\nfrom vmbusirq.cli import main\nmain(['run'])\n"
+        f"import sys\nfrom vmbusirq.cli import main\nmain({argv})\n"
         "heavy = {'numpy', 'rich'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from tests.vmbus.scripted import Guest
 from vmbusirq import Machine
 from vmbusirq.errors import IrqError
+from vmbusirq.fs import FileSystem
+from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.scenario.schema import parse_scenario
+from vmbusirq.vmbus.drivers import DRIVERS
 
 BUS = "/sys/bus/vmbus"
+ROOT = "/sys/devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0004:00/VMBUS:00"
 
 # Six CPUs on two nodes; CPU 4 is isolated, CPU 5 never comes.
 SMALL = """
@@ -28,6 +33,28 @@ count = 2
 """
 
 
+class Scripted(Guest):
+    """A guest with all its drivers whose host is a script, and its files: no /proc, no platform."""
+
+    def __init__(self, design="rfc", **options):
+        super().__init__(design, connect=False, drivers=False, **options)
+        self.vmbus.devices.drivers.update({name: driver(self.vmbus) for name, driver in DRIVERS.items()})
+        self.fs = FileSystem()
+        add_vmbus_files(self.fs, self.vmbus)
+        self.vmbus.connect()
+        self.settle()
+
+    def device_dir(self, relid=5):
+        """Return the directory of the device that a channel belongs to."""
+        return f"{BUS}/devices/{self.vmbus.channels[relid].device.guid}"
+
+    def line(self, name, relid=5):
+        """Return the text of a device's file without its newline."""
+        text = self.fs.read(f"{self.device_dir(relid)}/{name}")
+        assert text.endswith(b"\n")
+        return text[:-1].decode("latin-1")
+
+
 def small(design="rfc", **options):
     """Boot the machine of SMALL."""
     machine = Machine.load(parse_scenario(SMALL, "small"), design=design, **options)
@@ -44,8 +71,8 @@ def default(design="rfc"):
 
 def channel_dir(machine, relid):
     """Return the directory of a channel."""
-    guid = next(d.guid for d in machine.vmbus.devices.values() if relid in [c.relid for c in d.channels])
-    return f"{BUS}/devices/{guid}/channels/{relid}"
+    channel = machine.vmbus.channels[relid]
+    return f"{BUS}/devices/{channel.device.guid}/channels/{channel.dir_name}"
 
 
 def show(machine, relid, name):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINVAL, EIO
+from errno import EAGAIN, EINVAL, EIO, ENOBUFS
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fs.bus import channel_dir, default, errno_of, show, small, store
+from tests.fs.bus import BUS, Scripted, channel_dir, default, errno_of, show, small, store
 from tests.fs.kernel import refused
-from vmbusirq.errors import IrqError
+from vmbusirq import Machine
+from vmbusirq.hyperv.hypercall import HvStatus
+from vmbusirq.scenario.schema import parse_scenario
+from vmbusirq.wire.protocol import ModifyChannel, Version
 
 TEXTS = [
     ("abc", -EIO),  # 2
@@ -55,6 +58,13 @@ def test_an_empty_write_never_gets_to_the_driver_and_a_long_one_in_part():
         machine.vmbus.target_cpu_store(machine.vmbus.channels[9], b"9" * 100_000)
 
 
+def keyboard(design="rfc", **options):
+    """Return a guest with a keyboard, relid 9, on CPU 0 of 4; its host is a script."""
+    guest = Scripted(design, **options)
+    guest.offered("keyboard", 9)
+    return guest
+
+
 @pytest.mark.parametrize(
     ("design", "opened", "same", "result"),
     [
@@ -70,54 +80,104 @@ def test_an_empty_write_never_gets_to_the_driver_and_a_long_one_in_part():
 )
 def test_same_cpu_or_another_open_or_not(design, opened, same, result):
     """4.2, rows 7 to 9 and 13; a message goes out only when an open channel moves."""
-    machine = small(design)
-    asked = []
-    modify = machine.host.modify_channel
-    machine.host.modify_channel = lambda relid, vp: (asked.append((relid, vp)), modify(relid, vp))
+    guest = keyboard(design)
     if not opened:
-        machine.vmbus.close(machine.vmbus.channels[9])
+        guest.vmbus.close(guest.vmbus.channels[9])
     cpu = 0 if same else 2
-    assert result == errno_of(lambda: store(machine, 9, str(cpu)))
+    assert result == errno_of(lambda: store(guest, 9, str(cpu)))
+    guest.settle()
     moved = result > 0 and not same
-    assert ([(9, 2)] if moved else [], "2" if moved else "0") == (asked, show(machine, 9, "cpu"))
+    asked = [(message.child_relid, message.target_vp) for message in guest.host.of_type(ModifyChannel)]
+    assert ([(9, 2)] if moved else [], "2" if moved else "0") == (asked, show(guest, 9, "cpu"))
 
 
-@pytest.mark.parametrize(("design", "errno"), [("legacy", EIO), ("rfc", EAGAIN), ("mgmt-irq-nostat", EAGAIN)])
-def test_a_modifychannel_that_cannot_be_posted(design, errno):
+@pytest.mark.parametrize("cpu", ["0", "2"])
+def test_strict_rfc_takes_0_bytes(cpu):
+    """4.2, rows 7 and 13 and 10.2: the store of the RFC as posted returns 0 where it succeeds; errors are the same."""
+    guest = keyboard(strict_rfc=True)
+    assert (0, cpu) == (store(guest, 9, f"{cpu}\n"), show(guest, 9, "cpu"))
+    assert -EIO == errno_of(lambda: store(guest, 9, "abc"))
+    assert 2 == store(keyboard("legacy", strict_rfc=True), 9, f"{cpu}\n")
+    with guest.fs.open(f"{channel_dir(guest, 9)}/cpu", "r+") as handle:
+        assert (0, 0) == (handle.write("1\n"), handle.position)
+
+
+@pytest.mark.parametrize("design", ["legacy", "rfc"])
+@pytest.mark.parametrize("version", [Version.V4_0, Version.V4_1, Version.V5_2, Version.V5_3])
+def test_the_protocol_version(design, version):
+    """4.2, row 1: EIO below 4.1, whatever is written; 4.4: an answer comes from 5.3 on."""
+    guest = keyboard(design, version=version)
+    if version < Version.V4_1:
+        for text in ("2", "0", "abc", "99"):
+            with refused(EIO, "4.1"):
+                store(guest, 9, text)
+    else:
+        store(guest, 9, "2")
+    guest.settle()
+    moved = version >= Version.V4_1
+    assert [9] * moved == [message.child_relid for message in guest.host.of_type(ModifyChannel)]
+    assert "2" if moved else "0" == show(guest, 9, "cpu")
+    answered = guest.vmbus.retarget.modchan_completed
+    assert int(design == "rfc" and version == Version.V5_3) == answered
+
+
+@pytest.mark.parametrize(
+    ("design", "status", "errno"),
+    [
+        ("legacy", HvStatus.INSUFFICIENT_BUFFERS, EIO),
+        ("rfc", HvStatus.INVALID_CONNECTION_ID, EAGAIN),
+        ("rfc", HvStatus.INSUFFICIENT_BUFFERS, ENOBUFS),
+        ("rfc", HvStatus.ACCESS_DENIED, EINVAL),
+        ("mgmt-irq-nostat", HvStatus.INVALID_CONNECTION_ID, EAGAIN),
+    ],
+)
+def test_a_modifychannel_that_cannot_be_posted(monkeypatch, design, status, errno):
     """4.2, row 10: EIO before the series, the post's own error with it; nothing has moved."""
-    machine = small(design)
-
-    def refuse(relid, vp):
-        raise IrqError(EAGAIN, "host: no message buffer")
-
-    machine.host.modify_channel = refuse
+    guest = keyboard(design)
+    monkeypatch.setattr(guest.partition, "hv_post_message", lambda *_: status)
     with refused(errno):
-        store(machine, 9, "2")
-    assert ("0", 0) == (show(machine, 9, "cpu"), machine.host.channels[9].target_vp)
+        store(guest, 9, "2")
+    assert ("0", 0) == (show(guest, 9, "cpu"), guest.host.targets[9])
+
+
+@pytest.mark.parametrize("design", ["legacy", "rfc"])
+def test_a_modifychannel_that_the_host_refuses(design):
+    """4.2, row 11: before the series EIO and nothing has moved; with it the writer is gone, and the log says it."""
+    guest = keyboard(design)
+    guest.host.status[ModifyChannel] = 0xC0000001
+    assert (-EIO if design == "legacy" else 1) == errno_of(lambda: store(guest, 9, "2"))
+    guest.settle()
+    assert ("0" if design == "legacy" else "2") == show(guest, 9, "cpu")
+    said = [entry for entry in guest.log if "Error status" in entry.text]
+    assert int(design == "rfc") == len(said)
 
 
 def test_a_cpu_whose_synic_goes_down():
     """4.2, row 12: EINVAL with channel IRQs; the target itself is not asked for (4.3)."""
-    machine = small()
-    machine.vmbus.synic_online &= ~0b100
+    guest = keyboard()
+    guest.vmbus.retarget.synic_online &= ~0b100
     with refused(EINVAL, "SynIC"):
-        store(machine, 9, "2")
-    store(machine, 9, "3")
-    machine.vmbus.synic_online &= ~0b1000
-    assert 1 == store(machine, 9, "3")
+        store(guest, 9, "2")
+    store(guest, 9, "3")
+    guest.vmbus.retarget.synic_online &= ~0b1000
+    assert 1 == store(guest, 9, "3")
 
 
 @pytest.mark.parametrize("design", ["rfc", "legacy"])
 def test_moving_is_where_the_next_interrupt_is_counted(design):
     """The data plane follows: host target, guest's slot, tasklet on the new CPU."""
     machine = small(design)
+    before = int(show(machine, 9, "interrupts"))
     store(machine, 9, "2\n")
+    machine.settle()
+    counts = None if design == "legacy" else machine.irq.counts[machine.vmbus.channels[9].irq].copy()
     machine.host.send(relid=9, packets=3)
     assert (9,) == machine.synic.flags_set(cpu=2)
     machine.settle()
-    assert "1" == show(machine, 9, "interrupts")
-    if design == "rfc":
-        assert [0, 0, 1, 0, 0, 0] == machine.irq.counts[machine.vmbus.channels[9].irq].tolist()
+    assert str(before + 1) == show(machine, 9, "interrupts")
+    if counts is not None:
+        now = machine.irq.counts[machine.vmbus.channels[9].irq]
+        assert [0, 0, 1, 0, 0, 0] == (now - counts).tolist()
 
 
 def test_the_write_is_a_write_to_smp_affinity_with_one_cpu():
@@ -145,13 +205,37 @@ def test_moves_keep_the_books_of_init_vp_index():
     assert taken[0] == taken[1]
 
 
+TWO = """
+[cpus]
+possible = 6
+present = 5
+isolated = "4"
+nodes = ["0-2", "3-5"]
+
+[[device]]
+name = "mouse"
+class = "mouse"
+
+[[device]]
+name = "keyboard"
+class = "keyboard"
+
+[[channel]]
+device = "mouse"
+relid = 9
+
+[[channel]]
+device = "keyboard"
+relid = 10
+"""
+
+
 class Model:
-    """The channels of SMALL as vmbus.md 4.2 and 4.3 have them: who targets which CPU, and the cursor they share."""
+    """The channels of TWO as vmbus.md 4.2 and 4.3 have them: who targets which CPU, and the cursor they share."""
 
     def __init__(self, targets):
         self.target = dict(targets)
         self.opened = dict.fromkeys(targets, True)
-        self.counted = dict.fromkeys(targets, 0)
         self.cursor = 0
 
     def move(self, relid, mask):
@@ -176,30 +260,30 @@ def act(machine, model, what, relid, value):
         path, text = f"/proc/irq/{channel.irq}/smp_affinity", f"{value:02x}"
         assert (-model.move(relid, value) or 2) == errno_of(lambda: machine.fs.write(path, text))
     elif what == "toggle":
-        (machine.vmbus.close if model.opened[relid] else machine.vmbus.open)(channel)
+        driver = {9: "hid_hyperv", 10: "hyperv_keyboard"}[relid]
+        verb = "unbind" if model.opened[relid] else "bind"
+        machine.fs.write(f"{BUS}/drivers/{driver}/{verb}", channel.device.guid)
         model.opened[relid] = not model.opened[relid]
     elif model.opened[relid]:
+        machine.settle()  # the host has heard of the last move
         before = machine.irq.counts[channel.irq].copy()
         machine.host.send(relid=relid, packets=value)
         machine.settle()
-        model.counted[relid] += 1
         there = [int(cpu == model.target[relid]) for cpu in range(6)]
         assert there == (machine.irq.counts[channel.irq] - before).tolist()
 
 
 def compare_faces(machine, model):
     """Every face names the CPU that the model has."""
+    machine.settle()
     for relid, cpu in model.target.items():
-        irq = machine.vmbus.channels[relid].irq
-        assert (str(cpu), str(model.counted[relid])) == (
-            show(machine, relid, "cpu"),
-            show(machine, relid, "interrupts"),
-        )
+        channel = machine.vmbus.channels[relid]
+        mapping = machine.fs.read(f"{channel_dir(machine, relid)}/../../channel_vp_mapping")
+        assert (str(cpu), f"{relid}:{cpu}\n".encode()) == (show(machine, relid, "cpu"), mapping)
+        assert str(channel.stats.interrupts) == show(machine, relid, "interrupts")
         if model.opened[relid]:
-            assert f"{cpu}\n".encode() == machine.fs.read(f"/proc/irq/{irq}/effective_affinity_list")
+            assert f"{cpu}\n".encode() == machine.fs.read(f"/proc/irq/{channel.irq}/effective_affinity_list")
             assert cpu == machine.host.channels[relid].target_vp
-    mapping = machine.fs.read(f"{channel_dir(machine, 9)}/../../channel_vp_mapping")
-    assert "".join(f"{relid}:{cpu}\n" for relid, cpu in model.target.items()).encode() == mapping
 
 
 WRITES = st.lists(
@@ -216,7 +300,8 @@ WRITES = st.lists(
 @given(writes=WRITES, engine=st.sampled_from(["fast", "linux"]))
 def test_both_faces_stay_in_step(writes, engine):
     """Any writes to cpu and to smp_affinity: both faces, the mapping and the host agree with a plain model."""
-    machine = small(engine=engine)
+    machine = Machine.load(parse_scenario(TWO, "two"), engine=engine)
+    machine.boot()
     model = Model({relid: channel.target_cpu for relid, channel in machine.vmbus.channels.items()})
     for write in writes:
         act(machine, model, *write)

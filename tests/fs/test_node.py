@@ -250,10 +250,16 @@ def test_a_sysfs_file_without_write_function_cannot_be_opened_for_writing(fs):
             fs.open("/sys/kernel/hwirq", mode)
 
 
-def test_a_file_without_read_function_gives_eio(fs):
-    """A write-only attribute (fs/sysfs/file.c)."""
+def test_a_file_without_read_function(fs):
+    """A write-only attribute of sysfs cannot be opened, even by root (kernfs_fop_open); in procfs read(2) fails."""
+    for mode in ("r", "r+"):
+        with refused(EACCES, "uevent"):
+            fs.open("/sys/kernel/uevent", mode)
     with refused(EIO, "uevent"):
-        fs.read("/sys/kernel/uevent")
+        fs.lookup("/sys/kernel/uevent").read()
+    fs.add("/proc", File("trigger", 0o200, PROCFS, None, len))
+    with fs.open("/proc/trigger", "r+") as handle, refused(EIO, "trigger"):
+        handle.read()
 
 
 def test_a_write_takes_bytes_and_text_and_is_one_value_even_when_it_is_empty(fs, clock):

@@ -433,6 +433,69 @@ def test_rows_of_v7_1_agree_on_one_width():
     assert alone == parse_interrupts(alone).render()
 
 
+def test_a_level_word_before_the_action_is_the_level_not_a_part_of_its_name():
+    """genirq.md 1.3, steps 5 and 7: `` %-8s`` and then two blanks, which an action name would need as a run inside."""
+    rows = [Irq(0, [0], "VMBus", None, "Level", actions=("0",)), Single("Err", 0)]
+    data = reference.render("v7.1", 4, [0], rows, 21)
+    assert b"   0:          0  VMBus                       Level     0" == data.splitlines()[1]
+    table = parse_interrupts(data)
+    assert rows == [as_reference(row) for row in table.rows]
+    assert (21, ("v7.1",)) == (table.chip_width, table.generations)
+    assert data == table.render()
+    assert reference.render("v6.10", 4, [0], rows) == table.render(GENERATIONS["v6.10"])
+
+
+def test_all_rows_have_a_level_or_none_has():
+    """genirq.md 1.3, step 5, and 9: the configuration decides, so one row tells what the others say."""
+    like_a_level = Irq(0, [0], "VMBus", None, actions=("Level     0",))
+    with_level = replace(like_a_level, level="Level", actions=("0",))
+    timer = Irq(1, [0], "GIC-0", 27, actions=("timer",), chip_prints=True)
+    for rows, width in (([like_a_level, timer], 20), ([with_level, replace(timer, level="Edge")], 21)):
+        data = reference.render("v7.1", 4, [0], rows, width)
+        assert rows == [as_reference(row) for row in parse_interrupts(data).rows]
+        assert data == parse_interrupts(data).render()
+
+
+def test_where_a_level_and_a_name_print_the_same_the_level_wins():
+    """genirq.md 9: only where the chip field's width is unknown, which is where no row has a hwirq."""
+    like_a_level = Irq(0, [0], "VMBus", None, actions=("Level     0",))
+    with_level = replace(like_a_level, level="Level", actions=("0",))
+    data = reference.render("v7.1", 4, [0], [like_a_level], 20)
+    assert data == reference.render("v7.1", 4, [0], [with_level], 21)
+    assert [with_level] == [as_reference(row) for row in parse_interrupts(data).rows]
+    known = [like_a_level, Irq(1, [0], "VMBus", 7, actions=("Level     0",))]
+    for version in ("v6.10", "v6.18", "v7.1"):
+        data = reference.render(version, 4, [0], known, 20)
+        assert known == [as_reference(row) for row in parse_interrupts(data).rows]
+
+
+def test_rows_that_disagree_on_the_level_are_of_no_known_kernel():
+    """genirq.md 1.3, step 5; such a table was put together from two, and is still read row by row."""
+    rows = [Irq(1, [0], "VMBus", 7, "Edge", actions=("x",)), Irq(2, [0], "VMBus", 8, actions=("y",))]
+    table = parse_interrupts(reference.render("v6.10", 3, [0], rows))
+    assert () == table.generations
+    assert rows == [as_reference(row) for row in table.rows]
+
+
+def test_a_name_like_a_flow_name_is_a_name_where_no_row_is_nameless():
+    """genirq.md 1.4: since v6.12 there is no row without action; up to then, it is the likelier reading."""
+    rows = [Irq(24, [0], "VMBus", None, actions=("-fasteoi-long",))]
+    data = reference.render("v7.1", 4, [0], rows)
+    table = parse_interrupts(data)
+    assert (rows, ("v7.1",)) == ([as_reference(row) for row in table.rows], table.generations)
+    rows = [Irq(24, [0], "VMBus", 7, flow="fasteoi-long")]
+    table = parse_interrupts(reference.render("v6.10", 3, [0], rows))
+    assert (rows, ("v6.10",)) == ([as_reference(row) for row in table.rows], table.generations)
+
+
+def test_a_name_with_a_dash_is_likelier_than_one_that_begins_with_blanks():
+    """genirq.md 1.3: a chip whose name ends in a number, and an IRQ without domain."""
+    rows = [Irq(24, [0], "GIC-0 Edge 1234", None, actions=("- GIC-0",))]
+    for version in ("v6.10", "v6.18", "v7.1"):
+        data = reference.render(version, 4, [0], rows, 15)
+        assert rows == [as_reference(row) for row in parse_interrupts(data).rows]
+
+
 # ---- other forms
 
 

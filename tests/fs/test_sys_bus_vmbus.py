@@ -1,4 +1,4 @@
-"""/sys/bus/vmbus (vmbus.md 4.2, 5.1 to 5.3, 6; real-clients.md 5.6)."""
+"""/sys/bus/vmbus of whole machines, guest and host (vmbus.md 4.2, 5.1 to 5.3, 6; real-clients.md 5.6)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from tests.fs.bus import BUS, channel_dir, default, errno_of, show, small, store
+from tests.fs.bus import BUS, ROOT, default, show, store
 from tests.fs.kernel import Kernel, refused
+from tests.fs.lsvmbus import lsvmbus
 from vmbusirq import Machine
-from vmbusirq._ffi import lib
-from vmbusirq.fs.sysfs.kernel_irq import PAGE_TEXT
-from vmbusirq.vmbus.connection import Offer
-from vmbusirq.wire.devices import CLASS_IDS
 
-ROOT = "/sys/devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0004:00/VMBUS:00"
 NIC = "7ce5d3f0-9a1b-4b57-8d3c-0d3ac16f22e1"
 
 # class GUID, class index, modalias, driver, lsvmbus text: vmbus.md 5.1 and 6.2, modalias worked out by hand
@@ -127,7 +123,8 @@ def test_what_is_on_the_bus():
     assert (b"0\n", 0o100444) == (fs.read(f"{BUS}/hibernation"), fs.stat(f"{BUS}/hibernation").st_mode)
     guids = sorted(guid for guid, *_ in DEVICES)
     assert guids == fs.listdir(f"{BUS}/devices") == fs.listdir(ROOT)
-    assert sorted({row[3] for row in CLASSES.values()} | {"hv_pci", "hv_sock"}) == fs.listdir(f"{BUS}/drivers")
+    others = {"hv_pci", "hv_sock", "uio_hv_generic"}
+    assert sorted({row[3] for row in CLASSES.values()} | others) == fs.listdir(f"{BUS}/drivers")
     for guid, device_class, _, _ in DEVICES:
         driver = f"{BUS}/drivers/{CLASSES[device_class][3]}"
         assert f"../../..{ROOT[4:]}/{guid}" == fs.readlink(f"{BUS}/devices/{guid}")
@@ -137,13 +134,14 @@ def test_what_is_on_the_bus():
         assert BUS == fs.realpath(f"{BUS}/devices/{guid}/subsystem")
     assert "../../../../../../bus/vmbus/drivers/hv_netvsc" == fs.readlink(f"{ROOT}/{NIC}/driver")
     assert "../../../../../../bus/vmbus" == fs.readlink(f"{ROOT}/{NIC}/subsystem")
-    assert [] == fs.listdir(f"{BUS}/drivers/hv_pci")
-    assert 6 == sum(len(fs.listdir(f"{BUS}/drivers/{name}")) for name in ("hv_utils", "hv_netvsc"))
+    bound = {name: [g for g in fs.listdir(f"{BUS}/drivers/{name}") if "-" in g] for name in ("hv_pci", "hv_utils")}
+    assert (0, 5) == (len(bound["hv_pci"]), len(bound["hv_utils"]))
 
 
 def test_every_file_of_every_device_of_the_default_scenario():
-    """6.2 and 6.3: the exact text of each file after boot: rings are open and empty, nothing has happened."""
-    fs = default().fs
+    """6.2 and 6.3: the text of each file after boot: rings are open and empty; drivers have greeted the host."""
+    machine = default()
+    fs = machine.fs
     for guid, device_class, pages, channels in DEVICES:
         class_id, index, modalias, driver, _ = CLASSES[device_class]
         relid, cpu = channels[0]
@@ -161,10 +159,12 @@ def test_every_file_of_every_device_of_the_default_scenario():
             "channel_vp_mapping": "\n".join(f"{relid}:{cpu}" for relid, cpu in channels),
             "driver_override": "(null)",
         }
-        for ring in ("in", "out"):
-            expected |= {f"{ring}_{name}": "0" for name in ("intr_mask", "read_index", "write_index")}
-            expected |= {f"{ring}_read_bytes_avail": "0", f"{ring}_write_bytes_avail": str(free)}
         here = f"{BUS}/devices/{guid}"
+        for ring in ("in", "out"):
+            index = fs.read(f"{here}/{ring}_write_index").decode().strip()
+            assert int(index) % 8 == 0
+            expected |= {f"{ring}_read_index": index, f"{ring}_write_index": index, f"{ring}_intr_mask": "0"}
+            expected |= {f"{ring}_read_bytes_avail": "0", f"{ring}_write_bytes_avail": str(free)}
         shown = {name for name in fs.listdir(here) if stat.S_ISREG(fs.stat(f"{here}/{name}").st_mode)}
         assert {f"{name}": f"{text}\n".encode() for name, text in expected.items()} == {
             name: fs.read(f"{here}/{name}") for name in shown
@@ -172,9 +172,16 @@ def test_every_file_of_every_device_of_the_default_scenario():
         assert sorted([*expected, "channels", "driver", "subsystem"]) == fs.listdir(here)
         assert sorted(str(relid) for relid, _ in channels) == fs.listdir(f"{here}/channels")
         for sub, (relid, cpu) in enumerate(channels):
-            expected = dict.fromkeys(["out_mask", "in_mask", "read_avail", "interrupts", "events"], "0")
-            expected |= dict.fromkeys(["intr_in_full", "intr_out_empty", "out_full_first", "out_full_total"], "0")
-            expected |= {"write_avail": str(free), "cpu": str(cpu), "subchannel_id": str(sub)}
+            stats = machine.vmbus.channels[relid].stats
+            expected = dict.fromkeys(["out_mask", "in_mask", "read_avail"], "0")
+            expected |= dict.fromkeys(["intr_in_full", "out_full_first", "out_full_total"], "0")
+            expected |= {"interrupts": stats.interrupts, "events": stats.sig_events}
+            expected |= {
+                "intr_out_empty": stats.intr_out_empty,
+                "write_avail": str(free),
+                "cpu": str(cpu),
+                "subchannel_id": str(sub),
+            }
             there = f"{here}/channels/{relid}"
             assert {name: f"{text}\n".encode() for name, text in expected.items()} == {
                 name: fs.read(f"{there}/{name}") for name in fs.listdir(there)
@@ -206,41 +213,25 @@ def test_modes_and_refusals_at_open():
 
 def test_a_kernel_without_vmbus_has_no_such_bus():
     """5.2: lsvmbus then says that the path does not exist."""
-    assert not Kernel(2).fs.exists(BUS)
+    fs = Kernel(2).fs
+    assert not fs.exists(BUS)
+    assert ("/sys/bus/vmbus/devices doesn't exist: exiting...\n", 255) == lsvmbus(fs)
 
 
 def test_a_bus_without_devices_is_there():
     """Drivers are registered, devices may come."""
     fs = Machine(2).fs
-    assert ([], []) == (fs.listdir(f"{BUS}/devices"), fs.listdir(f"{BUS}/drivers/hv_netvsc"))
+    assert [] == fs.listdir(f"{BUS}/devices")
+    assert ["bind", "module", "new_id", "remove_id", "uevent", "unbind"] == fs.listdir(f"{BUS}/drivers/hv_netvsc")
 
 
 # ---- lsvmbus and the field's health check
 
 
-def lsvmbus_vv(fs):
-    """Print what ``lsvmbus -vv`` does, by the formats of 5.2 and the reads of real-clients.md 5.6."""
-    names = {f"{{{row[0]}}}": row[4] for row in CLASSES.values()}
-    assert stat.S_ISDIR(fs.stat(f"{BUS}/devices").st_mode)
-    devices = []
-    for name in fs.listdir(f"{BUS}/devices"):
-        path = f"{BUS}/devices/{name}"
-        first = {file: fs.read(f"{path}/{file}").decode().splitlines()[0] for file in ("id", "class_id", "device_id")}
-        lines = fs.read(f"{path}/channel_vp_mapping").decode().splitlines()
-        devices.append((first, path, sorted((line.split(":") for line in lines), key=lambda pair: int(pair[0]))))
-    text = ""
-    for first, path, channels in sorted(devices, key=lambda device: int(device[0]["id"])):
-        name = names.get(first["class_id"], "Unknown")
-        text += f"VMBUS ID {first['id']:>2}: Class_ID = {first['class_id']} - {name}\n"
-        text += f"\tDevice_ID = {first['device_id']}\n\tSysfs path: {path}\n"
-        text += "".join(f"\tRel_ID={relid}, target_cpu={cpu}\n" for relid, cpu in channels) + "\n"
-    return text
-
-
 def test_lsvmbus_names_all_devices_of_the_rfc_table():
     """real-clients.md 5.6: the 12 devices print with the right names; class_id is looked up with braces."""
-    text = lsvmbus_vv(default().fs)
-    assert 12 == text.count("VMBUS ID")
+    text, status = lsvmbus(default().fs, 2)
+    assert (12, 0) == (text.count("VMBUS ID"), status)
     assert "Unknown" not in text
     assert text.startswith(
         "VMBUS ID  1: Class_ID = {525074dc-8985-46e2-8057-a307dc18a502} - [Dynamic Memory]\n"
@@ -255,6 +246,22 @@ def test_lsvmbus_names_all_devices_of_the_rfc_table():
     assert [f"\tRel_ID={relid}, target_cpu={cpu}" for relid, cpu in sorted(channels.items())] == nic
 
 
+def test_lsvmbus_plain_and_verbose():
+    """5.2: one line per device by id; with -v its channels by relid, and an empty line."""
+    fs = default().fs
+    ids = {channels[0][0]: name for _, name, _, channels in DEVICES}
+    plain = "".join(f"VMBUS ID {relid:>2}: {CLASSES[name][4]}\n" for relid, name in sorted(ids.items()))
+    assert (plain, 0) == lsvmbus(fs)
+    verbose, status = lsvmbus(fs, 1)
+    assert 0 == status
+    assert verbose.endswith(
+        "VMBUS ID 15: Class_ID = {ba6163d9-04a1-4d29-b605-72e2ffb1dc7f} - Synthetic SCSI Controller\n"
+        "\tRel_ID=15, target_cpu=1\n"
+        "\tRel_ID=24, target_cpu=3\n"
+        "\n"
+    )
+
+
 @pytest.mark.parametrize("design", ["rfc", "legacy", "mgmt-irq-hidden"])
 def test_the_field_check_every_channel_takes_every_cpu(design):
     """6.5: write a CPU to each channel's cpu, read it back through lsvmbus; then move everything to CPU 0."""
@@ -262,7 +269,10 @@ def test_the_field_check_every_channel_takes_every_cpu(design):
     for cpu in [*range(8), 0]:
         for relid in RELIDS:
             assert 2 == store(machine, relid, f"{cpu}\n")
-        assert {f"target_cpu={cpu}"} == {word for word in lsvmbus_vv(machine.fs).split() if word[:7] == "target_"}
+        text, _ = lsvmbus(machine.fs, 1)
+        shown = set(text.splitlines())
+        assert {f"\tRel_ID={relid}, target_cpu={cpu}" for relid in RELIDS} <= shown
+        machine.settle()
         assert {cpu} == {machine.host.channels[relid].target_vp for relid in RELIDS}
 
 
@@ -271,10 +281,12 @@ def test_heartbeat_counters_grow(engine):
     """6.5: interrupts and events of the heartbeat channel both grow: each request is answered, into an empty ring."""
     machine = Machine.load("rfc-gen2-8vcpu", engine=engine)
     machine.boot()
+    before = [int(show(machine, 7, name)) for name in ("interrupts", "events")]
     for beat in range(1, 4):
-        machine.host.send(relid=7)
+        machine.host.channels[7].device.vsp.beat()
         machine.settle()
-        assert (str(beat), str(beat)) == (show(machine, 7, "interrupts"), show(machine, 7, "events"))
+        now = [int(show(machine, 7, name)) for name in ("interrupts", "events")]
+        assert [count + beat for count in before] == now
 
 
 # ---- live state
@@ -282,14 +294,14 @@ def test_heartbeat_counters_grow(engine):
 
 @pytest.mark.parametrize("design", ["rfc", "legacy"])
 def test_after_a_run_counters_and_rings_agree_with_the_traffic(design):
-    """Heartbeat: 16841 packets of 16 + 72 + 8 bytes through 12288 bytes of ring, one interrupt and one answer each."""
+    """Heartbeat: a negotiation, 80 bytes in and 72 out, then 16840 packets of 16 + 72 + 8 bytes and as many answers."""
     machine = Machine.load("rfc-gen2-8vcpu", design=design)
     machine.run()
     here = f"{BUS}/devices/{DEVICES[0][0]}"
-    index = str(16841 * 96 % 12288).encode() + b"\n"
     assert "16841" == show(machine, 7, "interrupts")
-    assert (index, index) == (machine.fs.read(f"{here}/in_read_index"), machine.fs.read(f"{here}/in_write_index"))
-    assert (index, index) == (machine.fs.read(f"{here}/out_read_index"), machine.fs.read(f"{here}/out_write_index"))
+    for ring, first in (("in", 80), ("out", 72)):
+        index = b"%d\n" % ((first + 16840 * 96) % 12288)
+        assert [index] * 2 == [machine.fs.read(f"{here}/{ring}_{name}_index") for name in ("read", "write")]
     assert sum(c.stats.interrupts for c in machine.vmbus.channels.values()) == sum(
         int(show(machine, relid, "interrupts")) for relid in RELIDS
     )
@@ -299,104 +311,43 @@ def test_packets_that_wait_are_bytes_to_read():
     """1.4: read_avail is of the in ring, write_avail of the out ring; the host's packets wait until they are read."""
     machine = default()
     here = f"{BUS}/devices/{NIC}"
+    names = ("read_index", "write_index", "read_bytes_avail", "write_bytes_avail")
+
+    def shown():
+        return [int(machine.fs.read(f"{here}/{ring}_{name}")) for ring in ("in", "out") for name in names]
+
+    before = shown()
     machine.host.send(relid=13, packets=2, payload=120)
     used = 2 * (16 + 120 + 8)
     assert (str(used), str(127 * 4096)) == (show(machine, 13, "read_avail"), show(machine, 13, "write_avail"))
-    expected = {"in_read_bytes_avail": used, "in_write_bytes_avail": 127 * 4096 - used, "in_write_index": used}
-    expected |= {"in_read_index": 0, "out_read_bytes_avail": 0, "out_write_bytes_avail": 127 * 4096}
-    assert expected == {name: int(machine.fs.read(f"{here}/{name}")) for name in expected}
+    assert [0, used, used, -used, 0, 0, 0, 0] == [now - then for then, now in zip(before, shown(), strict=True)]
     machine.settle()
     assert "0" == show(machine, 13, "read_avail")
 
 
-def test_words_of_the_control_page_are_signed_in_one_face_and_unsigned_in_the_other():
-    """6.2: %d; 6.3: %u; whatever a host writes there, nothing breaks."""
+def test_closed_channels_have_no_rings_and_keep_the_rest():
+    """6.2, 6.3: ring attributes are EINVAL while the ring is not mapped; the NIC's sub-channels close with it."""
     machine = default()
-    rings = machine.vmbus.channels[13].rings
-    for ring in (rings.ring_in, rings.ring_out):
-        ring.hdr.interrupt_mask = 0xFFFF_FFFF
-    rings.ring_out.hdr.read_index = 0x8000_0000
-    assert ("4294967295", "4294967295") == (show(machine, 13, "in_mask"), show(machine, 13, "out_mask"))
-    here = f"{BUS}/devices/{NIC}"
-    assert (b"-1\n", b"-1\n") == (machine.fs.read(f"{here}/in_intr_mask"), machine.fs.read(f"{here}/out_intr_mask"))
-    assert b"-2147483648\n" == machine.fs.read(f"{here}/out_read_index")
-    for name in ("write_avail", "read_avail"):
-        assert 0 <= int(show(machine, 13, name)) < 1 << 32
-
-
-def test_counters_of_the_out_ring_and_of_flow_control_outlive_a_close():
-    """6.3: they belong to the channel, not to one opening of it."""
-    machine = default()
-    channel = machine.vmbus.channels[9]
-    names = ("intr_in_full", "intr_out_empty", "out_full_first", "out_full_total")
-    for opening in (1, 2):
-        lib.vi_channel_in(channel.c).intr_in_full += 1
-        out = lib.vi_channel_out(channel.c)
-        out.intr_out_empty += 2
-        out.out_full_first += 3
-        out.out_full_total += 4
-        expected = [str(opening * count) for count in (1, 2, 3, 4)]
-        assert expected == [show(machine, 9, name) for name in names]
-        machine.vmbus.close(channel)
-        assert expected == [show(machine, 9, name) for name in names]
-        machine.vmbus.open(channel)
-    assert expected == [show(machine, 9, name) for name in names]
-
-
-def test_a_closed_channel_has_no_ring_and_keeps_the_rest():
-    """6.2, 6.3: ring attributes are EINVAL while the ring is not mapped; state 2 is offered and bound."""
-    machine = default()
-    machine.vmbus.close(machine.vmbus.channels[13])
+    driver = f"{BUS}/drivers/hv_netvsc"
+    machine.fs.write(f"{driver}/unbind", NIC)
     here = f"{BUS}/devices/{NIC}"
     rings = {name for name in machine.fs.listdir(here) if name.startswith(("in_", "out_"))}
-    rings |= {f"channels/13/{name}" for name in ("out_mask", "in_mask", "read_avail", "write_avail")}
-    assert 14 == len(rings)
+    masks = ("out_mask", "in_mask", "read_avail", "write_avail")
+    rings |= {f"channels/{relid}/{name}" for relid in machine.fs.listdir(f"{here}/channels") for name in masks}
+    assert {"channels/13/in_mask", "in_intr_mask"} < rings
     for path, node in list(machine.fs.walk(f"{ROOT}/{NIC}")):
         name = path.removeprefix(f"{ROOT}/{NIC}/")
         if not stat.S_ISREG(node.mode):
             continue
         if name in rings:
-            with refused(EINVAL, "channel 13", "OPEN"):
+            with refused(EINVAL, "OPEN"):
                 machine.fs.read(path)
         else:
             machine.fs.read(path)
     assert b"2\n" == machine.fs.read(f"{here}/state")
-    machine.vmbus.open(machine.vmbus.channels[13])
+    machine.fs.write(f"{driver}/bind", NIC)
     assert b"3\n" == machine.fs.read(f"{here}/state")
     assert "0" == show(machine, 13, "read_avail")
-
-
-def test_before_open_every_directory_exists():
-    """6.3: from offer time."""
-    machine = Machine(2)
-    machine.vmbus.offer(Offer("d", "heartbeat", 5))
-    assert 12 == len(machine.fs.listdir(channel_dir(machine, 5)))
-    with refused(EINVAL):
-        show(machine, 5, "read_avail")
-
-
-def test_numa_node_follows_the_primary():
-    """6.2: the node of the primary's target CPU."""
-    machine = small()
-    device = next(iter(machine.vmbus.devices.values()))
-    path = f"{BUS}/devices/{device.guid}/numa_node"
-    assert b"0\n" == machine.fs.read(path)
-    store(machine, 9, "3")
-    assert b"1\n" == machine.fs.read(path)
-    store(machine, 10, "0")
-    assert b"1\n" == machine.fs.read(path)
-
-
-def test_the_mapping_is_cut_at_a_page():
-    """A show function has one page with a NUL at its end; the primary comes first, then subs in offer order."""
-    machine = Machine(1)
-    relids = [2000, *range(1, 720)]
-    for sub, relid in enumerate(relids):
-        machine.vmbus.offer(Offer("nic", "netvsc", relid, sub))
-    text = "".join(f"{relid}:0\n" for relid in relids).encode()
-    device = next(iter(machine.vmbus.devices.values()))
-    assert len(text) > PAGE_TEXT == 4095
-    assert text[:PAGE_TEXT] == machine.fs.read(f"{BUS}/devices/{device.guid}/channel_vp_mapping")
 
 
 def test_hv_sock_is_a_device_of_no_class_that_linux_lists():
@@ -410,80 +361,11 @@ def test_hv_sock_is_a_device_of_no_class_that_linux_lists():
     assert b"vmbus:00000000cbfae611bd5864006a7986d3\n" == machine.fs.read(f"{here}/modalias")
 
 
-@pytest.mark.parametrize(("index", "name"), list(enumerate(CLASS_IDS)))
-def test_index_and_modalias_of_every_class(index, name):
-    """5.1 and 6.2: the place in vmbus_devs, and the class GUID with its first three groups turned round."""
-    machine = Machine(1)
-    if name in ("netdirect", "fcopy"):  # no driver of the catalogue binds them
-        with refused(EINVAL):
-            machine.attach(name, 5)
-        return
-    machine.attach(name, 5, scsi_host=0)
-    here = f"{BUS}/devices/{machine.fs.listdir(f'{BUS}/devices')[0]}"
-    groups = str(CLASS_IDS[name]).split("-")
-    turned = [bytes.fromhex(group)[::-1].hex() for group in groups[:3]]
-    assert f"{index:#x}\n".encode() == machine.fs.read(f"{here}/device")
-    assert f"vmbus:{''.join(turned + groups[3:])}\n".encode() == machine.fs.read(f"{here}/modalias")
-
-
-# ---- driver_override and uevent
-
-
-def test_driver_override():
-    """6.2: a line sets it, an empty line clears it; drivers/base/driver.c cuts at NUL and newline."""
-    fs = default().fs
-    path = f"{BUS}/devices/{NIC}/driver_override"
-    for text, shown in [
-        (b"uio_hv_generic\n", b"uio_hv_generic\n"),
-        (b"a b", b"a b\n"),
-        (b"x\0y\n", b"x\n"),
-        (b"x\ny\n", b"x\n"),
-        (b"\xff\n", b"\xff\n"),
-        (b"z" * 4094, b"z" * 4094 + b"\n"),
-        (b"\n", b"(null)\n"),
-        (b"q", b"q\n"),
-        (b"\0", b"(null)\n"),
-        (b"q", b"q\n"),
-    ]:
-        assert len(text) == fs.write(path, text)
-        assert shown[:PAGE_TEXT] == fs.read(path)
-    assert 0 == fs.write(path, b"")
-    for length in (4095, 4096, 9000):
-        with refused(EINVAL, NIC):
-            fs.write(path, b"z" * length)
-    assert b"q\n" == fs.read(path)
-    assert "hv_netvsc" == fs.readlink(f"{ROOT}/{NIC}/driver").split("/")[-1]
-
-
-@pytest.mark.parametrize(
-    ("text", "result"),
-    [
-        (b"change\n", 7),
-        (b"add", 3),
-        (b"bind\0", 5),
-        (b"change 0123abcd-0000-1111-2222-333344445555 A=1 B=two\n", None),
-        (b"", 0),
-        (b"\n", -EINVAL),
-        (b"chang\n", -EINVAL),
-        (b"changes\n", -EINVAL),
-        (b"change now\n", -EINVAL),
-        (b"change 0123abcd-0000-1111-2222-333344445555 A=\n", -EINVAL),
-    ],
-)
-def test_uevent_takes_the_kernels_words(text, result):
-    """lib/kobject_uevent.c: an action, then perhaps a UUID and variables."""
-    machine = Machine(1)
-    machine.attach("kvp", 5)
-    fs = machine.fs
-    path = f"{BUS}/devices/{fs.listdir(f'{BUS}/devices')[0]}/uevent"
-    assert (len(text) if result is None else result) == errno_of(lambda: fs.write(path, text))
-
-
 # ---- devices come and go
 
 
 def test_a_hot_attach_appears_everywhere_and_a_detach_disappears():
-    """Devices, driver, root and channels show what is there now."""
+    """Devices, driver, root and channels show what is there now; a sub-channel in use ends with its primary (7.3)."""
     machine = default()
     guid = UUID("11112222-3333-4444-5555-666677778888")
     machine.attach("netvsc", 40, device="vf", instance=guid)
@@ -491,48 +373,32 @@ def test_a_hot_attach_appears_everywhere_and_a_detach_disappears():
     places = [f"{BUS}/devices", f"{BUS}/drivers/hv_netvsc", ROOT]
     assert all(str(guid) in machine.fs.listdir(place) for place in places)
     assert ["40", "41"] == machine.fs.listdir(f"{BUS}/devices/{guid}/channels")
+    cpus = [machine.vmbus.channels[relid].target_cpu for relid in (40, 41)]
+    mapping = "40:{}\n41:{}\n".format(*cpus).encode()
     machine.detach(41)
-    cpu = machine.vmbus.channels[40].target_cpu
-    assert f"40:{cpu}\n".encode() == machine.fs.read(f"{BUS}/devices/{guid}/channel_vp_mapping")
-    assert ["40"] == machine.fs.listdir(f"{BUS}/devices/{guid}/channels")
+    assert mapping == machine.fs.read(f"{BUS}/devices/{guid}/channel_vp_mapping")
     machine.detach(40)
     assert not any(str(guid) in machine.fs.listdir(place) for place in places)
     with refused(ENOENT):
         machine.fs.read(f"{BUS}/devices/{guid}/id")
 
 
-def test_what_is_held_open_of_a_channel_that_is_gone():
-    """kernfs: ENODEV, also when relid and instance have come back meanwhile; nothing speaks of the new channel."""
-    machine = default()
-    cpu, ident = f"{ROOT}/{NIC}/channels/16/cpu", f"{ROOT}/{NIC}/id"
-    directory = machine.fs.lookup(f"{ROOT}/{NIC}/channels/16")
-    with machine.fs.open(cpu, "r+") as handle, machine.fs.open(ident) as other:
-        assert (b"3\n", b"13\n") == (handle.read(), other.read())
-        machine.detach(16)
-        machine.attach("netvsc", 16, device="nic", sub=1)
-        for call in (lambda: handle.pread(9, 0), lambda: handle.write("1")):
-            with refused(ENODEV, "channels/16/cpu"):
-                call()
-        assert b"13\n" == other.pread(9, 0)
-        assert ([], None) == (directory.listdir(), directory.lookup("cpu"))
-    assert machine.fs.exists(cpu)
-
-
 def test_a_device_goes_with_its_primary():
-    """7.3: the device is unregistered with its primary; sub-channels that are left have no directory any more."""
+    """7.3: the device is unregistered with its primary; what is held open speaks of nothing that comes later."""
     machine = default()
     device = machine.fs.lookup(f"{ROOT}/{NIC}")
     channels = machine.fs.lookup(f"{ROOT}/{NIC}/channels")
-    with machine.fs.open(f"{ROOT}/{NIC}/channels/16/cpu", "r+") as handle:
+    cpu, ident = f"{ROOT}/{NIC}/channels/16/cpu", f"{ROOT}/{NIC}/id"
+    with machine.fs.open(cpu, "r+") as handle, machine.fs.open(ident) as other:
+        assert (b"3\n", b"13\n") == (handle.read(), other.read())
         machine.detach(13)
-        with refused(ENODEV):
-            handle.read()
-    assert not machine.fs.exists(f"{BUS}/devices/{NIC}")
+        assert not machine.fs.exists(f"{BUS}/devices/{NIC}")
+        machine.attach("netvsc", 13, device="nic", instance=UUID(NIC))
+        for call in (lambda: handle.pread(9, 0), lambda: handle.write("1"), lambda: other.pread(9, 0)):
+            with refused(ENODEV):
+                call()
     assert ([], [], None) == (device.listdir(), channels.listdir(), device.lookup("id"))
-    for relid in range(16, 23):
-        machine.detach(relid)
-    machine.attach("netvsc", 13, device="nic")
-    assert b"13\n" == machine.fs.read(f"{channel_dir(machine, 13)}/../../id")
+    assert b"13\n" == machine.fs.read(ident)
 
 
 def test_a_channel_that_is_gone_has_no_counters():
@@ -573,7 +439,7 @@ def test_two_devices_cannot_be_one():
         lambda: machine.attach("netvsc", 2, device="a", instance=UUID(int=5)),
         lambda: machine.attach("netvsc", 2, device="a"),
     ):
-        with refused(EEXIST, "channel 2"):
+        with refused(EEXIST):
             attempt()
     machine.attach("kvp", 3, device="a")  # another class, another device
     machine.attach("netvsc", 2, device="a", sub=1)
@@ -583,4 +449,4 @@ def test_two_devices_cannot_be_one():
 def test_a_device_explains_itself():
     """What a debugger shows."""
     machine = default()
-    assert f"<HvDevice nic {NIC} relid 13>" == repr(machine.vmbus.devices[UUID(NIC)])
+    assert f"<HvDevice {NIC} relid 13>" == repr(machine.vmbus.devices[UUID(NIC)])

@@ -296,3 +296,26 @@ def test_modify_connection_gives_other_monitor_pages() -> None:
     assert (0x2001).to_bytes(4, "little") == rig.memory.read(page2 + 0x440 + 8 * 9, 4)
     bad = rig.one(ModifyConnectionResponse, rig.send(ModifyConnection(page1, 3)))
     assert 2 == bad.connection_state
+
+
+def test_a_5_0_client_may_come_back_with_an_older_version() -> None:
+    """vmbus.md 2.10: contact in any state; its own connection goes, connection 1 serves it from then on."""
+    rig = Rig()
+    rig.device()
+    rig.connect()
+    assert 1 == rig.contact(Version.V4_1).version_supported
+    rig.version = Version.V4_1
+    assert HvStatus.INVALID_CONNECTION_ID == rig.post(raw(3), 0x24)
+    assert [1] == [m.child_relid for m in rig.send(RequestOffers()) if isinstance(m, OfferChannel)]
+
+
+def test_answers_that_nobody_can_read_are_bounded() -> None:
+    """Refusals to a SINT that is masked wait for ever; the host keeps 256 and serves on."""
+    rig = Rig()
+    rig.device()
+    message = rig.contact_message(interrupt_page=InitiateContact.target(msg_sint=5))
+    for _ in range(400):
+        rig.post(encode(message, Version.V5_3), 4)
+        rig.run()
+    assert 256 == rig.partition.messages_waiting
+    assert 1 == len(rig.connect())

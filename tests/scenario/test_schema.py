@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmbusirq import Machine
+from vmbusirq.host.stats import Traffic
 from vmbusirq.scenario.schema import ScenarioError, builtin_names, load_scenario, parse_scenario
 from vmbusirq.vmbus.drivers.catalogue import CATALOGUE
 
@@ -102,10 +103,14 @@ def test_largest_payload_of_every_class_arrives_whole_and_one_byte_more_is_refus
     with pytest.raises(ScenarioError, match=f"payload: {limit + 1} is out of range; 0 to {limit} is allowed"):
         parse_scenario(f"{text}{limit + 1}", "x")
     machine = Machine.load(parse_scenario(f"{text}{limit}", "x"))
-    machine.run()
+    machine.boot()
+    before = machine.host.channels[1].stats.packets  # the driver's handshake
+    machine.host.drive([Traffic(1, 3, 5, limit)], 0)
+    machine.settle()
     sent, read = machine.host.channels[1].stats, machine.vmbus.channels[1].stats
 
-    assert (15, sent.bytes, sent.checksum, 0) == (read.packets, read.bytes, read.checksum, read.resyncs)
+    assert 15 == sent.packets - before
+    assert (sent.packets, sent.bytes, sent.checksum, 0) == (read.packets, read.bytes, read.checksum, read.resyncs)
 
 
 def test_count_makes_channels_with_relids_and_indices_that_go_up() -> None:

@@ -24,6 +24,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, ...")
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
+    group.add_argument("--strict-rfc", action="store_true", help="keep the defects of the RFC as posted")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="fixes every choice that is left open")
 
 
@@ -63,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     add_json(listing)
     listing.add_argument("-l", dest="long", action="store_true", help="with mode and size")
     add_json(command("dmesg", "print the guest's log after the scenario has run"))
+    explain = command("explain", "explain one interrupt, step by step, from a trace of it")
+    explain.add_argument("--relid", type=int, required=True, metavar="N", help="the channel")
+    explain.add_argument("--cpu", type=int, metavar="N", help="the CPU the host signals; default: the guest's choice")
+    states = ("idle", "busy", "masked", "closed")
+    explain.add_argument("--state", choices=states, default="idle", help="of the channel when the host writes")
+    add_json(explain)
     parse = command("parse", "read a real /proc/interrupts of any generation", machine=False)
     parse.add_argument("file", metavar="FILE", help="- for standard input")
     form = parse.add_mutually_exclusive_group()

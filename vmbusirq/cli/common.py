@@ -18,7 +18,12 @@ def machine_after_run(args: argparse.Namespace) -> Machine:
     With a progress bar if that takes long.
     """
     machine = Machine.load(
-        args.scenario, design=args.design, generation=args.generation, engine=args.engine, seed=args.seed
+        args.scenario,
+        design=args.design,
+        generation=args.generation,
+        engine=args.engine,
+        seed=args.seed,
+        strict_rfc=args.strict_rfc,
     )
     if sys.stderr.isatty() and sum(channel.interrupts for channel in machine.scenario.channels) > 2_000_000:
         from vmbusirq.report import progress_bar

@@ -198,8 +198,8 @@ class FileSystem:
         """Open a file: ``r``, ``w`` (as a shell's > does: create, truncate, which changes nothing here) or ``r+``.
 
         Raises:
-            IrqError: for the path; EISDIR for a directory, EACCES for a sysfs file that cannot be written, or that does
-                not exist and would have to be created; EINVAL for another ``mode``.
+            IrqError: for the path; EISDIR for a directory, EACCES for a sysfs file that cannot be written or read
+                so, or that does not exist and would have to be created; EINVAL for another ``mode``.
         """
         if mode not in _MODES:
             raise IrqError(errno.EINVAL, f"{path}: cannot be opened as {mode!r}; use 'r', 'w' or 'r+'")
@@ -215,6 +215,8 @@ class FileSystem:
         refused = node.fstype.open_errno
         if writable and not node.writable and refused is not None:
             raise IrqError(refused, f"{path}: cannot be opened for writing; it can only be read")
+        if readable and not node.readable and refused is not None:
+            raise IrqError(refused, f"{path}: cannot be opened for reading; it can only be written")
         return Handle(path, node, readable, writable)
 
     def _check_create(self, path: str) -> None:

@@ -31,8 +31,8 @@ class FsType:
         dir_mode: permission bits of a directory.
         by_length: directories list short names first, then by bytes; else by bytes alone (sysfs has hash order, which
             no reader can rely on).
-        open_errno: refuses to open a file without write function for writing, even to root; None: opens it, and
-            write(2) gives EIO.
+        open_errno: refuses to open a file without write function for writing, or one without read function for
+            reading, even to root (KERNFS_ROOT_EXTRA_OPEN_PERM_CHECK); None: opens it, and the call gives EIO.
         gone_errno: what a file that is still open gives once its object is gone.
         pwrite_errno: what pwrite(2) gives; None: the offset is ignored.
         create_errno: what opening a missing name for writing gives.
@@ -142,6 +142,11 @@ class File(Node):
         super().__init__(name, stat.S_IFREG | perm, fstype, fstype.file_size, alive)
         self._show = show
         self._store = store
+
+    @property
+    def readable(self) -> bool:
+        """True if the kernel has a read function for it."""
+        return self._show is not None
 
     @property
     def writable(self) -> bool:

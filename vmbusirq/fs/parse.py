@@ -179,15 +179,15 @@ def parse_interrupts(data: bytes) -> InterruptsTable:
     prec = len(first) - len(first.lstrip(b" ")) - 8
     reader = _Reader(data, cpus, prec if PREC_MIN <= prec <= PREC_MAX else PREC_MIN)
     rows = [reader.parse(number, start, line) for number, (start, line) in enumerate(lines, start=2)]
-    layouts, width = _matching_layouts(rows)
+    layouts, shape = _matching_layouts(rows)
     layout = layouts[0] if layouts else _likeliest_layout(rows)
-    finished = tuple(_finish(row, layout if layouts else None, width) for row in rows)
-    table = InterruptsTable(cpus, reader.prec, finished, False, (), (), layout, width)
+    finished = tuple(_finish(row, layout if layouts else None, shape) for row in rows)
+    table = InterruptsTable(cpus, reader.prec, finished, False, (), (), layout, shape.width)
     printed = table.render()
     exact = printed == data
     notices = [*reader.notices] if exact else [*reader.notices, _first_difference(data, printed)]
     names = tuple(name for name, known in GENERATIONS.items() if exact and _could_print(known, layouts, table))
-    return InterruptsTable(cpus, reader.prec, table.rows, exact, names, tuple(notices), layout, width)
+    return InterruptsTable(cpus, reader.prec, table.rows, exact, names, tuple(notices), layout, shape.width)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -338,25 +338,57 @@ class _Reader:
         row.readings = readings
 
 
-def _matching_layouts(rows: Sequence[_Line]) -> tuple[list[TextLayout], int]:
-    """Return the likeliest layouts that explain every row, and the width of the chip field if one lets it grow."""
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the IRQ rows of one table have in common."""
+
+    width: int = CHIP_WIDTH_MIN
+    """Of the chip field."""
+    levels: bool = False
+    """There is a level column: a matter of the kernel's configuration, so it is in all rows or in none."""
+
+    def pick(self, options: Sequence[Reading]) -> IrqText:
+        """Return the likeliest reading of a row that can be in such a table."""
+        return next(
+            text for width, text in options if width in (None, self.width) and (text.level is not None) == self.levels
+        )
+
+
+def _matching_layouts(rows: Sequence[_Line]) -> tuple[list[TextLayout], _Shape]:
+    """Return the likeliest layouts that explain every row, and the shape that the table has in them."""
     found = []
     for layout in LAYOUTS:
         if all(_explains(layout, row) for row in rows):
-            readings = [row.readings[layout.name] for row in rows if row.kind == "irq"]
-            widths = {width for options in readings for width, _ in options if width is not None} or {CHIP_WIDTH_MIN}
-            doubts = [(_doubt(readings, width), width) for width in widths]
-            found.append((min(doubts), layout))
-    least = min((doubts[0] for doubts, _ in found), default=math.inf)
-    if least == math.inf:
-        return [], CHIP_WIDTH_MIN
-    likeliest = [(width, layout) for (doubts, width), layout in found if doubts == least]
-    return [layout for _, layout in likeliest], max(width for width, _ in likeliest)
+            shapes = _shapes(layout, [row.readings[layout.name] for row in rows if row.kind == "irq"])
+            if shapes:
+                found.append((*min(shapes), layout))
+    if not found:
+        return [], _Shape()
+    least, likeliest_levels, _, _ = min(found, key=lambda entry: entry[:2])
+    likeliest = [
+        (width, layout) for doubts, levels, width, layout in found if (doubts, levels) == (least, likeliest_levels)
+    ]
+    return [layout for _, layout in likeliest], _Shape(max(width for width, _ in likeliest), likeliest_levels)
 
 
-def _doubt(readings: Sequence[Sequence[Reading]], width: int) -> float:
-    """Return how doubtful a table is with one width of its chip field; infinite if a row cannot have it."""
-    return sum(next((doubt(text) for own, text in options if own in (None, width)), math.inf) for options in readings)
+def _shapes(layout: TextLayout, rows: Sequence[Sequence[Reading]]) -> list[tuple[float, bool, int]]:
+    """Return the shapes that a layout can give to a table of these rows: (how doubtful it is, levels, chip width)."""
+    costs = []
+    for options in rows:
+        cost: dict[tuple[int | None, bool], int] = {}
+        for width, text in reversed(options):
+            cost[width, text.level is not None] = doubt(layout, text)
+        costs.append(cost)
+    seen = {fit for cost in costs for fit in cost}
+    widths = {width for width, _ in seen if width is not None} or {CHIP_WIDTH_MIN}
+    shapes = []
+    for levels in {levels for _, levels in seen} or {False}:
+        for width in widths:
+            fits = ((width, levels), (None, levels))
+            total = sum(min(cost.get(fit, math.inf) for fit in fits) for cost in costs)
+            if total < math.inf:
+                shapes.append((total, levels, width))
+    return shapes
 
 
 def _explains(layout: TextLayout, row: _Line) -> bool:
@@ -371,16 +403,16 @@ def _likeliest_layout(rows: Sequence[_Line]) -> TextLayout:
     return max(LAYOUTS, key=lambda layout: sum(_explains(layout, row) for row in rows))
 
 
-def _finish(row: _Line, layout: TextLayout | None, width: int) -> InterruptsRow:
+def _finish(row: _Line, layout: TextLayout | None, shape: _Shape) -> InterruptsRow:
     """Make the row of the table; without a layout that explains all rows, words count for more than columns."""
     if row.kind != "irq":
         return InterruptsRow(row.label, row.kind, row.counts, text=from_bytes(row.rest.strip()))
     if layout is not None:
-        irq = next(text for own, text in row.readings[layout.name] if own in (None, width))
+        irq = shape.pick(row.readings[layout.name])
     else:
-        strict = [text for readings in row.readings.values() for _, text in readings]
-        with_hwirq = (text for text in strict if text.hwirq is not None and doubt(text) < STRANGE)
-        irq = next(with_hwirq, None) or split_loose(row.rest) or strict[0]
+        strict = [(known, text) for known in LAYOUTS for _, text in row.readings[known.name]]
+        with_hwirq = (text for known, text in strict if text.hwirq is not None and doubt(known, text) < STRANGE)
+        irq = next(with_hwirq, None) or split_loose(row.rest) or strict[0][1]
     return InterruptsRow(row.label, row.kind, row.counts, irq)
 
 

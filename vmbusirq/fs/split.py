@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from vmbusirq.fs.rows import CHIP_WIDTH_MIN, FLOW_WIDTH, IrqText, irq_suffix
-from vmbusirq.generations import TextLayout
+from vmbusirq.generations import GENERATIONS, TextLayout
 
 __all__ = ["STRANGE", "Reading", "doubt", "from_bytes", "split_loose", "split_strict"]
 
@@ -21,9 +21,13 @@ Reading = tuple[int | None, IrqText]
 STRANGE: Final = 4
 """A reading as doubtful as this counts only for want of a better one."""
 
+_SHOW_NAMELESS: Final = frozenset(known.layout.name for known in GENERATIONS.values() if known.shows_nameless)
+"""Layouts with rows that have no action."""
+
 _HWIRQ = re.compile(rb"(?<= )\d+(?=$|-|  | Level   | Edge    )")
 _WORD_END = re.compile(rb"(?<=[^ ])(?= |$)")
 _FLOW = re.compile(rb"-([^ ]+)( *)")
+_FIELD_LIKE = re.compile(r"-|Level   |Edge    ")
 
 _GLUED = re.compile(rb"(\S+?)-(edge|fasteoi|level|percpu|simple)(?:\s+(\S.*))?$")
 _SPACED = re.compile(rb"(\S+(?: \S+)*?)\s+(\d+)(?:\s+(Level|Edge))?(?:\s*-(\S+))?(?:\s+(\S.*))?$")
@@ -50,18 +54,32 @@ def split_strict(layout: TextLayout, prec: int, rest: bytes) -> list[Reading]:
         for width, text in (*_with_hwirq(layout, prec, rest), *_without_domain(layout, prec, rest))
         if irq_suffix(layout, prec, width or CHIP_WIDTH_MIN, text) == rest
     ]
-    readings.sort(key=lambda reading: doubt(reading[1]))
+    if len(readings) > 1:
+        readings.sort(key=lambda reading: doubt(layout, reading[1]))
     return readings
 
 
-def doubt(text: IrqText) -> int:
+def doubt(layout: TextLayout, text: IrqText) -> int:
     """Return how doubtful a reading is; 0 is a row with hwirq and name.
 
-    IRQs without domain are fewer than those with one, nameless rows are gone since v6.12, and chips that print
-    themselves or actions whose names begin like a field are a last resort.
+    IRQs without domain are fewer than those with one, and nameless rows are gone since v6.12. Strange, and all the
+    stranger together, are chips that print themselves, actions whose names begin like the level or the flow name, and
+    names that are empty or whose blanks look like the edge of a field. Stranger than all of that is a nameless row in
+    a layout that has none.
     """
-    strange = text.chip_prints or (bool(text.actions) and text.actions[0].startswith((" ", "-")))
+    strange = 0
+    if text.chip_prints:
+        strange += 1
+    if text.actions:
+        strange += _FIELD_LIKE.match(text.actions[0]) is not None
+        strange += 2 * any(map(_is_odd, text.actions))
+    elif layout.name not in _SHOW_NAMELESS:
+        strange += 5
     return (text.hwirq is None) + 2 * (not text.actions) + STRANGE * strange
+
+
+def _is_odd(name: str) -> bool:
+    return not name or "  " in name or name[0] == " " or name[-1] == " "
 
 
 def _with_hwirq(layout: TextLayout, prec: int, rest: bytes) -> Iterator[Reading]:

@@ -156,14 +156,15 @@ class HostChannel:
         on_reply: Callable[[Packet], object] | None,
         *,
         flags: int = COMPLETION_REQUESTED,
-        type: int = DATA_INBAND,
+        packet_type: int = DATA_INBAND,
         ranges: bytes = b"",
     ) -> int:
         """Send a packet with a transaction id of its own and return the id.
 
         Args:
             payload: any bytes.
-            type, ranges: as in :class:`Packet`; in-band data unless given.
+            packet_type: in-band data unless given.
+            ranges: what stands before the payload, as in :class:`Packet`.
             on_reply: called with the guest's answer, once: the completion of that id or, with ``flags`` 0, the next
                 packet that carries it. Requests still unanswered when the channel closes are forgotten.
             flags: COMPLETION_REQUESTED or 0.
@@ -171,7 +172,7 @@ class HostChannel:
             IrqError: as :meth:`write`.
         """
         trans_id = self._next_trans_id
-        self.write(Packet(payload, type, flags, trans_id, ranges))
+        self.write(Packet(payload, packet_type, flags, trans_id, ranges))
         self._next_trans_id = trans_id + 1
         self._requests[trans_id] = (flags, on_reply)
         return trans_id

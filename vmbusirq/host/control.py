@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelControl"]
 
+_GUEST_CHOSEN: Final = range(0x1000, 1 << 22)
+"""Connection ids that a 6.0 guest may choose for its signals: below and above lie those of messages (vmbus.md 2.3)."""
 _IGNORED: Final = (ChannelState.REVOKED, ChannelState.REOFFERED)
 
 
@@ -130,6 +132,8 @@ class ChannelControl:
         own = signal_connection_id(channel.relid, self._connection.sint, self._connection.vtl)
         flag = channel.relid if message.event_flag is None else message.event_flag
         signal_id = message.connection_id or own
+        if signal_id not in _GUEST_CHOSEN:
+            raise IrqError(errno.EINVAL, f"connection id {signal_id:#x} is not for channels")
         return self._connection.sint, flag, signal_id
 
     # ---- close
@@ -153,10 +157,11 @@ class ChannelControl:
             self._connection.drop(message, f"channel {channel.relid} is not open as a reserved channel")
             return
         known = self._connection.is_connected
+        gpadls = self._connection.gpadls.of(channel)
         self._begin_close(channel, ChannelState.CLOSING if known else ChannelState.CLOSING_CLIENT_RELEASE)
         self._connection.send_to(CloseReservedResponse(message.child_relid), message.target_vp, message.target_sint)
         if not known:
-            for gpadl in self._connection.gpadls.of(channel):
+            for gpadl in gpadls:  # nobody is left to tear them down
                 self._connection.gpadl_control.release(gpadl)
 
     def _begin_close(self, channel: HostChannel, state: ChannelState) -> None:
@@ -189,9 +194,17 @@ class ChannelControl:
             channel.open_message = None
             if channel.device.vsp.closes_for_good:
                 self._bus.remove_device(channel.device)
+            elif not channel.sub_channel_index:
+                self._revoke_sub_channels(channel)
         elif channel.state is ChannelState.CLOSING_CLIENT_RELEASE:
             self._connection.forget(channel)
             self._connection.check_released()
+
+    def _revoke_sub_channels(self, primary: HostChannel) -> None:
+        """Sub-channels go with the close of their primary: who opens it again asks for them again (vmbus.md 7.4)."""
+        for channel in reversed(primary.device.all_channels):
+            if channel is not primary:
+                self.revoke(channel)
 
     # ---- the end of an offer
 

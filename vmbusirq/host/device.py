@@ -86,7 +86,8 @@ class HostDevice:
         """
         if index != len(self._sub_relids) + 1:
             raise IrqError(
-                errno.EINVAL, f"host: {self.name} has {len(self._sub_relids)} sub-channels: {index} is not the next (EINVAL)"
+                errno.EINVAL,
+                f"host: {self.name} has {len(self._sub_relids)} sub-channels: {index} is not the next (EINVAL)",
             )
         self.bus.keep_relid(self.connection, relid)
         self._sub_relids = (*self._sub_relids, relid)

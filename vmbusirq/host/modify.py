@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmbusirq.host.channel import ChannelState, HostChannel
 from vmbusirq.wire.protocol import (
@@ -17,19 +17,23 @@ from vmbusirq.wire.protocol import (
 if TYPE_CHECKING:
     from vmbusirq.host.connection import HostConnection
 
-__all__ = ["ModifyControl"]
+__all__ = ["IN_FLIGHT_MAX", "ModifyControl"]
+
+IN_FLIGHT_MAX: Final = 4096
+"""Late moves of one client at a time (ours): a guest that closes and opens again could begin any number."""
 
 
 class ModifyControl:
     """Carries MODIFYCHANNEL out, at once or late, always in order.
 
-    From 5.3 on the answer follows the move, so that nothing comes to the old VP after it; flags that are set there stay.
-    Before, nothing is ever answered.
+    From 5.3 on the answer follows the move, so that nothing comes to the old VP after it; flags that are set there
+    stay. Before, nothing is ever answered.
     """
 
     def __init__(self, connection: HostConnection) -> None:
         self._connection = connection
         self._bus = connection.bus
+        self._in_flight = 0
 
     def modify(self, message: ModifyChannel) -> None:
         """Take the message."""
@@ -44,6 +48,8 @@ class ModifyControl:
         if why:
             self._connection.drop(message, f"channel {channel.relid} cannot be moved: {why}")
             self._answer(channel.relid, STATUS_UNSUCCESSFUL)
+        elif not channel.modifying and self._in_flight >= IN_FLIGHT_MAX:
+            self._connection.drop(message, f"{IN_FLIGHT_MAX} are being carried out")
         elif not channel.modifying:
             self._begin(channel, message.target_vp)
         elif self._answers:
@@ -67,11 +73,13 @@ class ModifyControl:
 
     def _begin(self, channel: HostChannel, vp: int) -> None:
         channel.modifying = True
+        self._in_flight += 1
         time, opens = self._bus.options.modify_delay_ticks, channel.opens
         self._bus.later(time, lambda: self._finish(channel, channel.relid, opens, vp))
 
     def _finish(self, channel: HostChannel, relid: int, opens: int, vp: int) -> None:
         """The event port is moved; then the answer, then what came meanwhile."""
+        self._in_flight -= 1
         if channel.state is not ChannelState.OPEN or channel.opens != opens:
             if self._connection.channel(relid) is channel and channel.is_offered:
                 self._answer(relid, STATUS_UNSUCCESSFUL)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OLDEST", "HostBus"]
 
+REFUSALS_MAX: Final = 256
+"""Messages that may wait when another refusal is added (ours): those to a SINT that nobody reads wait for ever."""
 OLDEST: Final = Version.V2_4
 """Older clients want the shared interrupt page, which this host does not serve."""
 
@@ -72,6 +74,7 @@ class HostBus:
         self._fixed: dict[HostConnection, Counter[int]] = {}
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._due_made = 0
+        self._pumping = False
         self._port_channels: dict[int, tuple[HostChannel, int]] = {}
         self._signalled: dict[EventPort, None] = {}
         self._unfinished: dict[HostChannel, None] = {}
@@ -106,7 +109,10 @@ class HostBus:
 
     def refuse(self, message: InitiateContact, vp: int) -> None:
         """Answer that a version, or a SINT, is not supported: at the SINT that was named, if there can be one."""
-        self.post(encode(VersionResponse(0), None), vp, message.msg_sint)
+        if self.partition.messages_waiting >= REFUSALS_MAX:
+            self.complain("refusal lost: nobody reads those that wait")
+        else:
+            self.post(encode(VersionResponse(0), None), vp, message.msg_sint)
 
     def client_gone(self, connection: HostConnection) -> None:
         """UNLOAD, or a new contact: devices forget what was agreed on, and hv_sock connections end."""
@@ -168,7 +174,7 @@ class HostBus:
             if not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
-                raise IrqError(errno.EEXIST, f"host: relid {number} is kept for another channel (EEXIST)")
+                raise IrqError(errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)")
 
     def _check_new(self, client: HostConnection, instance: UUID, relids: list[int], monitor: int | None) -> None:
         self._check_relids(client, relids)
@@ -176,6 +182,12 @@ class HostBus:
             raise IrqError(errno.EINVAL, f"host: monitor id {monitor}: they are 0 to {MONITORS - 1} (EINVAL)")
         if self.find_instance(client, instance) is not None:
             raise IrqError(errno.EEXIST, f"host: instance {instance} is a device already (EEXIST); remove it first")
+
+    def _owner(self, client: HostConnection, relid: int) -> str:
+        """Return the name of the device that a relid is kept for."""
+        own = (device for device in self._devices if device.connection is client and relid in device.fixed_relids)
+        device = next(own, None)
+        return "another channel" if device is None else f"{device.vsp.class_name} {device.name}"
 
     def keep_relid(self, connection: HostConnection, relid: int | None) -> None:
         """Keep a relid for one more channel of a device; errors as :meth:`add_device`. None: nothing to keep."""
@@ -227,10 +239,11 @@ class HostBus:
         """Write patterned packets into a channel's in ring and signal by the ring's rule.
 
         Returns:
-            Packets written: fewer than asked for when the ring is full.
+            Packets written: fewer than asked for when the ring is full, none when the channel's worker has failed.
         Raises:
             IrqError: ENOENT no such open channel, EINVAL a negative number, EMSGSIZE a payload no packet can hold.
         """
+        self.pump()  # a host does what it was told before it does anything new
         return bulk.send(self._open_channel(relid), packets, payload)
 
     def signal(self, relid: int) -> bool:
@@ -238,6 +251,7 @@ class HostBus:
 
         ENXIO: the target's SynIC is off.
         """
+        self.pump()
         return bulk.signal(self._open_channel(relid))
 
     def drive(self, traffic: Sequence[Traffic], seed: int) -> int:
@@ -245,8 +259,9 @@ class HostBus:
 
         Raises:
             IrqError: ENOENT no such channel, EINVAL bad numbers, EAGAIN nobody reads a full ring, ENXIO a target is
-                off.
+                off, EIO a guest's ring is broken.
         """
+        self.pump()
         return bulk.drive(self.partition.core, [(item, self._open_channel(item.relid)) for item in traffic], seed)
 
     def _open_channel(self, relid: int) -> HostChannel:
@@ -282,9 +297,15 @@ class HostBus:
 
     def pump(self) -> bool:
         """Take the guest's messages in order, do what is due, serve signalled channels; True if there was anything."""
-        moved = self._router.receive()
-        moved |= self._run_due()
-        return self._serve() or moved
+        if self._pumping:
+            return False  # a VSP's own call came back here
+        self._pumping = True
+        try:
+            moved = self._router.receive()
+            moved |= self._run_due()
+            return self._serve() or moved
+        finally:
+            self._pumping = False
 
     def later(self, ticks: int, work: Callable[[], None]) -> None:
         """Do something in :meth:`pump` when so many ticks have passed, at once for 0; what is due together in order."""

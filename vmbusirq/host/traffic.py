@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from vmbusirq._ffi import ffi, lib
@@ -35,7 +36,14 @@ def send(channel: HostChannel, packets: int, payload: int) -> int:
         f"host: cannot send {payload}-byte packets on channel {channel.relid}: "
         f"one holds {lib.VI_RING_PAYLOAD_MAX} at most"
     )
-    return check(lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF)), what)
+    if channel.failure:
+        return 0
+    with _asking([channel]):
+        result = lib.vi_vsp_send(channel.handle, packets, min(payload, 0xFFFF_FFFF))
+    if result == -errno.EIO:  # the guest's doing, so not the caller's error
+        channel.fail("in ring: the guest's index is impossible")
+        return 0
+    return check(result, what)
 
 
 def signal(channel: HostChannel) -> bool:
@@ -51,16 +59,23 @@ def drive(core: Core, lines: Sequence[tuple[Traffic, HostChannel]], seed: int) -
         entry.vsp = channel.handle
         _check(item)
         entry.interrupts, entry.packets, entry.payload = item.interrupts, item.packets, item.payload
-    asking = [channel for _, channel in lines if channel.device.vsp.bulk_template]
+    with _asking([channel for _, channel in lines]):
+        result = int(lib.vi_drive(core.handle, entries, len(lines), seed & 0xFFFF_FFFF_FFFF_FFFF))
+    why = _WHY_NOT_DRIVEN.get(-result, "")
+    return check(result, f"host: cannot drive channels {', '.join(str(item.relid) for item, _ in lines)}: {why}")
+
+
+@contextmanager
+def _asking(channels: Sequence[HostChannel]) -> Iterator[None]:
+    """Let the packets of devices that have a template be requests, for a while."""
+    asking = [channel for channel in channels if channel.device.vsp.bulk_template]
     for channel in asking:
         set_template(channel, channel.device.vsp.bulk_template)
     try:
-        result = int(lib.vi_drive(core.handle, entries, len(lines), seed & 0xFFFF_FFFF_FFFF_FFFF))
+        yield
     finally:
         for channel in asking:
             set_template(channel, b"")
-    why = _WHY_NOT_DRIVEN.get(-result, "")
-    return check(result, f"host: cannot drive channels {', '.join(str(item.relid) for item, _ in lines)}: {why}")
 
 
 def set_template(channel: HostChannel, template: bytes) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import IrqCore
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Context as StepContext
@@ -30,7 +30,7 @@ from vmbusirq.vmbus.control import Control, Request
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
-from vmbusirq.vmbus.drivers.base import Pages
+from vmbusirq.vmbus.monitor import Monitors
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
 from vmbusirq.vmbus.retarget import Retarget
@@ -78,6 +78,7 @@ class VmbusConnection:
         channels: offered channels by relid.
         work: the work queues.
         retarget: which CPU channels interrupt.
+        monitors: the monitor pages.
         manager: channels from offer to removal.
     """
 
@@ -102,12 +103,13 @@ class VmbusConnection:
         self._ctx: Final = Context(core, irq, hv, self.control, design, options)
         self._nodes = tuple(nodes)
         self._pages: dict[str, GuestPages] = {}
+        self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
-        self.devices: Final = Devices(irq.log)
         self._opener: Final = Opener(self._ctx)
+        self.devices: Final = Devices(irq.log, self._opener.abandon)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
@@ -225,9 +227,13 @@ class VmbusConnection:
         if self.options.isolation:
             tried = [version for version in tried if version >= _ISOLATION_MIN]
         for version in tried:
-            with suppress(IrqError):
+            try:
                 if (yield from self._negotiate(version)):
                     break
+            except Hung:
+                raise
+            except IrqError:
+                continue
         else:
             self._free_pages()
             spoken = ", ".join(str(version) for version in tried) or "none"
@@ -309,7 +315,7 @@ class VmbusConnection:
         subs = channel.device.sub_channels if channel.device is not None and channel.primary is None else []
         yield from self._opener.close(channel, subs, self.manager.process_removal)
 
-    def establish_gpadl_steps(self, channel: Channel, pages: Pages) -> Steps[int]:
+    def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
         """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
         return (yield from self._opener.establish_gpadl(channel, pages.pfns))
 
@@ -378,7 +384,13 @@ class VmbusConnection:
         """Let a driver serve one more class. EEXIST: it does."""
         self._run(self.devices.new_id(self.devices.driver(driver), class_id))
 
+    def remove_id(self, driver: str, class_id: UUID) -> None:
+        """Take a class of :meth:`new_id` back; what is bound stays bound. ENODEV: it was not added."""
+        self._irq.check_owner()
+        self.devices.remove_id(self.devices.drivers[driver], class_id)
+
     def _run(self, steps: Steps[T]) -> T:
+        self._irq.check_owner()
         return run(steps, self._hv.idle)
 
     # ---- leaving
@@ -482,18 +494,25 @@ class VmbusConnection:
         if not self.control.connected:
             raise IrqError(errno.EINVAL, "vmbus: cannot suspend: it is not connected (EINVAL)")
         self._refuse_open_by_hand()
+        # dpm_prepare: wait_for_device_probe(), device_block_probing()
+        yield from self.wait("suspend: wait for the probes", lambda: self.work.bus_idle and self.work.system.idle)
+        self.devices.probing_blocked = True
         suspended: list[HvDevice] = []
         try:
             for device in tuple(self.devices.values()):
-                if device.driver is not None and device.primary.state is ChannelState.OPENED:
-                    suspended.append(device)
-                    yield from device.driver.suspend(device)
+                suspended.append(device)
+                yield from self.devices.under_lock(device, self._suspend_device(device))
             yield from self._suspend_bus()
         except IrqError:
             for device in reversed(suspended):
-                yield from self._resume_device(device)
+                yield from self.devices.under_lock(device, self._resume_device(device))
+            yield from self.devices.allow_probing()
             raise
         yield from self.unload_steps()
+
+    def _suspend_device(self, device: HvDevice) -> Steps[None]:
+        if device.driver is not None and device.primary.state is ChannelState.OPENED:
+            yield from device.driver.suspend(device)
 
     def _refuse_open_by_hand(self) -> None:
         for device in self.devices.values():
@@ -551,7 +570,8 @@ class VmbusConnection:
         if not (yield from self.wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
             self.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
         for device in tuple(self.devices.values()):
-            yield from self._resume_device(device)
+            yield from self.devices.under_lock(device, self._resume_device(device))
+        yield from self.devices.allow_probing()
 
     def _resume_device(self, device: HvDevice) -> Steps[None]:
         """Let a driver open its device again; what it fails with is logged, as the PM core does."""

@@ -28,6 +28,7 @@ class GuestOptions:
         page_bytes: 4096; on arm64 also 16384 and 65536.
         isolated: CPUs under isolcpus=managed_irq, which init_vp_index and irq_set_affinity keep away from.
         isolation: the guest is a confidential VM, which takes offers of few classes only.
+        hibernation: the hypervisor says that the machine may hibernate.
         max_version: newest protocol version to try (hv_vmbus.max_version), 0x50003 for 5.3.
         scsi_hosts: SCSI host number of a device, by the text of its instance GUID; the others get the lowest free one.
         probe_order: instances in the order in which their probes run, others after them in the order of their offers.
@@ -37,6 +38,7 @@ class GuestOptions:
     page_bytes: int = HV_PAGE
     isolated: int = 0
     isolation: bool = False
+    hibernation: bool = False
     max_version: int = 0x50003
     scsi_hosts: dict[str, int] = field(default_factory=dict)
     probe_order: tuple[str, ...] = ()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.log import Log
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel
@@ -21,14 +21,22 @@ __all__ = ["Devices"]
 class Devices(Mapping[UUID, HvDevice]):
     """Devices by instance GUID, in the order in which they came; only registered ones are seen.
 
+    Args:
+        log: the guest's.
+        abandon: closes a channel whose probe was given up, without the host.
+
     Attributes:
         drivers: by name.
+        probing_blocked: a suspend is on its way: devices that come are shown, and probed after it.
         dynamic_ids: classes that were added to a driver through new_id, in order.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, abandon: Callable[[Channel], object]) -> None:
         self._log = log
+        self._abandon = abandon
         self._devices: dict[UUID, HvDevice] = {}
+        self._deferred: list[HvDevice] = []
+        self.probing_blocked = False
         self.drivers: Final[dict[str, Driver]] = {}
         self.dynamic_ids: Final[dict[str, list[UUID]]] = {}
 
@@ -39,10 +47,14 @@ class Devices(Mapping[UUID, HvDevice]):
         return device
 
     def __iter__(self) -> Iterator[UUID]:
-        return iter([instance for instance, device in self._devices.items() if device.registered])
+        return iter([device.instance for device in self.snapshot()])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def snapshot(self) -> tuple[HvDevice, ...]:
+        """Return the registered devices as of now; any thread may ask."""
+        return tuple(device for device in tuple(self._devices.values()) if device.registered)
 
     # ---- channels
 
@@ -85,30 +97,67 @@ class Devices(Mapping[UUID, HvDevice]):
     def add(self, device: HvDevice) -> Steps[None]:
         """Show a device and let the driver that matches probe it (vmbus_device_register)."""
         device.registered = True
+        if self.probing_blocked:
+            self._deferred.append(device)
+        else:
+            yield from self._attach(device)
+
+    def allow_probing(self) -> Steps[None]:
+        """Probe what came while probing was blocked (device_unblock_probing, drivers/base/dd.c)."""
+        self.probing_blocked = False
+        deferred, self._deferred = self._deferred, []
+        for device in deferred:
+            if device.registered and device.driver is None and device.primary.mapped:
+                yield from self._attach(device)
+
+    def _attach(self, device: HvDevice) -> Steps[None]:
         driver = next((driver for driver in self.drivers.values() if self.matches(driver, device)), None)
         if driver is not None:
             with suppress(IrqError):  # the device stays, without a driver
-                yield from self._probe(driver, device)
+                yield from self.under_lock(device, self._probe(driver, device))
 
     def unregister(self, device: HvDevice) -> Steps[None]:
         """Let its driver go and hide it (vmbus_device_unregister)."""
+        yield from self.under_lock(device, self._unregister(device))
+
+    def _unregister(self, device: HvDevice) -> Steps[None]:
         if device.driver is not None:
-            yield from self.unbind(device)
+            yield from self._unbind(device)
         device.registered = False
+
+    def under_lock(self, device: HvDevice, steps: Steps[None]) -> Steps[None]:
+        """Yield the steps of an operation when no other of the same device is under way (device_lock)."""
+        while device.locked:
+            yield Step(f"device {device.guid}: wait for its lock", ready=lambda: not device.locked)
+        device.locked = True
+        try:
+            yield from steps
+        finally:
+            device.locked = False
 
     def add_sub_channel(self, channel: Channel) -> Steps[None]:
         """Hand a sub-channel to the driver of its device, if there is one (sc_creation_callback)."""
         device = channel.device
-        if device is not None and device.driver is not None:
+        if device is None:
+            return
+        if any(other is not channel and other.dir_name == channel.dir_name for other in device.channels):
+            raise IrqError(
+                errno.EEXIST,
+                f"channel {channel.relid}: device {device.guid} has a directory channels/{channel.dir_name} (EEXIST)",
+            )
+        if device.driver is not None:
             yield from device.driver.sub_channel(channel)
 
     # ---- drivers
 
     def matches(self, driver: Driver, device: HvDevice) -> bool:
-        """Return whether a driver may serve a device (hv_vmbus_get_id).
+        """Return whether a driver may serve a device (vmbus_match, hv_vmbus_get_id).
 
-        An override names the one that may; classes of new_id count as the driver's own.
+        Sockets are the hv_sock driver's, whatever else is said. An override names the one that may; classes of new_id
+        count as the driver's own.
         """
+        if device.primary.is_hv_sock:
+            return driver.name == device.device_class.driver
         if device.driver_override is not None:
             return device.driver_override == driver.name.encode()
         return device.class_id in self.dynamic_ids.get(driver.name, ()) or device.device_class.driver == driver.name
@@ -126,6 +175,9 @@ class Devices(Mapping[UUID, HvDevice]):
         Raises:
             IrqError: ENODEV they do not match, EBUSY it is bound, else what the probe fails with.
         """
+        yield from self.under_lock(device, self._bind(driver, device))
+
+    def _bind(self, driver: Driver, device: HvDevice) -> Steps[None]:
         if not self.matches(driver, device):
             raise IrqError(errno.ENODEV, f"device {device.guid}: {driver.name} does not serve its class (ENODEV)")
         if device.driver is not None:
@@ -142,6 +194,9 @@ class Devices(Mapping[UUID, HvDevice]):
         except BaseException as error:
             device.driver = None
             device.driver_data = None
+            if isinstance(error, Hung):
+                for channel in device.channels:
+                    self._abandon(channel)
             if isinstance(error, IrqError):
                 number = -(error.errno or errno.EIO)
                 self._log.err(f"vmbus {device.guid}: probe failed for device {device.guid} ({number}): {error}")
@@ -152,6 +207,9 @@ class Devices(Mapping[UUID, HvDevice]):
 
         What its remove() fails with is logged; the driver is gone all the same (vmbus_remove).
         """
+        yield from self.under_lock(device, self._unbind(device))
+
+    def _unbind(self, device: HvDevice) -> Steps[None]:
         driver = device.driver
         if driver is None:
             raise IrqError(errno.ENODEV, f"device {device.guid}: no driver is bound to it (ENODEV)")
@@ -176,7 +234,7 @@ class Devices(Mapping[UUID, HvDevice]):
         for device in tuple(self.values()):
             if device.driver is None and self.matches(driver, device):
                 try:
-                    yield from self._probe(driver, device)
+                    yield from self.under_lock(device, self._probe(driver, device))
                 except IrqError:
                     continue
 

@@ -112,6 +112,15 @@ class RingPair:
         return len(self._pages.pfns)
 
     @property
+    def size(self) -> int:
+        """Bytes of the allocation: both rings, with the gaps of large guest pages."""
+        return len(self._pages.pfns) * HV_PAGE
+
+    def dump(self) -> bytes:
+        """Return the whole allocation as it stands, the out ring first."""
+        return self._pages.read(0, self.size)
+
+    @property
     def structs(self) -> tuple[Any, Any]:
         """The in ring and the out ring, for C."""
         return self.ring_in.struct, self.ring_out.struct

@@ -34,7 +34,9 @@ class WorkQueue:
 
     def queue(self, label: str, steps: Steps[None], rank: int = 0) -> None:
         """Add an item; among those that wait a lower rank goes first."""
-        place = next((i for i, (other, _, _) in enumerate(self._waiting) if other > rank), len(self._waiting))
+        place = len(self._waiting)
+        while place and self._waiting[place - 1][0] > rank:
+            place -= 1
         self._waiting.insert(place, (rank, label, steps))
 
     @property

@@ -178,6 +178,6 @@ class NetvscVsp(Vsp):
             free.append(section)
 
         payload = nvsp.nvsp_bytes(nvsp.RndisPacket(0))
-        trans_id = channel.request(payload, returned, type=DATA_USING_XFER_PAGES, ranges=ranges)
+        trans_id = channel.request(payload, returned, packet_type=DATA_USING_XFER_PAGES, ranges=ranges)
         self.delivered += 1
         return trans_id

@@ -7,7 +7,7 @@ in softirq context and must not wait: it keeps the packet, and the operation tha
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vmbusirq.errors import IrqError
@@ -21,25 +21,11 @@ if TYPE_CHECKING:
     from vmbusirq.vmbus.channel import Channel
     from vmbusirq.vmbus.context import GuestOptions
     from vmbusirq.vmbus.device import HvDevice
+    from vmbusirq.vmbus.pages import GuestPages
 
-__all__ = ["Attention", "Bus", "Driver", "Exchange", "Pages", "close_after_error"]
+__all__ = ["Attention", "Bus", "Driver", "Exchange", "close_after_error"]
 
 TICKS_PER_S: Final = 10_000_000
-
-
-class Pages(Protocol):
-    """Guest memory to share, see :class:`vmbusirq.vmbus.pages.GuestPages`."""
-
-    pfns: Sequence[int]
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return bytes of it."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Overwrite bytes of it."""
-
-    def free(self) -> None:
-        """Give it back."""
 
 
 class Bus(Protocol):
@@ -69,13 +55,13 @@ class Bus(Protocol):
     def close_steps(self, channel: Channel) -> Steps[None]:
         """Close a primary channel and its sub-channels."""
 
-    def establish_gpadl_steps(self, channel: Channel, pages: Pages) -> Steps[int]:
+    def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
         """Share memory; the result is its handle."""
 
     def teardown_gpadl_steps(self, channel: Channel, handle: int) -> Steps[None]:
         """Take memory back."""
 
-    def alloc_pages(self, pages: int) -> Pages:
+    def alloc_pages(self, pages: int) -> GuestPages:
         """Return memory that can be shared."""
 
     def wait(self, point: str, ready: Callable[[], bool], timeout_ticks: int | None = None) -> Steps[bool]:

@@ -67,7 +67,7 @@ class DeviceClass:
     ring_raw: bool = False
 
     def ring_size(self, page_bytes: int = PAGE) -> int:
-        """Return the bytes of each ring on a guest with pages of ``page_bytes``: whole pages, one for the control page."""
+        """Return the bytes of each ring on a guest with pages of ``page_bytes``: one is for the control page."""
         if self.ring_raw:
             return max(-(-self.ring_bytes // page_bytes), 2) * page_bytes
         stolen = self.ring_bytes >= 8 * PAGE

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmbusirq.errors import IrqError
 from vmbusirq.steps import Steps
-from vmbusirq.vmbus.drivers.base import Bus, Driver, Exchange, Pages, close_after_error
+from vmbusirq.vmbus.drivers.base import Bus, Driver, Exchange, close_after_error
 from vmbusirq.vmbus.requestor import RQST_ERROR, RQST_ID_NO_RESPONSE, Requestor
 from vmbusirq.wire import nvsp
 from vmbusirq.wire.packet import COMPLETION, COMPLETION_REQUESTED, DATA_USING_XFER_PAGES, Packet
@@ -24,6 +24,7 @@ from vmbusirq.wire.record import PayloadError
 if TYPE_CHECKING:
     from vmbusirq.vmbus.channel import Channel
     from vmbusirq.vmbus.device import HvDevice
+    from vmbusirq.vmbus.pages import GuestPages
 
 __all__ = ["NetDevice", "NetvscDriver", "buffer_pages"]
 
@@ -53,7 +54,7 @@ def buffer_pages(sections: int, section_bytes: int) -> int:
 class Buffer:
     """Guest memory that the host uses: its pages, and the GPADL they are shared by (0: not shared)."""
 
-    def __init__(self, name: str, pages: Pages) -> None:
+    def __init__(self, name: str, pages: GuestPages) -> None:
         self.name: Final = name
         self.pages: Final = pages
         self.size: Final = len(pages.pfns) * PAGE
@@ -88,6 +89,9 @@ class NetDevice:
         self.section_bytes = self.section_count = self.send_section_bytes = 0
         self.num_chn = 1
         self.sent = self.completed = self.received = self.bytes = self.dropped = 0
+        self.free_sections: Final[list[int]] = []
+        self.in_flight: Final[dict[int, int]] = {}
+        """Section of the send buffer by what the requestor keeps for its frame."""
         self.next_frame = FIRST_FRAME
 
 
@@ -228,6 +232,7 @@ class NetvscDriver(Driver):
         if answer.section_size < SECTION_BYTES_MIN:
             raise self._refused(net, f"invalid send_section_size {answer.section_size}")
         net.send_section_bytes = answer.section_size
+        net.free_sections[:] = range(min(SEND_SECTIONS, buffer.size // answer.section_size))
 
     @staticmethod
     def _refused(net: NetDevice, why: str) -> IrqError:
@@ -299,7 +304,7 @@ class NetvscDriver(Driver):
             frame: opaque bytes, at most one section.
             queue: which channel, modulo how many there are.
         Raises:
-            IrqError: ENODEV not in service, EMSGSIZE longer than a section, EAGAIN ring full or no id left.
+            IrqError: ENODEV not in service, EMSGSIZE longer than a section, EAGAIN ring full, no id or section left.
         """
         net = self.devices.get(device)
         if net is None or not net.opened or net.send is None:
@@ -308,12 +313,15 @@ class NetvscDriver(Driver):
             raise IrqError(
                 errno.EMSGSIZE, f"a frame of {len(frame)} bytes: a section has {net.send_section_bytes} (EMSGSIZE)"
             )
-        sections = min(SEND_SECTIONS, net.send.size // net.send_section_bytes)
-        section = net.next_frame % sections
+        if not net.free_sections:
+            raise IrqError(errno.EAGAIN, f"device {device.guid}: every send section is out (EAGAIN); try again later")
+        section, address = net.free_sections[0], net.next_frame
         net.send.pages.write(section * net.send_section_bytes, frame)
         channels = (net.primary, *net.subs)
         payload = nvsp.nvsp_bytes(nvsp.RndisPacket(0, section, len(frame)))
-        channels[queue % len(channels)].send(payload, flags=COMPLETION_REQUESTED, trans_id=net.next_frame)
+        channels[queue % len(channels)].send(payload, flags=COMPLETION_REQUESTED, trans_id=address)
+        net.free_sections.pop(0)
+        net.in_flight[address] = section
         net.next_frame += 1
         net.sent += 1
 
@@ -340,6 +348,7 @@ class NetvscDriver(Driver):
         if address == INIT_REQUEST:
             return "" if net.exchange.complete(packet.payload) else "completion that nobody waits for"
         net.completed += 1
+        net.free_sections.append(net.in_flight.pop(address))
         try:
             answer = nvsp.nvsp_message(packet.payload, completion=True) if packet.payload else None
         except PayloadError as error:

@@ -6,6 +6,7 @@ key-value pairs and snapshots are opaque and sent back as they came.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -114,7 +115,14 @@ class UtilDriver(Driver):
         self._by_channel: Final[dict[Channel, UtilService]] = {}
 
     def probe(self, device: HvDevice) -> Steps[None]:
-        """Open the channel; the host begins to talk."""
+        """Open the channel; the host begins to talk.
+
+        Raises:
+            IrqError: ENODEV for a class that is no service, forced on the driver; else as opening.
+        """
+        if device.device_class.name not in KINDS:
+            what = device.device_class.name or "unknown"
+            raise IrqError(errno.ENODEV, f"hv_utils: device {device.guid}: class {what} is no service (ENODEV)")
         service = UtilService(device.device_class.name, device.primary)
         self._by_channel[device.primary] = service
         try:
