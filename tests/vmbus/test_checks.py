@@ -69,7 +69,7 @@ def test_check_07_a_closed_channel_under_strict_rfc_counts_on_its_irq_only(engin
 
 
 def test_check_10_and_11_the_cpu_file(engine: str) -> None:
-    """ "3abc" is 3; "-1" EIO; "4096" EINVAL; protocol 4.0 EIO."""
+    """The text "3abc" is 3; "-1" EIO; "4096" EINVAL; protocol 4.0 EIO."""
     guest = Guest(engine=engine)
     channel = guest.opened("heartbeat")
     assert 4 == guest.vmbus.target_cpu_store(channel, b"3abc")

@@ -135,7 +135,8 @@ def corrupt(draw: random.Random, guest: Guest, relid: int) -> None:
 def test_no_contents_of_a_ring_harm(engine: str, name: str, seed: int) -> None:
     """Indices out of range or misaligned, lengths past the ring, types that are none (vmbus.md 1.15, trap 27).
 
-    A write index outside the in ring, or between its units of 8, may never be reached: settling gives up with ELOOP (test_channel_modes.py).
+    A write index outside the in ring, or between its units of 8, may never be reached: settling gives up with ELOOP
+    (test_channel_modes.py).
     """
     draw = random.Random(f"{seed}/{engine}/{name}")
     guest = boot(engine, "rfc")
