@@ -85,7 +85,8 @@ def main() -> None:
     partition.settle()
     print("guest:", *host.heard)
     channel = guest.channels[RELID]
-    assert channel.device is not None and channel.device.driver is not None
+    assert channel.device is not None
+    assert channel.device.driver is not None
     print(f"relid {RELID} is irq {channel.irq}, {channel.device.driver.name} has it")
 
     if RingWriter(host.inward).write(Packet(b"a key!!!", flags=COMPLETION_REQUESTED, trans_id=1)):
