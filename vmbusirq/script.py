@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from uuid import UUID
 
+from vmbusirq.core import TICKS_PER_S
 from vmbusirq.cpumask import bitmap_parselist
 from vmbusirq.designs import Design
 from vmbusirq.errors import IrqError, MachineBug
@@ -29,6 +30,7 @@ from vmbusirq.wire.protocol import vsock_service_id
 __all__ = ["Happened", "Progress", "Script", "Stage"]
 
 Progress = Callable[[int, int, str], None]
+_PROBES_TICKS: Final = 10 * TICKS_PER_S
 _SHARE_WORK: Final = 1_000_000  # packets of half a KiB, about: a fraction of a second
 
 
@@ -155,7 +157,7 @@ class Script:
 
         Called again, the same traffic comes once more on the channels that are there; events happen once.
         """
-        scenario, clock = self._stage.scenario, self._stage.partition.clock
+        scenario = self._stage.scenario
         if self._driven:
             scenario = replace(scenario, devices=self._as_they_are(), events=())
             self._earlier = {
@@ -163,19 +165,36 @@ class Script:
             }
         total = sum(spec.interrupts for spec in scenario.channels)
         done = 0
+        self._let_probes_end()
         for segment in plan(scenario):
             for share, parts in self._shares(scenario, segment.due):
                 if progress is not None:
                     progress(done, total, "traffic")
-                clock.advance_to(max(clock.now, segment.start + (segment.end - segment.start) * parts[0] // parts[1]))
-                self._stage.settle()
+                self._go_to(segment.start + (segment.end - segment.start) * parts[0] // parts[1])
                 self._stage.host.drive(share, self._stage.seed + self._driven)
                 self._driven += 1
                 done += sum(item.interrupts for item in share)
-            clock.advance_to(max(clock.now, segment.end))
-            self._stage.settle()
+            self._go_to(segment.end)
             if segment.event is not None:
                 self._happen(segment.event)
+
+    def _go_to(self, tick: int) -> None:
+        """Let time pass, and each thing that is due happen at its own."""
+        clock = self._stage.partition.clock
+        self._stage.settle()
+        while clock.next_due is not None and clock.next_due <= tick:
+            clock.advance_to_next()
+            self._stage.settle()
+        clock.advance_to(max(clock.now, tick))
+        self._stage.settle()
+
+    def _let_probes_end(self) -> None:
+        """Give the guest the time that it waits for slow answers: a monitored channel is looked at now and then."""
+        clock, work = self._stage.partition.clock, self._stage.vmbus.work
+        limit = clock.now + _PROBES_TICKS
+        while not (work.bus_idle and work.system.idle) and clock.next_due is not None and clock.next_due <= limit:
+            clock.advance_to_next()
+            self._stage.settle()
 
     def _as_they_are(self) -> tuple[DeviceSpec, ...]:
         present = self._present()
@@ -210,6 +229,7 @@ class Script:
         try:
             ok, result = handler(event)
             self._stage.settle()
+            self._let_probes_end()
         except MachineBug:
             raise
         except IrqError as error:  # the guest lives on, as a kernel would; the report says what went wrong

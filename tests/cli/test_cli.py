@@ -41,6 +41,48 @@ def test_run_json_marks_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert 22095 == rows["28"]["counts"][0]
 
 
+def test_run_json_tells_version_messages_and_events(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the two ends agreed on, said to each other, and what happened meanwhile."""
+    assert 0 == main(["run", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert ("5.2", False, [], {}) == tuple(out[key] for key in ("vmbus_version", "strict_rfc", "events", "undelivered"))
+    assert {
+        "VERSION_RESPONSE": 2,
+        "OFFERCHANNEL": 24,
+        "ALLOFFERS_DELIVERED": 1,
+        "GPADL_CREATED": 23,
+        "OPENCHANNEL_RESULT": 21,
+    } == out["messages"]
+
+    assert 0 == main(["run", "-s", "hvsock", "--strict-rfc", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert out["strict_rfc"]
+    assert {
+        "at_s": 31.0,
+        "action": "connect",
+        "what": "nobody",
+        "over_s": 31.0,
+        "ok": True,
+        "result": "refused",
+    } == out["events"][2]
+
+
+def test_run_says_what_went_wrong_in_a_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file goes to standard output, complaints to standard error; a scenario that goes wrong is no failure."""
+    path = tmp_path / "wrong.toml"
+    path.write_text(
+        'duration_s = 99\n[cpus]\npossible = 2\n[host]\ngpadl_quota_mb = 0\n[[device]]\nname = "d"\nclass = "ide"\n'
+        '[[channel]]\ndevice = "d"\nrelid = 5\ninterrupts = 9\n[[event]]\nat_s = 50\naction = "affinity"\n'
+        'relid = 5\ncpus = "1"\n'
+    )
+    assert 0 == main(["run", "-s", str(path)])
+    told = capsys.readouterr()
+
+    assert "CPU0" in told.out
+    assert "relid 5: 9 interrupts did not come: the channel is not open; see dmesg" in told.err
+    assert "50 s: affinity d/0: " in told.err
+
+
 def test_run_table_shows_names_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     """The heat table for people."""
     assert 0 == main(["run", "--format", "table"])

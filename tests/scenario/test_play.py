@@ -319,3 +319,64 @@ def test_events_that_undo_themselves_leave_nothing_behind(events: str, change: b
         assert {} == machine.script.undelivered
         for spec in machine.scenario.channels:
             assert spec.interrupts == machine.script.interrupts(spec.device, spec.sub)
+
+
+# ---- hosts and guests that differ
+
+
+@pytest.mark.parametrize("kib", [4, 16, 64])
+def test_arm64_guests_with_large_pages_run_the_same_scenario(kib: int) -> None:
+    """vmbus.md 1.1: the ring's header takes a whole page of the guest; counts do not depend on it."""
+    text = f'arch = "arm64"\n[platform]\npage_kib = {kib}\n' + BASE.format(present="true", nic=1000, nic_sub=800)
+    text = text.replace("duration_s = 100\n", "").replace("[platform]", "duration_s = 100\n[platform]")
+    with ledger() as books:
+        machine = Machine.load(parse_scenario(text, "large pages"))
+        machine.run()
+
+        assert kib << 10 == machine.vmbus.options.page_bytes
+        assert {} == machine.script.undelivered
+        assert books.sent() == books.read(machine)
+
+
+def test_a_monitored_device_signals_through_its_monitor_page() -> None:
+    """vmbus.md 2.5: the offer carries the id; what the guest sends is found by the hypervisor looking at the page."""
+    text = BASE.format(present="true", nic=1000, nic_sub=800).replace('class = "scsi"', 'class = "scsi"\nmonitored = 7')
+    machine = Machine.load(parse_scenario(text, "monitored"))
+    machine.run()
+    offer = machine.vmbus.channels[2].offer
+
+    assert (7, True) == (offer.monitorid, offer.is_monitored)
+    assert not machine.vmbus.channels[3].offer.is_monitored
+    assert {} == machine.script.undelivered
+
+
+def test_a_host_that_throttles_has_the_scenarios_figures() -> None:
+    """Microseconds become ticks of 100 ns."""
+    host = "throttle_after = 9\nthrottle_window_us = 3\nthrottle_us = 5\ngpadl_quota_mb = 64\nmodify_delay_us = 7"
+    options = machine_of("", host=host).host.options
+
+    assert (9, 30, 50) == (options.throttle_after, options.throttle_window_ticks, options.throttle_ticks)
+    assert (64 << 20, 70) == (options.gpadl_quota_bytes, options.modify_delay_ticks)
+
+
+def test_a_device_can_come_with_the_relid_that_another_has_got_meanwhile() -> None:
+    """After a renumbering the relids in use are the same ones; a device that was away keeps its own."""
+    events = event(10, "hot-add", device="nic") + event(20, "suspend") + event(30, "resume")
+    events += event(40, "rescind", device="nic") + event(50, "hot-add", device="nic")
+    machine = machine_of(events, host="relids_change_on_resume = true")
+    machine.run()
+
+    assert all(happened.ok for happened in machine.script.happened)
+    assert set(range(1, 8)) == set(machine.vmbus.channels)
+    assert {} == machine.script.undelivered
+
+
+def test_progress_counts_interrupts() -> None:
+    """What a progress bar hears: never more than there are in all."""
+    heard: list[tuple[int, int, str]] = []
+    machine = machine_of(event(50, "hot-add", device="nic"))
+    machine.run(lambda done, total, what: heard.append((done, total, what)))
+
+    assert heard[0] == (0, 6000, "traffic")
+    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
+    assert all(done < total for done, total, _ in heard)

@@ -175,6 +175,8 @@ class ScriptedHost:
                 self.gpadls[message.gpadl] = GpadlAssembly(message)
                 self._created(message.gpadl, status)
             case GpadlBody():
+                if message.gpadl not in self.gpadls:
+                    return
                 self.gpadls[message.gpadl].add(message)
                 self._created(message.gpadl, self.status.get(GpadlHeader, STATUS_SUCCESS))
             case GpadlTeardown():

@@ -16,7 +16,7 @@ from uuid import UUID
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import IrqCore
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Context as StepContext
@@ -121,6 +121,7 @@ class VmbusConnection:
         irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
         irq.idle = hv.idle
+        core.before_end.append(self.work.close)
         if ppi_irq:
             request_ppi(core, irq, design, ppi_irq)
         if design.message_irq:
@@ -226,9 +227,13 @@ class VmbusConnection:
         if self.options.isolation:
             tried = [version for version in tried if version >= _ISOLATION_MIN]
         for version in tried:
-            with suppress(IrqError):
+            try:
                 if (yield from self._negotiate(version)):
                     break
+            except Hung:
+                raise
+            except IrqError:
+                continue
         else:
             self._free_pages()
             spoken = ", ".join(str(version) for version in tried) or "none"
@@ -489,18 +494,25 @@ class VmbusConnection:
         if not self.control.connected:
             raise IrqError(errno.EINVAL, "vmbus: cannot suspend: it is not connected (EINVAL)")
         self._refuse_open_by_hand()
+        # dpm_prepare: wait_for_device_probe(), device_block_probing()
+        yield from self.wait("suspend: wait for the probes", lambda: self.work.bus_idle and self.work.system.idle)
+        self.devices.probing_blocked = True
         suspended: list[HvDevice] = []
         try:
             for device in tuple(self.devices.values()):
-                if device.driver is not None:
-                    suspended.append(device)
-                    yield from device.driver.suspend(device)
+                suspended.append(device)
+                yield from self.devices.under_lock(device, self._suspend_device(device))
             yield from self._suspend_bus()
         except IrqError:
             for device in reversed(suspended):
-                yield from self._resume_device(device)
+                yield from self.devices.under_lock(device, self._resume_device(device))
+            yield from self.devices.allow_probing()
             raise
         yield from self.unload_steps()
+
+    def _suspend_device(self, device: HvDevice) -> Steps[None]:
+        if device.driver is not None and device.primary.state is ChannelState.OPENED:
+            yield from device.driver.suspend(device)
 
     def _refuse_open_by_hand(self) -> None:
         for device in self.devices.values():
@@ -558,7 +570,8 @@ class VmbusConnection:
         if not (yield from self.wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
             self.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
         for device in tuple(self.devices.values()):
-            yield from self._resume_device(device)
+            yield from self.devices.under_lock(device, self._resume_device(device))
+        yield from self.devices.allow_probing()
 
     def _resume_device(self, device: HvDevice) -> Steps[None]:
         """Let a driver open its device again; what it fails with is logged, as the PM core does."""

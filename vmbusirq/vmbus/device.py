@@ -32,6 +32,7 @@ class HvDevice:
         driver_override: the one driver that may bind it; None: whichever matches.
         registered: user space sees it.
         removed: the primary is gone.
+        locked: an operation of its driver is under way, and others wait for its end (device_lock).
     """
 
     def __init__(self, primary: Channel) -> None:
@@ -43,7 +44,7 @@ class HvDevice:
         self.driver: Driver | None = None
         self.driver_data: Any = None
         self.driver_override: bytes | None = None
-        self.registered = self.removed = False
+        self.registered = self.removed = self.locked = False
 
     def __repr__(self) -> str:
         return f"<HvDevice {self.guid} relid {self.primary.relid}>"

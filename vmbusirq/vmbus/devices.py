@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.log import Log
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel
@@ -27,6 +27,7 @@ class Devices(Mapping[UUID, HvDevice]):
 
     Attributes:
         drivers: by name.
+        probing_blocked: a suspend is on its way: devices that come are shown, and probed after it.
         dynamic_ids: classes that were added to a driver through new_id, in order.
     """
 
@@ -34,6 +35,8 @@ class Devices(Mapping[UUID, HvDevice]):
         self._log = log
         self._abandon = abandon
         self._devices: dict[UUID, HvDevice] = {}
+        self._deferred: list[HvDevice] = []
+        self.probing_blocked = False
         self.drivers: Final[dict[str, Driver]] = {}
         self.dynamic_ids: Final[dict[str, list[UUID]]] = {}
 
@@ -94,16 +97,43 @@ class Devices(Mapping[UUID, HvDevice]):
     def add(self, device: HvDevice) -> Steps[None]:
         """Show a device and let the driver that matches probe it (vmbus_device_register)."""
         device.registered = True
+        if self.probing_blocked:
+            self._deferred.append(device)
+        else:
+            yield from self._attach(device)
+
+    def allow_probing(self) -> Steps[None]:
+        """Probe what came while probing was blocked (device_unblock_probing, drivers/base/dd.c)."""
+        self.probing_blocked = False
+        deferred, self._deferred = self._deferred, []
+        for device in deferred:
+            if device.registered and device.driver is None and device.primary.mapped:
+                yield from self._attach(device)
+
+    def _attach(self, device: HvDevice) -> Steps[None]:
         driver = next((driver for driver in self.drivers.values() if self.matches(driver, device)), None)
         if driver is not None:
             with suppress(IrqError):  # the device stays, without a driver
-                yield from self._probe(driver, device)
+                yield from self.under_lock(device, self._probe(driver, device))
 
     def unregister(self, device: HvDevice) -> Steps[None]:
         """Let its driver go and hide it (vmbus_device_unregister)."""
+        yield from self.under_lock(device, self._unregister(device))
+
+    def _unregister(self, device: HvDevice) -> Steps[None]:
         if device.driver is not None:
-            yield from self.unbind(device)
+            yield from self._unbind(device)
         device.registered = False
+
+    def under_lock(self, device: HvDevice, steps: Steps[None]) -> Steps[None]:
+        """Yield the steps of an operation when no other of the same device is under way (device_lock)."""
+        while device.locked:
+            yield Step(f"device {device.guid}: wait for its lock", ready=lambda: not device.locked)
+        device.locked = True
+        try:
+            yield from steps
+        finally:
+            device.locked = False
 
     def add_sub_channel(self, channel: Channel) -> Steps[None]:
         """Hand a sub-channel to the driver of its device, if there is one (sc_creation_callback)."""
@@ -145,6 +175,9 @@ class Devices(Mapping[UUID, HvDevice]):
         Raises:
             IrqError: ENODEV they do not match, EBUSY it is bound, else what the probe fails with.
         """
+        yield from self.under_lock(device, self._bind(driver, device))
+
+    def _bind(self, driver: Driver, device: HvDevice) -> Steps[None]:
         if not self.matches(driver, device):
             raise IrqError(errno.ENODEV, f"device {device.guid}: {driver.name} does not serve its class (ENODEV)")
         if device.driver is not None:
@@ -161,7 +194,7 @@ class Devices(Mapping[UUID, HvDevice]):
         except BaseException as error:
             device.driver = None
             device.driver_data = None
-            if isinstance(error, GeneratorExit):  # nobody will run the rest of it
+            if isinstance(error, Hung):
                 for channel in device.channels:
                     self._abandon(channel)
             if isinstance(error, IrqError):
@@ -174,6 +207,9 @@ class Devices(Mapping[UUID, HvDevice]):
 
         What its remove() fails with is logged; the driver is gone all the same (vmbus_remove).
         """
+        yield from self.under_lock(device, self._unbind(device))
+
+    def _unbind(self, device: HvDevice) -> Steps[None]:
         driver = device.driver
         if driver is None:
             raise IrqError(errno.ENODEV, f"device {device.guid}: no driver is bound to it (ENODEV)")
@@ -198,7 +234,7 @@ class Devices(Mapping[UUID, HvDevice]):
         for device in tuple(self.values()):
             if device.driver is None and self.matches(driver, device):
                 try:
-                    yield from self._probe(driver, device)
+                    yield from self.under_lock(device, self._probe(driver, device))
                 except IrqError:
                     continue
 

@@ -1,0 +1,69 @@
+"""A suspend that meets what the host has just said: offers and rescinds under way."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from tests.footprint import footprint
+from vmbusirq import Machine
+from vmbusirq.host.vsp import make_vsp
+
+MOUSE = UUID("58f75a6d-d949-4320-99e1-a2a2576d581c")
+NIC = UUID("5b1fe2c4-7d06-4f3a-8a2b-94c0d7e6135a")
+
+
+def add(machine: Machine, device_class: str, instance: UUID, subs: int = 0) -> None:
+    machine.host.add_device(make_vsp(device_class, max_sub_channels=subs), instance, name=device_class)
+
+
+@pytest.mark.parametrize("device_class", ["netvsc", "scsi", "keyboard", "heartbeat"])
+def test_a_device_whose_offer_is_under_way_is_closed_by_the_suspend_and_open_after_it(device_class: str) -> None:
+    """Hibernation waits for probes and puts off those that come (wait_for_device_probe, device_block_probing, dd.c)."""
+    machine = Machine(4)
+    machine.connect()
+    add(machine, "mouse", MOUSE)
+    machine.settle()
+    add(machine, device_class, NIC, subs=3)
+    machine.vmbus.suspend()
+    assert {} == dict(machine.host.channels) == dict(machine.vmbus.channels)
+
+    machine.vmbus.resume()
+    machine.settle()
+    subs = 3 if device_class in ("netvsc", "scsi") else 0
+    assert set(range(1, 3 + subs)) == set(machine.host.channels)
+    for relid in machine.host.channels:
+        assert 1 == machine.host.send(relid)
+    machine.settle()
+    for relid, channel in machine.host.channels.items():
+        if channel.device.instance == NIC:
+            assert channel.stats.packets == machine.vmbus.channels[relid].stats.packets
+
+
+@pytest.mark.parametrize("steps_before_rescind", range(0, 60, 3))
+@pytest.mark.parametrize("device_class", ["netvsc", "scsi"])
+def test_a_rescind_at_any_step_of_a_suspend_takes_the_device_away_once(
+    device_class: str, steps_before_rescind: int
+) -> None:
+    """Driver operations of one device exclude each other (device_lock): it is closed by the first of the two."""
+    machine = Machine(4)
+    machine.connect()
+    before = footprint(machine)
+    add(machine, device_class, NIC, subs=2)
+    machine.settle()
+    for count, step in enumerate(machine.vmbus.suspend_steps()):
+        if count == steps_before_rescind:
+            machine.host.remove_device(machine.host.devices[0])
+        while step.ready is not None and not step.ready():
+            assert machine.partition.idle(step), step.point
+    if machine.host.devices:
+        machine.host.remove_device(machine.host.devices[0])
+    machine.vmbus.resume()
+    machine.settle()
+    is_missing = bool(machine.vmbus.manager.fixup_on_resume)  # the suspend never heard of the rescind
+
+    after = footprint(machine)
+    assert (1 if is_missing else 0) == len(after.pop("devices"))  # type: ignore[arg-type]
+    assert [] == before.pop("devices")
+    assert before == after
