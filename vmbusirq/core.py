@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,6 +59,10 @@ class Core:
         channel_irqs: channels have Linux IRQs.
         shutdown_adds_depth: what the last free_irq does to depth (since 6.18).
         seed: order in which the linux engine's objects lie in memory.
+
+    Attributes:
+        before_end: called while the machine is still there: operations that never end undo their work in it. The
+            garbage collector finalizes a generator and the machine that it works on in any order.
     Raises:
         IrqError: EINVAL for a number or name out of range, EOPNOTSUPP for vectors this CPU does not have, ENOMEM.
     """
@@ -97,7 +102,8 @@ class Core:
         )
         out = ffi.new("struct vi_machine **")
         check(lib.vi_machine_create(config, out), f"machine: cannot use simd {simd!r} on this CPU, or out of memory")
-        self.handle: Any = ffi.gc(out[0], lib.vi_machine_destroy)
+        self.before_end: Final[list[Callable[[], object]]] = []
+        self.handle: Any = ffi.gc(out[0], _destroyer(self.before_end))
         self.nr_cpus: Final = nr_cpus
         self.nr_irqs_max: Final = nr_irqs_max
         self.arch: Final = arch
@@ -138,6 +144,15 @@ class Core:
     def set_arch_row(self, cpu: int, row: int, value: int) -> None:
         """Preset one architecture counter: for rows that nothing models."""
         self.counters.arch[cpu * lib.VI_ARCH_STRIDE + row] = value
+
+
+def _destroyer(before_end: list[Callable[[], object]]) -> Callable[[Any], None]:
+    def destroy(machine: Any, end: Any = lib.vi_machine_destroy) -> None:
+        for function in before_end:
+            function()
+        end(machine)
+
+    return destroy
 
 
 def _choice(what: str, name: str, choices: dict[str, int]) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
-from typing import Final
+from typing import Any, Final
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from vmbusirq._ffi import lib
@@ -19,7 +20,7 @@ from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
 from vmbusirq.host.device import HostDevice
-from vmbusirq.host.options import HostOptions
+from vmbusirq.host.options import HostOptions, by_interface
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp import make_vsp
 from vmbusirq.hyperv.clock import Clock
@@ -211,9 +212,17 @@ class Machine:
             throttle_after=spec.throttle_after,
             throttle_window_ticks=spec.throttle_window_us * TICKS_PER_US,
             throttle_ticks=spec.throttle_us * TICKS_PER_US,
+            offer_order=self._offer_order(),
             log=lambda text: self.host_log.info(text),
         )
         return HostBus(self.partition, version=spec.version, options=options)
+
+    def _offer_order(self) -> Callable[[HostDevice], Any] | None:
+        """Return the key by which the host sorts its offers; shuffled ones fall out otherwise at each contact."""
+        draw = random.Random(self.seed)
+        return {"listed": None, "interface": by_interface, "shuffled": lambda device: draw.random()}[
+            self.scenario.host.offer_order
+        ]
 
     def _instance_of(self, device: DeviceSpec) -> UUID:
         return UUID(device.instance) if device.instance else self.make_instance(device.device_class, device.name)

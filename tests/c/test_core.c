@@ -385,7 +385,7 @@ static void test_refusals(void)
 	CHECK(vi_channel_create(m, 0, VI_CALL_ISR, &ch) == -EINVAL);
 	CHECK(vi_channel_create(m, 2048, VI_CALL_ISR, &ch) == -EINVAL);
 	CHECK(vi_channel_create(m, 2047, VI_CALL_ISR, &ch) == 0);
-	/* a suspended channel keeps its name until it is offered anew: two unmapped ones may share it */
+	/* a suspended channel keeps its name until the next offer: unmapped ones may share it */
 	CHECK(vi_channel_create(m, 2047, VI_CALL_ISR, &again) == 0 && again != ch);
 	CHECK(vi_channel_set_relid(again, 0) == -EINVAL && vi_channel_set_relid(again, 5) == 0);
 	vi_channel_destroy(again);

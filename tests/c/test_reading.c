@@ -292,7 +292,10 @@ static void *run_control(void *arg)
 	return NULL;
 }
 
-/* Each packet was added up once, those that somebody attended to as well; each answer was read or found the ring full. */
+/*
+ * Each packet was added up once, those that somebody attended to as well; each answer was read or
+ * found the ring full.
+ */
 static void check_account(struct rig *rig, const struct kind *kind)
 {
 	struct vi_channel_stats got;

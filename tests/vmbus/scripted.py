@@ -175,6 +175,8 @@ class ScriptedHost:
                 self.gpadls[message.gpadl] = GpadlAssembly(message)
                 self._created(message.gpadl, status)
             case GpadlBody():
+                if message.gpadl not in self.gpadls:
+                    return
                 self.gpadls[message.gpadl].add(message)
                 self._created(message.gpadl, self.status.get(GpadlHeader, STATUS_SUCCESS))
             case GpadlTeardown():
@@ -364,6 +366,7 @@ class Guest:
         ffi.memmove(slot.payload, body, len(body))
         slot.payload_size = size
         slot.type = lib.VI_MSG_VMBUS
+        self.synic.signal(0, 0)  # for the vector: flag 0 is nobody's
 
     def hyp(self, cpu: int = 0) -> int:
         """Return a CPU's HYP row."""

@@ -168,7 +168,7 @@ def test_hot_add_and_hot_remove_give_the_same_relid_and_irq() -> None:
 
 
 def test_monitored_channels_signal_through_the_page() -> None:
-    """vmbus.md 2.6: the relid's bit in the interrupt page, the monitor bit in monitor page 2; events stay 0 (trap 25)."""
+    """vmbus.md 2.6: the relid's bit in the interrupt page, the monitor bit in monitor page 2; no event (trap 25)."""
     guest = Guest()
     channel = guest.offered("scsi", 70, monitor_allocated=1, monitorid=37)
     channel.send(b"x")

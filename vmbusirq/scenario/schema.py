@@ -19,6 +19,7 @@ from vmbusirq.generations import X86_ROWS
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELID_MIN
 from vmbusirq.scenario.events import read_events
 from vmbusirq.scenario.spec import (
+    OFFER_ORDERS,
     ChannelSpec,
     CpuSpec,
     DeviceSpec,
@@ -214,6 +215,7 @@ def _read_host(table: Table) -> HostSpec:
         throttle_after=None if after < 0 else after,
         throttle_window_us=table.number("throttle_window_us", 1, 1_000_000_000, 1_000_000),
         throttle_us=table.number("throttle_us", 1, 1_000_000_000, 100_000),
+        offer_order=table.one_of("offer_order", OFFER_ORDERS, OFFER_ORDERS[0]),
         relids_change_on_resume=table.take("relids_change_on_resume", bool, False),
         hv_sock_ports=_read_ports(table, "hv_sock_ports"),
     )

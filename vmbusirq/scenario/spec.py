@@ -11,6 +11,7 @@ from vmbusirq.wire.protocol import Version
 
 __all__ = [
     "ACTIONS",
+    "OFFER_ORDERS",
     "ChannelSpec",
     "CpuSpec",
     "DeviceSpec",
@@ -96,6 +97,10 @@ class ChannelSpec:
     payload: int
 
 
+OFFER_ORDERS: Final = ("listed", "interface", "shuffled")
+"""As the scenario lists primary channels; by interface id; another one at each boot, drawn from the seed."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostSpec:
     """How the host behaves.
@@ -106,6 +111,7 @@ class HostSpec:
         gpadl_quota_mb: guest memory in GPADLs, in MiB; None: what a host of that version takes.
         throttle_after: unnecessary signals within ``throttle_window_us`` that suspend the guest for ``throttle_us``;
             None: they are only counted.
+        offer_order: of devices at REQUESTOFFERS, one of :data:`OFFER_ORDERS`.
         relids_change_on_resume: after hibernation the guest finds a host that numbers its channels anew.
         hv_sock_ports: where the host listens for connections of the guest.
     """
@@ -116,6 +122,7 @@ class HostSpec:
     throttle_after: int | None = None
     throttle_window_us: int = 1_000_000
     throttle_us: int = 100_000
+    offer_order: str = "listed"
     relids_change_on_resume: bool = False
     hv_sock_ports: tuple[int, ...] = ()
 

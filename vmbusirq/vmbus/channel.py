@@ -107,6 +107,7 @@ class Channel(Sender):
         offer: what the host said when it offered the channel last.
         device_class: its row of the catalogue.
         sub_channel_index: 0 for the primary.
+        is_hv_sock: it is a connection of a socket, not a device; offers after the first do not change that.
         primary: the device's primary channel, None for that one itself.
         device: the device it belongs to, once there is one.
         irq_name: the action name its IRQ will have.
@@ -126,6 +127,7 @@ class Channel(Sender):
         self.offer = offer
         self.device_class = device_class
         self.sub_channel_index: Final = offer.sub_channel_index
+        self.is_hv_sock: Final = offer.is_hv_sock
         self.primary: Final = primary
         self.device: HvDevice | None = None
         self.irq_name = device_class.irq_name(offer.sub_channel_index, None)
@@ -152,11 +154,6 @@ class Channel(Sender):
     def __repr__(self) -> str:
         relid = "without relid" if self.relid == INVALID_RELID else self.relid
         return f"<Channel {relid} {self.irq_name} {self.state.name} cpu {self.target_cpu}>"
-
-    @property
-    def is_hv_sock(self) -> bool:
-        """It is a connection of a socket, not a device."""
-        return self.offer.is_hv_sock
 
     @property
     def mode(self) -> CallbackMode:

@@ -108,8 +108,8 @@ class VmbusConnection:
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
-        self.devices: Final = Devices(irq.log)
         self._opener: Final = Opener(self._ctx)
+        self.devices: Final = Devices(irq.log, self._opener.abandon)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
@@ -121,6 +121,7 @@ class VmbusConnection:
         irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
         irq.idle = hv.idle
+        core.before_end.append(self.work.close)
         if ppi_irq:
             request_ppi(core, irq, design, ppi_irq)
         if design.message_irq:
@@ -492,7 +493,7 @@ class VmbusConnection:
         suspended: list[HvDevice] = []
         try:
             for device in tuple(self.devices.values()):
-                if device.driver is not None:
+                if device.driver is not None and device.primary.state is ChannelState.OPENED:
                     suspended.append(device)
                     yield from device.driver.suspend(device)
             yield from self._suspend_bus()

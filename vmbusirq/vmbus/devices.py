@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 from uuid import UUID
@@ -21,13 +21,18 @@ __all__ = ["Devices"]
 class Devices(Mapping[UUID, HvDevice]):
     """Devices by instance GUID, in the order in which they came; only registered ones are seen.
 
+    Args:
+        log: the guest's.
+        abandon: closes a channel whose probe was given up, without the host.
+
     Attributes:
         drivers: by name.
         dynamic_ids: classes that were added to a driver through new_id, in order.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, abandon: Callable[[Channel], object]) -> None:
         self._log = log
+        self._abandon = abandon
         self._devices: dict[UUID, HvDevice] = {}
         self.drivers: Final[dict[str, Driver]] = {}
         self.dynamic_ids: Final[dict[str, list[UUID]]] = {}
@@ -103,7 +108,14 @@ class Devices(Mapping[UUID, HvDevice]):
     def add_sub_channel(self, channel: Channel) -> Steps[None]:
         """Hand a sub-channel to the driver of its device, if there is one (sc_creation_callback)."""
         device = channel.device
-        if device is not None and device.driver is not None:
+        if device is None:
+            return
+        if any(other is not channel and other.dir_name == channel.dir_name for other in device.channels):
+            raise IrqError(
+                errno.EEXIST,
+                f"channel {channel.relid}: device {device.guid} has a directory channels/{channel.dir_name} (EEXIST)",
+            )
+        if device.driver is not None:
             yield from device.driver.sub_channel(channel)
 
     # ---- drivers
@@ -149,6 +161,9 @@ class Devices(Mapping[UUID, HvDevice]):
         except BaseException as error:
             device.driver = None
             device.driver_data = None
+            if isinstance(error, GeneratorExit):  # nobody will run the rest of it
+                for channel in device.channels:
+                    self._abandon(channel)
             if isinstance(error, IrqError):
                 number = -(error.errno or errno.EIO)
                 self._log.err(f"vmbus {device.guid}: probe failed for device {device.guid} ({number}): {error}")

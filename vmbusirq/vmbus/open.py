@@ -127,6 +127,14 @@ class Opener:
             rings.unmap()
             self.stranded.append((channel, rings))
 
+    def abandon(self, channel: Channel) -> None:
+        """Close a channel without the host: a probe was given up half-way, because a host never answered."""
+        rings = channel.rings
+        if channel.state is ChannelState.OPENED and rings is not None:
+            channel.state = ChannelState.OPEN
+            self._withdraw(channel)
+            self._strand(channel, rings)
+
     # ---- open
 
     def open(self, channel: Channel, callback: Callback | None = None, userdata: bytes = b"") -> Steps[None]:

@@ -67,6 +67,13 @@ class WorkQueue:
             self._running = False
         return moved
 
+    def close(self) -> None:
+        """Drop everything: what runs undoes its work, what waits never began."""
+        active, self._active, self.current = self._active, None, None
+        self._waiting.clear()
+        if active is not None:
+            active.close()
+
     def _step(self, steps: Steps[None]) -> None:
         try:
             self.current = next(steps)
@@ -99,6 +106,11 @@ class WorkQueues:
         Once round only: what an item waits for is often done by others, the host above all.
         """
         return sum(queue.advance() for queue in self._all) > 0
+
+    def close(self) -> None:
+        """Drop everything, at the end of the machine."""
+        for queue in self._all:
+            queue.close()
 
     @property
     def bus_idle(self) -> bool:
