@@ -47,7 +47,7 @@ static bool is_mapped(const struct vi_channel *ch)
 
 /* Aligned, so that what is linked before it does not change what the benchmarks' calls cost. */
 static __attribute__((aligned(64))) uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq,
-							void *context)
+							    void *context)
 {
 	uint64_t *calls = context;
 
