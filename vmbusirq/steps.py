@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from vmbusirq.errors import Hung
 
@@ -69,35 +69,60 @@ class Step:
 Steps: TypeAlias = Generator[Step, None, T]
 
 
+HANGS_MAX: Final = 16
+"""Waits that one operation may be thrown out of: its error path may wait as well."""
+
+
 def run(steps: Steps[T], idle: Callable[[Step], object] | None = None) -> T:
     """Drive an operation to its end and return its value.
 
     ``idle`` lets the rest of the machine go on while a step waits, and is told which one; it returns false when there
-    was nothing left to do. Whatever ends the operation early closes it, so that its error path undoes its work.
+    was nothing left to do. Then :class:`Hung` is raised inside the operation, whose error path undoes its work; so is
+    what ``idle`` raises. An operation that is only dropped undoes nothing: its machine may be gone already.
 
     Raises:
         Hung: a step waits for what nobody is going to do.
         Exception: what the operation raised, or ``idle``.
     """
+    hangs = 0
     try:
+        step = next(steps)
         while True:
-            step = next(steps)
-            while step.ready is not None and not step.ready():
-                if idle is None or not idle(step):
-                    raise Hung(f"{step.point}: waits, and nothing that is left to run can end the wait")
+            error = _wait(step, idle)
+            hangs += error is not None
+            if error is None:
+                step = next(steps)
+            elif hangs <= HANGS_MAX:
+                step = steps.throw(error)
+            else:
+                raise error
     except StopIteration as end:
         value: T = end.value
         return value
-    finally:
-        steps.close()
+
+
+def _wait(step: Step, idle: Callable[[Step], object] | None) -> Exception | None:
+    """Wait until a step can be resumed; return why it never can."""
+    try:
+        while step.ready is not None and not step.ready():
+            if idle is None or not idle(step):
+                return Hung(f"{step.point}: waits, and nothing that is left to run can end the wait")
+    except Exception as error:
+        return error
+    return None
 
 
 def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:
     """Yield the steps of an operation that is called under ``lock``."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        yield replace(step, locks=(lock, *step.locks))
+    try:
+        step = next(steps)
+        while True:
+            try:
+                yield replace(step, locks=(lock, *step.locks))
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = next(steps)
+    except StopIteration as end:
+        value: T = end.value
+        return value

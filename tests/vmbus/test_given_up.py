@@ -18,7 +18,7 @@ def test_a_probe_that_was_given_up_leaves_its_channel_closed_and_can_be_tried_ag
     (device,) = guest.vmbus.devices.values()
     guest.vmbus.devices.drivers["hv_netvsc"] = DRIVERS["hv_netvsc"](guest.vmbus)
     device.driver_override = b"hv_netvsc"
-    for attempt in (1, 2):
+    for _ in range(2):
         with pytest.raises(Hung, match="netvsc: INIT"):
             guest.vmbus.bind("hv_netvsc", device)
         assert (ChannelState.OPEN, None, None, False) == (
@@ -27,7 +27,7 @@ def test_a_probe_that_was_given_up_leaves_its_channel_closed_and_can_be_tried_ag
             channel.rings,
             channel.irq_requested,
         )
-        assert attempt * 2 * channel.device_class.ring_size() == guest.vmbus.stranded_pages * 4096
+        assert (0, 3) == (guest.vmbus.stranded_pages, guest.partition.memory.allocated_pages)
     guest.host.rescind(5)
     guest.settle()
 

@@ -158,10 +158,15 @@ class AffinityLayer(DescTable):
                 yield from self._try_set_affinity(desc, mask, force)
             else:
                 self._set_pending(desc, mask)
-        finally:  # an error changes nothing about these two
-            if desc.affinity_notify is not None:
-                self._schedule_notify(desc, desc.affinity_notify)
-            self._modify_state(desc, set_=IRQD_AFFINITY_SET)
+        except Exception:
+            self._affinity_was_set(desc)  # an error changes nothing about that
+            raise
+        self._affinity_was_set(desc)
+
+    def _affinity_was_set(self, desc: IrqDesc) -> None:
+        if desc.affinity_notify is not None:
+            self._schedule_notify(desc, desc.affinity_notify)
+        self._modify_state(desc, set_=IRQD_AFFINITY_SET)
 
     def _try_set_affinity(self, desc: IrqDesc, mask: int, force: bool) -> Steps[None]:
         try:

@@ -16,7 +16,7 @@ from uuid import UUID
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import IrqCore
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Context as StepContext
@@ -227,9 +227,13 @@ class VmbusConnection:
         if self.options.isolation:
             tried = [version for version in tried if version >= _ISOLATION_MIN]
         for version in tried:
-            with suppress(IrqError):
+            try:
                 if (yield from self._negotiate(version)):
                     break
+            except Hung:
+                raise
+            except IrqError:
+                continue
         else:
             self._free_pages()
             spoken = ", ".join(str(version) for version in tried) or "none"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.log import Log
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel
@@ -194,7 +194,7 @@ class Devices(Mapping[UUID, HvDevice]):
         except BaseException as error:
             device.driver = None
             device.driver_data = None
-            if isinstance(error, GeneratorExit):  # nobody will run the rest of it
+            if isinstance(error, Hung):
                 for channel in device.channels:
                     self._abandon(channel)
             if isinstance(error, IrqError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import CHandler
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel, ChannelState
@@ -89,6 +89,8 @@ class Opener:
                     f"channel {relid}: the host refused a GPADL of {len(pfns)} pages, status "
                     f"{signed32(created.creation_status)} (EDQUOT)",
                 )
+        except Hung:  # the host may know of it
+            raise
         except Exception:
             self.gpadls.pop(handle, None)
             raise
@@ -168,11 +170,11 @@ class Opener:
             yield Step(f"channel {channel.relid}: request_irq")
             self._request_irq(channel)
             yield from self._send_open(channel, rings, userdata)
-        except GeneratorExit:  # nobody will run the rest
+        except Hung:
             self._withdraw(channel)
             self._strand(channel, rings)
             raise
-        except BaseException:
+        except Exception:
             self._withdraw(channel)
             with suppress(IrqError):  # the first error is the one that counts
                 yield from self._take_back(channel, handle, rings)
@@ -207,7 +209,7 @@ class Opener:
         try:
             if handle:
                 yield from self.teardown_gpadl(channel, handle)
-        except BaseException:
+        except Exception:
             self._strand(channel, rings)
             raise
         rings.free()
@@ -284,16 +286,21 @@ class Opener:
         channel.state = ChannelState.OPEN
         channel.share_rings(None)
         handle, channel.gpadl = channel.gpadl, 0
+        failure: IrqError | None = None
         try:
             yield from self._send_close(channel)
-        except BaseException:
+        except IrqError as error:
+            failure = error
             self._strand(channel, rings)
-            raise
         else:
-            yield from self._take_back(channel, handle, rings)
-        finally:  # whatever the host does, the guest has closed
-            if not self._ctx.options.strict_rfc:
-                self.free_irq(channel)
+            try:
+                yield from self._take_back(channel, handle, rings)
+            except IrqError as error:
+                failure = error
+        if not self._ctx.options.strict_rfc:  # whatever the host does, the guest has closed
+            self.free_irq(channel)
+        if failure is not None:
+            raise failure
 
     def _send_close(self, channel: Channel) -> Steps[None]:
         if channel.rescinded:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import IrqDesc
 from vmbusirq.irq.settings import IRQ_SET_MASK_OK
 from vmbusirq.steps import Step, Steps
@@ -162,6 +162,8 @@ class Retarget:
             return
         try:
             yield from self._send_modify_wait(channel, cpu)
+        except Hung:
+            raise
         except IrqError as error:
             raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
         self._moved(channel, cpu)
