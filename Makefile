@@ -47,10 +47,10 @@ asan: $(C_TESTS:%=build/c/asan/%) ## the C programs under the address and undefi
 tsan: $(C_TESTS:%=build/c/tsan/%) ## the C programs under the thread sanitizer
 	@for t in $(C_TESTS); do build/c/tsan/$$t || exit 1; done
 
-soak: build valgrind $(C_TESTS:%=build/c/plain/%) ## long campaigns: 10^8 flags and packets across threads
+soak: build valgrind $(C_TESTS:%=build/c/plain/%) ## long campaigns: 10^8 flags and packets across threads, 10000 cycles of hot plug
 	@build/c/plain/test_stress $(SOAK_FLAGS)
 	@build/c/plain/test_ring $(SOAK_FLAGS)
-	@$(BIN)/python -m pytest -q -m soak --override-ini addopts=
+	@$(BIN)/python -m pytest -q -m soak --override-ini addopts= --override-ini faulthandler_timeout=0
 
 golden: build ## write the golden files anew; review the difference like code
 	@$(BIN)/python -m pytest -q --update-golden tests/fs tests/test_generations.py
