@@ -46,7 +46,8 @@ static bool is_mapped(const struct vi_channel *ch)
 /* ---- callbacks ------------------------------------------------------------------------------- */
 
 /* Aligned, so that what is linked before it does not change what the benchmarks' calls cost. */
-static __attribute__((aligned(64))) uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq, void *context)
+static __attribute__((aligned(64))) uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq,
+							    void *context)
 {
 	uint64_t *calls = context;
 

@@ -500,11 +500,15 @@ void vi_ring_begin_read(struct vi_ring_reader *r)
  *
  * Context: the reader's thread; a full barrier between unmasking and looking.
  * Return: bytes published that were not given back by a close; not 0: begin again, nobody will
- * signal for them.
+ * signal for them. 0 for an index that no reading ever reaches: beginning again would not end.
  */
 uint32_t vi_ring_end_read(struct vi_ring_reader *r)
 {
+	uint32_t write;
+
 	__atomic_exchange_n(&r->hdr->interrupt_mask, 0, __ATOMIC_SEQ_CST);
-	return vi_ring_used(r->data_size, r->read_index,
-			    __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST));
+	write = __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST);
+	return vi_ring_index_ok(r->data_size, write) ?
+		       vi_ring_used(r->data_size, r->read_index, write) :
+		       0;
 }

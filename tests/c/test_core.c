@@ -283,14 +283,26 @@ static void close_pair(struct pair *p, uint32_t channel_irqs)
 	vi_machine_destroy(p->m);
 }
 
+static void note_step(void *context, const struct vi_trace_event *event)
+{
+	uint32_t *steps = context;
+
+	CHECK(event->step < VI_TRACE_STEPS && event->file && event->function);
+	steps[event->step]++;
+}
+
+/* Every other block of 20 interrupts is traced, and so is what comes after them. */
 static void test_channel(uint32_t engine, uint32_t channel_irqs, uint32_t mode, uint32_t callback)
 {
+	uint32_t steps[VI_TRACE_STEPS] = { 0 };
 	struct vi_channel_stats got;
 	struct vi_vsp_stats sent;
 	struct pair p;
 
 	open_pair(&p, engine, channel_irqs, mode, callback);
 	for (uint32_t i = 0; i < 300; i++) {
+		if (i % 20 == 0)
+			CHECK(vi_machine_set_trace(p.m, i % 40 ? NULL : note_step, steps) == 0);
 		CHECK(vi_channel_set_cpu(p.ch, i / 7 % 2) == 0);
 		CHECK(vi_vsp_set_target(p.vsp, i / 11 % 2) == 0);
 		CHECK(vi_vsp_send(p.vsp, 1 + i % 5, i) == 1 + i % 5);
@@ -299,6 +311,9 @@ static void test_channel(uint32_t engine, uint32_t channel_irqs, uint32_t mode, 
 	vi_channel_get_stats(p.ch, &got);
 	vi_vsp_get_stats(p.vsp, &sent);
 	CHECK(got.interrupts == 300 && sent.edges == 300);
+	CHECK(steps[VI_TRACE_CLAIM] == 160 && steps[VI_TRACE_LOOKUP] == 160);
+	CHECK(steps[VI_TRACE_RING_DECIDE] == 160 && steps[VI_TRACE_IRQ_EXIT] == 160);
+	CHECK(steps[VI_TRACE_READ] >= 160 && steps[VI_TRACE_CHANNEL_CLOSED] == 0);
 	CHECK(got.packets == sent.packets && got.bytes == sent.bytes &&
 	      got.checksum == sent.checksum);
 	vi_channel_set_rescind(p.ch, 1);
@@ -308,6 +323,8 @@ static void test_channel(uint32_t engine, uint32_t channel_irqs, uint32_t mode, 
 	CHECK(vi_vsp_signal(p.vsp) == 1 && vi_machine_settle(p.m) == 1);
 	vi_channel_get_stats(p.ch, &got);
 	CHECK(got.interrupts == 300 && got.no_callback == 1);
+	CHECK(steps[VI_TRACE_CLAIM] == 162 && steps[VI_TRACE_CHANNEL_CLOSED] == 1);
+	CHECK(vi_machine_set_trace(p.m, NULL, NULL) == 0);
 	close_pair(&p, channel_irqs);
 }
 
