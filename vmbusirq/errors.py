@@ -23,7 +23,7 @@ class IrqError(OSError):
 
 
 class Hung(IrqError):
-    """ETIMEDOUT: an operation waits for what nobody is going to do; its generator is closed."""
+    """ETIMEDOUT: an operation waits for what nobody is going to do. Raised inside it, so that it undoes its work."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_errno.ETIMEDOUT, message)

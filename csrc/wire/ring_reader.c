@@ -60,7 +60,8 @@ static int vi_ring_fail(struct vi_ring_reader *r, uint32_t error)
 
 /*
  * Fetch the writer's index. More than fits beside one unit that stays free is cut: a peer that
- * claims it must not lead us past the second mapping. Return: 0; -EIO under strict rules if the
+ * claims it must not lead us past the second mapping. Linux would walk through what is stale for an
+ * index that no packet ends at, for ever. Return: 0; -EIO under strict rules if the
  * index, or anything before, was impossible.
  */
 static int vi_ring_refresh(struct vi_ring_reader *r)
@@ -68,8 +69,11 @@ static int vi_ring_refresh(struct vi_ring_reader *r)
 	const uint32_t write = __atomic_load_n(&r->hdr->write_index, __ATOMIC_ACQUIRE);
 	uint32_t avail = vi_ring_used(r->data_size, r->priv_read_index, write);
 
-	if (r->rules == VI_RING_STRICT && (r->error || !vi_ring_index_ok(r->data_size, write)))
-		return vi_ring_fail(r, VI_RING_BAD_INDEX);
+	if (unlikely(!vi_ring_index_ok(r->data_size, write) || r->error)) {
+		if (r->rules == VI_RING_STRICT)
+			return vi_ring_fail(r, VI_RING_BAD_INDEX);
+		avail = 0;	/* no reading ever reaches it, so there is nothing to read */
+	}
 	r->avail = avail < r->data_size - 8 ? avail : r->data_size - 8;
 	return 0;
 }

@@ -348,7 +348,7 @@ static void test_broken_writer(uint32_t engine, uint32_t mode)
 
 /*
  * In batched mode the tasklet asks for itself as long as the ring is not empty. Half a packet is
- * dropped; an index outside the data is never reached, and settling gives up.
+ * dropped; behind an index outside the data there is nothing.
  */
 static void test_settling_ends(void)
 {
@@ -360,7 +360,7 @@ static void test_settling_ends(void)
 	CHECK(vi_machine_settle(p.m) == 1);
 	p.in.hdr->write_index = 1u << 31;
 	CHECK(vi_vsp_signal(p.vsp) == 1);
-	CHECK(vi_machine_settle(p.m) == -ELOOP);
+	CHECK(vi_machine_settle(p.m) == 1);
 	close_pair(&p, 1);
 }
 

@@ -124,10 +124,8 @@ def corrupt(draw: random.Random, guest: Guest, relid: int) -> None:
             ring.poke(at, header + draw.randbytes(draw.randrange(0, 200)))
         for field in FIELDS:
             if draw.randrange(3) == 0:
-                value = draw.choice((*INDICES, ring.data_size, ring.data_size - 8, draw.randrange(1 << 32)))
-                if field == "write_index" and ring is guest.host.rings[relid][0]:
-                    value = value // 8 * 8 % ring.data_size  # any other is never reached, see below
-                ring.poke_control(field, value)
+                choices = (*INDICES, ring.data_size, ring.data_size - 8, draw.randrange(1 << 32))
+                ring.poke_control(field, draw.choice(choices))
 
 
 @pytest.mark.parametrize("engine", ["fast", "linux"])
@@ -135,8 +133,7 @@ def corrupt(draw: random.Random, guest: Guest, relid: int) -> None:
 def test_no_contents_of_a_ring_harm(engine: str, name: str, seed: int) -> None:
     """Indices out of range or misaligned, lengths past the ring, types that are none (vmbus.md 1.15, trap 27).
 
-    A write index outside the in ring, or between its units of 8, may never be reached: settling gives up with ELOOP
-    (test_channel_modes.py).
+    A write index outside the in ring, or between its units of 8, is never reached: there is nothing to read then.
     """
     draw = random.Random(f"{seed}/{engine}/{name}")
     guest = boot(engine, "rfc")
@@ -145,15 +142,14 @@ def test_no_contents_of_a_ring_harm(engine: str, name: str, seed: int) -> None:
         corrupt(draw, guest, relid)
         with suppress(IrqError):
             guest.host.signal(relid)
-            guest.settle()
+        guest.settle()
         with suppress(IrqError):
             guest.vmbus.channels[relid].send(draw.randbytes(draw.randrange(3000)))
         for ring in guest.host.rings[relid]:  # and a moment of sense
             ring.poke_control("write_index", 0)
             ring.poke_control("read_index", 0)
             ring.poke_control("interrupt_mask", 0)
-        with suppress(IrqError):
-            guest.settle()
+        guest.settle()
     guest.host.rescind(relid)
     guest.settle()
     assert relid not in guest.vmbus.channels

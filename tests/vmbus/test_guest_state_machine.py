@@ -226,14 +226,7 @@ class GuestMachine(RuleBasedStateMachine):
         if relid in self.guest.host.rings:
             with suppress(IrqError):
                 self.guest.host.signal(relid)
-        with suppress(IrqError):
-            self.settle()
-            return
-        if relid in self.guest.host.rings:  # ELOOP, an index that is never reached: end_read stays busy
-            ring = self.guest.host.rings[relid][0]
-            ring.poke_control("write_index", ring.control.read_index)
-            with suppress(IrqError):
-                self.settle()
+        self.settle()
 
     # ---- the guest
 

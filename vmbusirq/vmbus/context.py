@@ -52,8 +52,6 @@ class Context:
         hv: the partition: memory, SynICs, hypercalls, time.
         control: messages to and from the host.
         channels: those that can be found by relid.
-        shared: pages of the connection itself that the host may reach now, by what they are: page numbers of 4096
-            bytes.
     """
 
     core: Core
@@ -63,4 +61,3 @@ class Context:
     design: Design
     options: GuestOptions
     channels: dict[int, Channel] = field(default_factory=dict)
-    shared: dict[str, tuple[int, ...]] = field(default_factory=dict)
