@@ -435,6 +435,22 @@ def test_rescind_while_opening_sends_no_result() -> None:
     assert [] == rig.wait(5000)
 
 
+def test_sub_channels_go_with_the_close_of_their_primary() -> None:
+    """vmbus.md 7.4: a guest that suspends waits for that; who opens the primary again asks for them again."""
+    rig = connected()
+    device = rig.device(2, max_sub_channels=2)
+    rig.take()
+    rig.open(2)
+    relids = device.offer_sub_channels(2)
+    rig.take()
+    assert [RescindChannelOffer(relid) for relid in reversed(relids)] == rig.send(CloseChannel(2))
+    assert [2] == [channel.relid for channel in device.channels]
+    for relid in relids:
+        assert [] == rig.send(RelidReleased(relid))
+    rig.open(2)
+    assert relids == device.offer_sub_channels(2)
+
+
 def test_sub_channels_are_offered_on_request_and_share_the_guids() -> None:
     """vmbus.md 5.4: an offer with the same GUIDs, the next index, its own relid; the host decides how many."""
     rig = connected()

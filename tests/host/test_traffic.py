@@ -342,3 +342,16 @@ def test_the_host_connects_to_the_guest() -> None:
         rig.bus.hv_sock.connect(PORT, GenericVsp("to guest", guid(0)), guid(8))
     assert errno.ENOTCONN == error.value.errno
     assert () == rig.bus.devices
+
+
+def test_a_connection_that_the_guest_does_not_open_in_time_is_rescinded() -> None:
+    """vmbus.md 2.12: OpenVMM gives the guest 2 seconds; one that it opened stays."""
+    rig, _accepted = hv_sock()
+    limit = rig.bus.options.accept_timeout_ticks
+    rig.bus.hv_sock.connect(PORT, GenericVsp("to guest", guid(0)), guid(8))
+    rig.bus.hv_sock.connect(PORT, GenericVsp("to guest", guid(0)), guid(9))
+    first, second = (offer.child_relid for offer in rig.take() if isinstance(offer, OfferChannel))
+    rig.open(second)
+    assert [] == rig.wait(limit - 1)
+    assert [RescindChannelOffer(first)] == rig.wait(1)
+    assert [second] == [device.primary.relid for device in rig.bus.devices]

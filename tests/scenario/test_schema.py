@@ -94,7 +94,7 @@ def test_what_is_wrong_is_named_with_its_place(text: str, says: str) -> None:
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("name", sorted(CATALOGUE))
+@pytest.mark.parametrize("name", sorted(name for name, row in CATALOGUE.items() if row.driver))
 def test_largest_payload_of_every_class_arrives_whole_and_one_byte_more_is_refused(name: str) -> None:
     """A packet must fit the driver's private copy: a cut one would leave its reader in the middle of nowhere."""
     limit = CATALOGUE[name].max_payload

@@ -323,7 +323,7 @@ class Guest:
             nodes=list(nodes or [(1 << cpus) - 1]),
             options=GuestOptions(**options),
         )
-        names = {device_class.driver for device_class in CATALOGUE.values()} if drivers else ()
+        names = {device_class.driver for device_class in CATALOGUE.values()} - {""} if drivers else set()
         self.vmbus.devices.drivers.clear()
         for name in sorted(names):
             self.vmbus.devices.drivers[name] = type("Plain", (PlainDriver,), {"name": name})(self.vmbus)

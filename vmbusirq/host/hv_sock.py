@@ -59,7 +59,7 @@ class HvSock:
         self._services.pop(service, None)
 
     def connect(self, service: UUID, vsp: Vsp, endpoint: UUID) -> HostDevice:
-        """Offer a connection to a service that the guest listens at.
+        """Offer a connection to a service that the guest listens at; rescinded if it is not opened in time.
 
         Args:
             service: the guest's.
@@ -74,7 +74,14 @@ class HvSock:
             raise IrqError(
                 errno.ENOTCONN, f"hv_sock: the guest takes no offer for {service} (ENOTCONN); wait for REQUESTOFFERS"
             )
+        self._bus.later(self._bus.options.accept_timeout_ticks, lambda: self._give_up(device))
         return device
+
+    def _give_up(self, device: HostDevice) -> None:
+        """The guest had its time to open a connection of the host's."""
+        if not device.primary.opens and device in self._bus.devices:
+            self._bus.complain(f"{device.name}: the guest has not accepted the connection")
+            self._bus.remove_device(device)
 
     def connect_request(self, connection: HostConnection, message: TlConnectRequest) -> None:
         """TL_CONNECT_REQUEST: success is an offer, failure TL_CONNECT_RESULT, before 4.1 nothing."""

@@ -44,6 +44,7 @@ class HostOptions:
             message is dropped, neither carried out nor answered.
         open_delay_ticks, close_delay_ticks, gpadl_delay_ticks: how long devices take to open, to close, to accept a
             GPADL.
+        accept_timeout_ticks: how long the guest may take to open an hv_sock connection of the host's; 2 s, as OpenVMM.
         gpadl_quota_bytes: of guest memory in GPADLs, over all channels; None: 1280 MiB for a host that speaks 5.2 or
             later, 384 MiB for an older one.
         gpadls_max: GPADLs of one connection (the number is ours; it bounds the host's own memory).
@@ -61,6 +62,7 @@ class HostOptions:
     open_delay_ticks: int = 0
     close_delay_ticks: int = 0
     gpadl_delay_ticks: int = 0
+    accept_timeout_ticks: int = 20_000_000
     gpadl_quota_bytes: int | None = None
     gpadls_max: int = 8192
     throttle_after: int | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -17,19 +16,20 @@ from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
 from vmbusirq.designs import Design
 from vmbusirq.errors import Hung, IrqError
+from vmbusirq.hyperv.monitor import GROUP_BITS, GROUPS, PENDING
 from vmbusirq.irq import IrqCore
-from vmbusirq.limits import SINT_VMBUS
-from vmbusirq.steps import Context as StepContext
-from vmbusirq.steps import Step, Steps, run
+from vmbusirq.steps import Steps, run
 from vmbusirq.vmbus.affinity import CONNECT_CPU, VpAssignment
 from vmbusirq.vmbus.callbacks import ROOM
-from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.channel_mgmt import ChannelManager
 from vmbusirq.vmbus.context import Context, GuestOptions
 from vmbusirq.vmbus.control import Control, Request
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
+from vmbusirq.vmbus.hibernation import Hibernation
+from vmbusirq.vmbus.leaving import Leaving
 from vmbusirq.vmbus.monitor import Monitors
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
@@ -44,7 +44,6 @@ from vmbusirq.wire.protocol import (
     MessageType,
     RequestOffers,
     TlConnectRequest,
-    Unload,
     Unlock,
     Version,
     VersionResponse,
@@ -58,9 +57,6 @@ RESUME_TIMEOUT_TICKS: Final = 10 * TICKS_PER_S
 CRASH_POLL_TICKS: Final = 10 * TICKS_PER_MS
 CRASH_POLLS: Final = 10_000  # 100 s
 CRASH_NOTICE_POLLS: Final = 500
-MONITOR_PENDING: Final = 8  # trigger_group[4] of a monitor page, {pending, armed} each (vmbus.md 2.5)
-MONITOR_GROUP: Final = 8
-MONITOR_IDS: Final = 128
 _ISOLATION_MIN: Final = Version.V5_2
 
 
@@ -80,6 +76,7 @@ class VmbusConnection:
         retarget: which CPU channels interrupt.
         monitors: the monitor pages.
         manager: channels from offer to removal.
+        leaving, hibernation: unload, kexec and crash; suspend and resume.
     """
 
     def __init__(
@@ -102,7 +99,7 @@ class VmbusConnection:
         self.control: Final = Control(hv, irq.log)
         self._ctx: Final = Context(core, irq, hv, self.control, design, options)
         self._nodes = tuple(nodes)
-        self._pages: dict[str, GuestPages] = {}
+        self._pages: Final[dict[str, GuestPages]] = {}
         self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
@@ -114,6 +111,10 @@ class VmbusConnection:
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
         self.retarget.perf_channel_on = self.manager.perf_channel_on
+        self.leaving: Final = Leaving(self._ctx, self._opener, self.retarget, self._pages)
+        self.hibernation: Final = Hibernation(
+            self._ctx, self.manager, self.devices, self.work, unload=self.leaving.unload, negotiate=self._negotiate
+        )
         for name, driver in DRIVERS.items():
             self.devices.drivers[name] = driver(self)
         self._take_messages()
@@ -281,16 +282,16 @@ class VmbusConnection:
         interrupt_page = monitor = ffi.NULL
         if not offer.is_dedicated or offer.is_monitored:
             interrupt_page = ffi.cast("uint64_t *", self._address("interrupt page") + HV_PAGE // 2)
-        monitored = offer.is_monitored and offer.monitorid < MONITOR_IDS
+        monitored = offer.is_monitored and offer.monitorid < GROUPS * GROUP_BITS
         if monitored:
-            group = offer.monitorid // 32
-            monitor = ffi.cast("uint32_t *", self._address("monitor page 2") + MONITOR_PENDING + group * MONITOR_GROUP)
+            group = offer.monitorid // GROUP_BITS
+            monitor = ffi.cast("uint32_t *", self._address("monitor page 2") + PENDING + 8 * group)
         try:
             channel.set_signal(
                 offer.connection_id,
                 send_int_page=interrupt_page,
                 monitor_pending=monitor,
-                monitor_bit=offer.monitorid % 32 if monitored else 0,
+                monitor_bit=offer.monitorid % GROUP_BITS if monitored else 0,
             )
         except IrqError as error:
             self.log.warn(f"hv_vmbus: the host cannot be signalled: {error}")
@@ -393,21 +394,15 @@ class VmbusConnection:
         self._irq.check_owner()
         return run(steps, self._hv.idle)
 
-    # ---- leaving
+    # ---- leaving, and coming back
 
     def unload(self) -> None:
         """Leave the host: it closes everything and forgets it (vmbus_initiate_unload)."""
-        self._run(self.unload_steps())
+        self._run(self.leaving.unload())
 
     def unload_steps(self) -> Steps[None]:
         """Yield the steps of :meth:`unload`; nothing happens if the guest is not connected."""
-        control = self.control
-        if not control.connected:
-            return
-        control.connected = False
-        if control.version is not None and control.version.has(Unlock.RECONNECT):
-            yield from control.ask(Request(MessageType.UNLOAD_RESPONSE), Unload())
-            self._opener.let_go()
+        yield from self.leaving.unload()
 
     def kexec(self) -> dict[str, tuple[int, ...]]:
         """Leave for another kernel: everything that is shared is revoked (hv_kexec_handler).
@@ -415,17 +410,8 @@ class VmbusConnection:
         Returns:
             What stays shared, as :meth:`shared_pages`: nothing.
         """
-        self._run(self.unload_steps())
-        self._opener.let_go()
-        for cpu in range(self._irq.nr_cpus):
-            self._synic_cleanup(cpu)
-        self._free_pages()
+        self._run(self.leaving.kexec())
         return self.shared_pages()
-
-    def _synic_cleanup(self, cpu: int) -> None:
-        if self.retarget.synic_online >> cpu & 1:
-            self._hv.synic.disable(cpu)
-            self.retarget.synic_online &= ~(1 << cpu)
 
     def panic(self, cpu: int) -> dict[str, tuple[int, ...]]:
         """Leave because the kernel crashed on ``cpu`` (hv_crash_handler): only that CPU's SynIC pages are revoked.
@@ -435,151 +421,27 @@ class VmbusConnection:
         Returns:
             What stays shared, as :meth:`shared_pages`.
         """
-        return self._run(self.panic_steps(cpu))
-
-    def panic_steps(self, cpu: int) -> Steps[dict[str, tuple[int, ...]]]:
-        """Yield the steps of :meth:`panic`."""
-        control = self.control
-        if control.connected:
-            control.connected = False
-            if control.version is not None and control.version.has(Unlock.RECONNECT):
-                yield Step("crash: send UNLOAD", StepContext.HARDIRQ)
-                with suppress(IrqError):  # posted or not, the answer is looked for (vmbus_initiate_unload)
-                    for step in control.post(Unload()):
-                        yield Step(step.point, StepContext.HARDIRQ, ready=step.ready)
-                if (yield from self._poll_for_unload()):
-                    self._opener.let_go()
-                    self._pages.clear()  # the host lets go of them too; the pages are never used again
-        self._synic_cleanup(cpu)
+        self._run(self.leaving.panic(cpu))
         return self.shared_pages()
 
-    def _poll_for_unload(self) -> Steps[bool]:
-        """Read every CPU's slot until the answer to UNLOAD is in one (vmbus_wait_for_unload)."""
-        clock = self._hv.clock
-        for poll in range(CRASH_POLLS):
-            if self._found_unload_response():
-                return True
-            if poll % CRASH_NOTICE_POLLS == CRASH_NOTICE_POLLS - 1:
-                self.log.info("hv_vmbus: Waiting for VMBus UNLOAD to complete")
-            end = clock.now + CRASH_POLL_TICKS
-            timer = clock.call_at(end, lambda: None)
-            yield Step("crash: poll for UNLOAD_RESPONSE", StepContext.HARDIRQ, ready=lambda end=end: clock.now >= end)  # type: ignore[misc]
-            timer.cancel()
-        self.log.err("hv_vmbus: Continuing even though VMBus UNLOAD did not complete")
-        return False
-
-    def _found_unload_response(self) -> bool:
-        found = False
-        for cpu in range(self._irq.nr_cpus):
-            payload = self._hv.synic.take_message(cpu, SINT_VMBUS)
-            found |= payload is not None and payload[:4] == MessageType.UNLOAD_RESPONSE.to_bytes(4, "little")
-        return found
-
-    # ---- hibernation
+    def panic_steps(self, cpu: int) -> Steps[None]:
+        """Yield the steps of :meth:`panic`."""
+        yield from self.leaving.panic(cpu)
 
     def suspend(self) -> None:
-        """Get ready for hibernation. Errors as :meth:`suspend_steps`."""
-        self._run(self.suspend_steps())
+        """Get ready for hibernation. Errors as :meth:`Hibernation.suspend`."""
+        self._run(self.hibernation.suspend())
 
     def suspend_steps(self) -> Steps[None]:
-        """Suspend every device, then the bus (vmbus_suspend of the devices, vmbus_bus_suspend).
-
-        An error, and a host that does not answer, leave the guest as it was: devices that were suspended are resumed.
-
-        Raises:
-            IrqError: EINVAL it is not connected; EOPNOTSUPP a driver cannot suspend, or a channel is open that no
-                driver looks after; EBUSY a device of an earlier resume is still missing.
-        """
+        """Yield the steps of :meth:`suspend`."""
         self._irq.check_owner()
-        if not self.control.connected:
-            raise IrqError(errno.EINVAL, "vmbus: cannot suspend: it is not connected (EINVAL)")
-        self._refuse_open_by_hand()
-        # dpm_prepare: wait_for_device_probe(), device_block_probing()
-        yield from self.wait("suspend: wait for the probes", lambda: self.work.bus_idle and self.work.system.idle)
-        self.devices.probing_blocked = True
-        suspended: list[HvDevice] = []
-        try:
-            for device in tuple(self.devices.values()):
-                suspended.append(device)
-                yield from self.devices.under_lock(device, self._suspend_device(device))
-            yield from self._suspend_bus()
-        except IrqError:
-            for device in reversed(suspended):
-                yield from self.devices.under_lock(device, self._resume_device(device))
-            yield from self.devices.allow_probing()
-            raise
-        yield from self.unload_steps()
-
-    def _suspend_device(self, device: HvDevice) -> Steps[None]:
-        if device.driver is not None and device.primary.state is ChannelState.OPENED:
-            yield from device.driver.suspend(device)
-
-    def _refuse_open_by_hand(self) -> None:
-        for device in self.devices.values():
-            channel = device.primary
-            in_use = channel.state in (ChannelState.OPENING, ChannelState.OPENED)
-            if device.driver is None and in_use and not channel.is_hv_sock:
-                raise IrqError(
-                    errno.EOPNOTSUPP,
-                    f"vmbus: cannot suspend: channel {channel.relid} is {channel.state.name} and no driver closes it "
-                    "(EOPNOTSUPP); close it first",
-                )
-
-    def _suspend_bus(self) -> Steps[None]:
-        """Yield the steps of vmbus_bus_suspend() up to the UNLOAD."""
-        manager = self.manager
-        yield from self.wait("suspend: wait for what the host has to say", lambda: manager.offers_in_progress == 0)
-        manager.ignore_offers = True
-        try:
-            yield from self._drain_bus()
-        except BaseException:
-            manager.ignore_offers = False
-            raise
-        manager.forget_relids()
-
-    def _drain_bus(self) -> Steps[None]:
-        manager = self.manager
-        yield from self.wait("suspend: drain the work queues", lambda: self.work.bus_idle)
-        for device in tuple(self.devices.values()):
-            if device.primary.is_hv_sock and not device.primary.rescinded:
-                yield from manager.rescind(device.primary)
-        yield from self.wait("suspend: wait for sub-channels to go", lambda: manager.close_on_suspend == 0)
-        if manager.fixup_on_resume:
-            self.log.err("hv_vmbus: Can not suspend due to a previous failed resuming")
-            raise IrqError(errno.EBUSY, f"vmbus: {manager.fixup_on_resume} devices are missing since the last resume")
+        yield from self.hibernation.suspend()
 
     def resume(self) -> None:
-        """Come back from hibernation. Errors as :meth:`resume_steps`."""
-        self._run(self.resume_steps())
+        """Come back from hibernation. Errors as :meth:`Hibernation.resume`."""
+        self._run(self.hibernation.resume())
 
     def resume_steps(self) -> Steps[None]:
-        """Connect at the same version, take up the offers again, resume every device (vmbus_bus_resume).
-
-        Raises:
-            IrqError: EINVAL there was no suspend; EPROTO the host does not speak the version any more.
-        """
+        """Yield the steps of :meth:`resume`."""
         self._irq.check_owner()
-        version, manager = self.control.version, self.manager
-        if version is None or self.control.connected:
-            raise IrqError(errno.EINVAL, "vmbus: cannot resume: it was not suspended (EINVAL)")
-        manager.ignore_offers = False
-        if not (yield from self._negotiate(version)):
-            raise IrqError(errno.EPROTO, f"vmbus: the host does not speak version {version} any more (EPROTO)")
-        yield from self.control.post(RequestOffers())
-        point = "resume: wait for the offers"
-        if not (yield from self.wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
-            self.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
-        for device in tuple(self.devices.values()):
-            yield from self.devices.under_lock(device, self._resume_device(device))
-        yield from self.devices.allow_probing()
-
-    def _resume_device(self, device: HvDevice) -> Steps[None]:
-        """Let a driver open its device again; what it fails with is logged, as the PM core does."""
-        channel = device.primary
-        if device.driver is None or channel.state is ChannelState.OPENED or not channel.mapped:
-            return
-        try:
-            yield from device.driver.resume(device)
-        except IrqError as error:
-            number = -(error.errno or errno.EIO)
-            self.log.err(f"vmbus {device.guid}: PM: failed to restore noirq: error {number}: {error}")
+        yield from self.hibernation.resume()

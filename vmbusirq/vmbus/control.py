@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final, Protocol
 
 from vmbusirq._ffi import lib
 from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.log import Level, Log
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel
@@ -37,15 +37,6 @@ POST_ATTEMPTS: Final = 100
 _TICKS_PER_US: Final = 10
 _DOUBLINGS: Final = 21  # 1, 2, 4 ... 2 097 152 microseconds
 _SHORT_DELAY_US: Final = 1000  # below, the kernel spins: here others get a turn and no time passes
-
-
-class HvStatus(IntEnum):
-    """The hypercall results that vmbus_post_msg() tells apart."""
-
-    SUCCESS = 0
-    INSUFFICIENT_MEMORY = 11
-    INVALID_CONNECTION_ID = 18
-    INSUFFICIENT_BUFFERS = 19
 
 
 class Timer(Protocol):

@@ -13,15 +13,12 @@ from enum import Enum
 from typing import Final
 
 from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.monitor import GROUP_BITS, LATENCY, PARAMETER, PENDING
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.pages import GuestPages
 
 __all__ = ["Monitor", "MonitorPage", "Monitors"]
 
-GROUP_BITS: Final = 32
-PENDING: Final = 8  # of group g: a u32 at 8 * g, the armed bits follow it
-LATENCY: Final = 0x240  # a u16 per monitor id
-PARAMETER: Final = 0x440  # a u32 connection id, a u16 flag and two spare bytes per monitor id
 CONNECTION_ID_MASK: Final = 0xFF_FFFF  # union hv_connection_id: 24 bits, the rest is reserved
 
 

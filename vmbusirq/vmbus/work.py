@@ -68,7 +68,7 @@ class WorkQueue:
         return moved
 
     def close(self) -> None:
-        """Drop everything: what runs undoes its work, what waits never began."""
+        """Drop everything, undone or not begun: the machine ends."""
         active, self._active, self.current = self._active, None, None
         self._waiting.clear()
         if active is not None:

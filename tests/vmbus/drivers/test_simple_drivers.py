@@ -27,8 +27,9 @@ GENERIC = ["framebuffer", "keyboard", "mouse", "balloon"]
 
 
 def test_every_class_of_the_catalogue_has_a_driver_and_a_vsp() -> None:
-    """docs/hacking.md: a device is one row and its two ends."""
-    assert {row.driver for row in CATALOGUE.values()} <= set(DRIVERS)
+    """docs/hacking.md: a device is one row and its two ends; two classes have no driver in v6.10 (vmbus.md 5.1)."""
+    assert {row.driver for row in CATALOGUE.values()} - {""} <= set(DRIVERS)
+    assert {"netdirect", "fcopy"} == {name for name, row in CATALOGUE.items() if not row.driver}
     assert set(CATALOGUE) - {"hv_sock"} <= set(VSPS)
     for name, make in VSPS.items():
         assert name == make().class_name

@@ -30,6 +30,7 @@ VSPS: Final[Mapping[str, Callable[..., Vsp]]] = {
     "scsi": partial(StorvscVsp, "scsi"),
     "fc": partial(StorvscVsp, "fc"),
     "netvsc": NetvscVsp,
+    "netdirect": _generic("netdirect"),
     "vpci": PciVsp,
     "framebuffer": _generic("framebuffer"),
     "keyboard": _generic("keyboard"),

@@ -43,7 +43,7 @@ class DeviceClass:
 
     Attributes:
         name: short name, and the default IRQ name (RFC patch 03).
-        driver: the Linux driver.
+        driver: the Linux driver; empty where v6.10 has none, and uio_hv_generic may be told to bind it.
         mode: callback mode of its channels.
         perf: channels are spread over CPUs by init_vp_index; the others interrupt CPU 0.
         ring_bytes: size of each of the two rings, control page included, with pages of 4 KiB.
@@ -121,6 +121,7 @@ _ALL = (
         128 * PAGE,
         napi=True,
     ),
+    DeviceClass("netdirect", "", CallbackMode.ISR, True, 512 * PAGE, ring_raw=True),
     DeviceClass("vpci", "hv_pci", CallbackMode.BATCHED, False, 5 * PAGE),
     DeviceClass("framebuffer", "hyperv_fb", CallbackMode.BATCHED, False, 64 * PAGE, ring_raw=True),
     DeviceClass("keyboard", "hyperv_keyboard", CallbackMode.BATCHED, False, 9 * PAGE),
@@ -129,6 +130,7 @@ _ALL = (
     _util("timesync"),
     _util("heartbeat"),
     _util("shutdown"),
+    DeviceClass("fcopy", "", CallbackMode.ISR, False, 4 * PAGE, ring_raw=True),
     _util("vss", 8192),
     DeviceClass("balloon", "hv_balloon", CallbackMode.BATCHED, False, 5 * PAGE, 8192),
     DeviceClass("hv_sock", "hv_sock", CallbackMode.DIRECT, False, 6 * PAGE, 16416, ring_raw=True),
