@@ -165,6 +165,7 @@ struct vi_cpu {
 	struct vi_message *message_page;
 	uint64_t eom_count;
 	uint32_t post_lock;		/* hosts that post to this CPU, one at a time */
+	uint64_t timer_messages;	/* that the ISR has taken: stimer0, by message */
 	struct vi_tasklet msg_dpc;
 	struct vi_tasklet_list tasklets;
 	struct vi_tasklet_list napi;

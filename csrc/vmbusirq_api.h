@@ -644,6 +644,30 @@ uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 
+/* ---- clock ticks of the guest ---------------------------------------------------------------- */
+
+enum vi_ticks_mode {
+	VI_TICKS_LAPIC = 0,	/* the APIC's own timer: row LOC */
+	VI_TICKS_DIRECT = 1,	/* stimer0 with a vector of its own: row HVS */
+	VI_TICKS_MESSAGE = 2	/* stimer0 by a message through SINT 2: a 0xF3 with a message */
+};
+
+/* @n ticks of one CPU, evenly over reference time from @start to @end, the last one at @end. */
+struct vi_ticks {
+	uint32_t cpu;
+	uint32_t mode;		/* enum vi_ticks_mode */
+	uint64_t n;
+	uint64_t start, end;	/* 100 ns */
+};
+/*
+ * Deliver ticks to a guest that has nothing else to do meanwhile. Return: n. EINVAL: no such CPU or
+ * mode, time runs backwards, or arm64, whose ticks are an IRQ's; ENXIO: that SynIC is off; EAGAIN:
+ * the slot stays busy; EDEADLK from inside an interrupt. [cpu]
+ */
+VI_MUST_CHECK int64_t vi_timer_ticks(struct vi_machine *m, const struct vi_ticks *ticks);
+/* Timer messages that the VMBus service routine of @cpu has taken, bulk or not. */
+uint64_t vi_timer_messages(struct vi_machine *m, uint32_t cpu);
+
 /* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
 
 #define VI_CONNECTION_ID_MAX 0xffffff	/* ids have 24 bits; 0 is none */

@@ -38,9 +38,10 @@ static __attribute__((noinline)) void take_message(struct vi_cpu *cpu, uint32_t 
 {
 	struct vi_machine *m = cpu->m;
 
-	if (type == VI_MSG_TIMER_EXPIRED)
+	if (type == VI_MSG_TIMER_EXPIRED) {
+		vi_count(&cpu->timer_messages, 1);
 		vi_synic_signal_eom(cpu, cpu->vmbus_slot, type);
-	else if (m->message_desc)
+	} else if (m->message_desc)
 		m->message_desc->handle_irq(cpu, m->message_desc);
 	else
 		vi_tasklet_schedule(cpu, &cpu->msg_dpc);

@@ -8,7 +8,7 @@ never for a name. All times are reference time, ticks of 100 ns.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, Protocol
@@ -389,8 +389,3 @@ class SyntheticTimer:
         recall, self._recall = self._recall, None
         if recall is not None:
             recall()
-
-
-def timers_of(port: TimerPort, rules: TimerRules, vps: int) -> Sequence[Sequence[SyntheticTimer]]:
-    """Return the four timers of each VP."""
-    return [[SyntheticTimer(port, rules, vp, index) for index in range(STIMERS)] for vp in range(vps)]

@@ -1,0 +1,174 @@
+"""The synthetic timers of one partition: their registers, and the port by which they reach time, slots and APICs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from vmbusirq.core import TICKS_MAX
+from vmbusirq.hyperv.clock import Timer
+from vmbusirq.hyperv.cpuid import Feature
+from vmbusirq.hyperv.registers import Msr
+from vmbusirq.hyperv.stimer import (
+    CONFIG_DIRECT,
+    STIMERS,
+    TIMER_EXPIRED,
+    TIMER_RULES,
+    Delivery,
+    SyntheticTimer,
+    TimerRules,
+    config_sint,
+)
+
+if TYPE_CHECKING:
+    from vmbusirq.hyperv.partition import Partition
+    from vmbusirq.hyperv.profiles import Profile
+    from vmbusirq.hyperv.vcpu import Vcpu
+
+__all__ = ["Stimers", "timer_rules"]
+
+_SINT_0: Final[dict[str, Literal["never", "if-enabled", "allowed"]]] = {
+    "disabled": "never",
+    "disabled-if-enabled": "if-enabled",
+    "allowed": "allowed",
+}
+_LATE: Final[dict[str, Literal["phase", "drift", "catch-up"]]] = {
+    "phase": "phase",
+    "now": "drift",
+    "catch-up": "catch-up",
+}
+
+
+def timer_rules(profile: Profile) -> TimerRules:
+    """Return how timers behave in a profile.
+
+    Those of a family (``kvm-4.5`` is one of ``kvm``), with the profile's own choice where it has one.
+    """
+    family = "kvm" if profile.name == "qemu" else profile.name.partition("-")[0]
+    rules = TIMER_RULES.get(family, TIMER_RULES["tlfs"])
+    return replace(
+        rules,
+        sint_0=_SINT_0[profile.stimer_sint0],
+        drops_busy_ticks=profile.busy_periodic_tick == "dropped",
+        late=_LATE[profile.late_periodic],
+        lazy=(rules.lazy if rules.lazy != "ignored" else "skip") if profile.stimer_lazy else "ignored",
+    )
+
+
+class _Wakeup:
+    """A call at a reference time, which may lag behind the partition's clock: then it is put off."""
+
+    __slots__ = ("_due", "_function", "_stimers", "_timer")
+
+    def __init__(self, stimers: Stimers, due: int, function: Callable[[], object]) -> None:
+        self._stimers = stimers
+        self._due = due
+        self._function = function
+        self._timer: Timer | None = None
+        self._set()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set(self) -> None:
+        partition = self._stimers.partition
+        tick = partition.refclock.clock_tick(self._due)
+        self._timer = partition.clock.call_at(tick, self._wake) if tick < TICKS_MAX else None
+
+    def _wake(self) -> None:
+        if self._stimers.now < self._due:
+            self._set()
+        else:
+            self._function()
+
+
+class Stimers:
+    """The timers of all VPs of a partition; those that nobody has written to are not even there.
+
+    Attributes:
+        partition: whose.
+        rules: how they behave.
+    """
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition: Final = partition
+        self.rules: Final = timer_rules(partition.profile)
+        self._timers: dict[tuple[int, int], SyntheticTimer] = {}
+        self._later: dict[SyntheticTimer, None] = {}
+        self._queue: dict[tuple[int, int], list[_Queued]] = {}
+        registers = range(Msr.STIMER0_CONFIG, Msr.STIMER0_CONFIG + 2 * STIMERS)
+        partition.registers.serve(registers, self._read, self._write)
+        partition.on_vp_reset.append(self._reset)
+
+    def timer(self, vp: int, index: int) -> SyntheticTimer:
+        """Return one timer."""
+        timer = self._timers.get((vp, index))
+        if timer is None:
+            timer = self._timers[vp, index] = SyntheticTimer(self, self.rules, vp, index)
+        return timer
+
+    def enter(self) -> bool:
+        """Serve the timers that wait for their VP, or for a slot; called while the guest runs. Return if any moved."""
+        moved = self._deliver()
+        if self._later:
+            waiting, self._later = list(self._later), {}
+            moved |= sum(timer.process() for timer in waiting) > 0
+        return moved
+
+    def acknowledge(self, vp: int, sints: int) -> None:
+        """Hear of an EOI or EOM by a VP for the SINTs of a bitmap."""
+        for index in range(STIMERS):
+            timer = self._timers.get((vp, index))
+            if timer is not None and sints >> config_sint(timer.config) & 1:
+                timer.acknowledge()
+
+    # ---- registers
+
+    def _read(self, vcpu: Vcpu, msr: int) -> int:
+        index, is_count = divmod(msr - Msr.STIMER0_CONFIG, 2)
+        timer = self._timers.get((vcpu.index, index))
+        if timer is None:
+            return 0
+        return timer.count if is_count else timer.config
+
+    def _write(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
+        index, is_count = divmod(msr - Msr.STIMER0_CONFIG, 2)
+        direct = self.partition.features.has(Feature.STIMER_DIRECT)
+        if not is_count and value & CONFIG_DIRECT and not direct and not host:
+            vcpu.fault(msr, value)
+        timer = self.timer(vcpu.index, index)
+        if is_count:
+            timer.write_count(value, host=host)
+        else:
+            timer.write_config(value)
+
+    def _reset(self, vcpu: Vcpu) -> None:
+        for index in range(STIMERS):
+            if (timer := self._timers.get((vcpu.index, index))) is not None:
+                timer.reset()
+                self._later.pop(timer, None)
+
+    # ---- what a timer asks for
+
+    @property
+    def now(self) -> int:
+        """Reference time."""
+        return self.partition.refclock.time()
+
+    def call_at(self, due: int, function: Callable[[], object]) -> _Wakeup:
+        """Call ``function`` when reference time has come to ``due``."""
+        return _Wakeup(self, due, function)
+
+    def runs(self, vp: int) -> bool:
+        """Whether the VP runs: not while the host keeps the guest suspended."""
+        return not self.partition.guest_suspended
+
+    def enter_later(self, timer: SyntheticTimer) -> None:
+        """Process a timer when its VP is entered."""
+        self._later[timer] = None
+
+    def request_vector(self, vp: int, vector: int) -> bool:
+        """Request a vector of the VP's APIC."""
+        return self.partition.vcpus[vp].apic.request(vector)
