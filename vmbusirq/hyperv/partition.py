@@ -23,7 +23,9 @@ from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
+from vmbusirq.hyperv.refclock import ReferenceClock
 from vmbusirq.hyperv.registers import RegisterFile
+from vmbusirq.hyperv.stimer_registers import Stimers
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.hyperv.synic_registers import SynicRegisters
 from vmbusirq.hyperv.vcpu import Vcpu
@@ -54,6 +56,7 @@ class Partition:
         vcpus: the VPs by index, with their registers.
         registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects;
             partition_registers: the hypercall page, the assist pages, crashes.
+        refclock: reference time and the TSC; stimers: the synthetic timers.
         on_vp_reset: called with a VP that was reset; rooms that keep something per VP forget it there.
         on_reset: called when the whole system was reset, after the VPs.
     """
@@ -77,6 +80,8 @@ class Partition:
         self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
         self.partition_registers: Final = PartitionRegisters(self)
         self.synic_registers: Final = SynicRegisters(self)
+        self.refclock: Final = ReferenceClock(self)
+        self.stimers: Final = Stimers(self)
         self._memory = memory
         self._ports = Ports(core)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
@@ -271,8 +276,9 @@ class Partition:
         """Run CPUs and fill slots until the guest has read all that it is going to read."""
         total, any_moved, moved = 0, False, True
         while moved:
+            entered = self._guest_runs(guest) and self.stimers.enter()
             runs = self.core.settle() if self._guest_runs(guest) else 0
-            moved = self.clock.run_due() | self._monitor.poll() | self._deliver() | bool(runs)
+            moved = entered | self.clock.run_due() | self._monitor.poll() | self._deliver() | bool(runs)
             any_moved |= moved
             total += runs
         return total, any_moved

@@ -1,4 +1,4 @@
-"""Registers of no other room: identity, hypercall page, VP assist page, reset, crash, reenlightenment (synic.md 2)."""
+"""Registers of no other room: identity, hypercall page, VP assist page, reset, crash (synic.md 2)."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ class PartitionRegisters:
         self.crashes: Final[list[Crash]] = []
         serve = self._file.serve
         serve([Msr.VP_INDEX], lambda vcpu, _msr: vcpu.index, None)
-        serve([Msr.TIME_REF_COUNT, Msr.VP_RUNTIME], lambda _vcpu, _msr: partition.clock.now, None)
+        serve([Msr.VP_RUNTIME], lambda _vcpu, _msr: partition.clock.now, None)
         serve([Msr.GUEST_OS_ID], None, self._write_os_id)
         serve([Msr.HYPERCALL], None, self._write_hypercall)
         serve([Msr.VP_ASSIST_PAGE], None, self._write_assist)
         serve([Msr.RESET], lambda _vcpu, _msr: 0, self._write_reset)
         serve([Msr.CRASH_CTL], lambda _vcpu, _msr: CRASH_NOTIFY | CRASH_MESSAGE, self._write_crash)
-        serve([Msr.TSC_EMULATION_STATUS], None, self._write_emulation_status)
         serve([Msr.TSC_INVARIANT_CONTROL], None, self._write_invariant)
 
     def assist_page(self, vcpu: Vcpu) -> Overlay:
@@ -126,11 +125,6 @@ class PartitionRegisters:
             except IrqError:
                 message = None  # what a crashing guest says of itself need not be true
         self.crashes.append(Crash(vcpu.index, parameters, message))
-
-    def _write_emulation_status(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
-        if value and not host:
-            vcpu.fault(msr, value)
-        self._file.store(vcpu, msr, value)
 
     def _write_invariant(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
         if value & ~1 and not host:

@@ -11,11 +11,12 @@ import errno
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_S
 from vmbusirq.errors import IrqError
-from vmbusirq.hyperv.overlay import Overlay
+from vmbusirq.hyperv.overlay import Overlay, put_page
 from vmbusirq.hyperv.registers import Msr
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ __all__ = ["CLOCK_RULES", "ClockRules", "ReferenceClock", "TscPage", "kvmclock_s
 
 TSC_HZ_DEFAULT: Final = 2_500_000_000
 TSC_HZ_MAX: Final = 1 << 40
-PAGE_ENABLE: Final = 1
 _LAYOUT: Final = struct.Struct("<IIQq")
 _U64: Final = (1 << 64) - 1
 _NS_PER_S: Final = 1_000_000_000
@@ -123,6 +123,11 @@ CLOCK_RULES: Final = {
 """TLFS; Linux 6.16; OpenVMM (2026); Xen 4.17."""
 
 
+def _rules_of(profile: str) -> ClockRules:
+    family = "kvm" if profile == "qemu" else profile.partition("-")[0]
+    return CLOCK_RULES.get(family, CLOCK_RULES["tlfs"])
+
+
 class ClockPort(Protocol):
     """Who a guest reader asks."""
 
@@ -165,20 +170,23 @@ class ReferenceClock:
         on_publish: called when a step of an update is in the page: with sequence 0 first, then the new one.
     """
 
-    def __init__(self, partition: Partition, frequency_hz: int = TSC_HZ_DEFAULT, rules: ClockRules | None = None):
+    def __init__(
+        self, partition: Partition, frequency_hz: int = TSC_HZ_DEFAULT, rules: ClockRules | None = None
+    ) -> None:
         self._partition = partition
-        self._rules = rules or CLOCK_RULES.get(partition.profile.name.partition("-")[0], CLOCK_RULES["tlfs"])
+        self._rules = rules or _rules_of(partition.profile.name)
         self.frequency_hz = frequency_hz
         self.guest_hz = frequency_hz
         self._tsc_base = 0
         self._tick_base = 0
         self._sequence = 0
-        self._address = 0
         self._line: TscPage | None = None
         self.overlay: Final = Overlay("reference TSC page", writable=False)
+        self._data: Any = self.overlay.data
         self.on_publish: Final[list[Callable[[TscPage], object]]] = []
         self._rules.scale(frequency_hz)
         self._serve()
+        partition.on_reset.append(self.reset)
 
     def __repr__(self) -> str:
         return f"<ReferenceClock {self.time()} ticks, TSC {self.guest_hz} Hz, page {self._line}>"
@@ -196,9 +204,7 @@ class ReferenceClock:
 
     def page(self) -> bytes:
         """Return the beginning of the page as it is now, wherever it lies."""
-        if self._partition.profile.overlays:
-            return self.overlay.read(0, _LAYOUT.size)
-        return self._partition.memory.read(self._address, _LAYOUT.size)
+        return bytes(ffi.buffer(self._data, _LAYOUT.size))
 
     def rdtsc(self) -> int:
         """Return the TSC, as :func:`read_tsc_page` asks for it."""
@@ -258,6 +264,16 @@ class ReferenceClock:
         if control & _REENLIGHTENMENT_ENABLED and target < len(self._partition.vcpus):
             self._partition.vcpus[target].apic.request(control & 0xFF)
 
+    def reset(self) -> None:
+        """Forget the page after a reset of the system; its time goes on."""
+        self._line = None
+        self._data = self.overlay.data
+        self.overlay.clear()
+        if self.overlay.pfn is not None:
+            self._partition.memory.overlays.place(self.overlay, None)
+        if self.guest_hz != self.frequency_hz:
+            self._change_tsc(self.frequency_hz, None)
+
     # ---- the page
 
     def _publish(self, reference: int) -> None:
@@ -286,10 +302,7 @@ class ReferenceClock:
         return following
 
     def _write(self, offset: int, data: bytes) -> None:
-        if self._partition.profile.overlays:
-            self.overlay.fill(data, offset)
-        else:
-            self._partition.memory.write(self._address + offset, data)
+        ffi.memmove(self._data + offset, data, len(data))
 
     # ---- registers
 
@@ -300,37 +313,18 @@ class ReferenceClock:
         serve([Msr.REFERENCE_TSC], None, self._write_reference_tsc)
         serve([Msr.TSC_EMULATION_STATUS], None, self._write_emulation_status)
 
-    def _write_reference_tsc(self, vcpu: Vcpu, msr: int, value: int, _host: bool) -> None:
-        profile = self._partition.profile
-        if profile.page_preserve_faults and value & 0xFFE:
-            vcpu.fault(msr, value)
-        old = self._read(msr)
+    def _write_reference_tsc(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
+        old, was_enabled, reference = self._read(msr), self._line is not None, self.time()
+        covers = self._partition.profile.overlays
+        page = put_page(vcpu, msr, value, self.overlay, host=host, covers=covers, outside_faults=False)
         self._store(msr, value)
-        address = value & ~0xFFF & _U64
-        if not value & PAGE_ENABLE:
-            self._disable()
-        elif not (self._line is not None and old == value):
-            self._enable(address)
-
-    def _enable(self, address: int) -> None:
-        reference = self.time()
-        memory = self._partition.memory
-        if not self._partition.profile.overlays:
+        if page is None:  # without an overlay the guest's page stays as it is, and is written to no more
             self._line = None
-            if address + 4096 > memory.size_bytes:
-                return  # nothing there to write to: the page never becomes valid
-            self._address = address
+        elif not was_enabled or old != value:
+            self._data = page
             if self._rules.clears_page:
-                memory.write(address, bytes(4096))
-        else:
-            memory.overlays.place(self.overlay, address >> 12)
-        self._publish(reference)
-
-    def _disable(self) -> None:
-        """Without overlays the guest's page stays as it is, and is no more written to."""
-        self._line = None
-        if self._partition.profile.overlays:
-            self._partition.memory.overlays.place(self.overlay, None)
+                ffi.memmove(page, bytes(lib.VI_PAGE), lib.VI_PAGE)
+            self._publish(reference)
 
     def _write_emulation_status(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
         if value and not host:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmbusirq.core import TICKS_MAX
+from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Timer
 from vmbusirq.hyperv.cpuid import Feature
 from vmbusirq.hyperv.registers import Msr
@@ -82,6 +84,16 @@ class _Wakeup:
             self._set()
         else:
             self._function()
+
+
+class _Queued:
+    """A timer's message, in its own buffer, behind a busy slot."""
+
+    __slots__ = ("payload", "taken")
+
+    def __init__(self, payload: Callable[[], bytes], taken: Callable[[], None]) -> None:
+        self.payload: Final = payload
+        self.taken: Final = taken
 
 
 class Stimers:
@@ -172,3 +184,35 @@ class Stimers:
     def request_vector(self, vp: int, vector: int) -> bool:
         """Request a vector of the VP's APIC."""
         return self.partition.vcpus[vp].apic.request(vector)
+
+    def try_message(self, vp: int, sint: int, payload: bytes, *, set_pending: bool) -> Delivery:
+        """Write a message into the slot, or say why not."""
+        try:
+            return Delivery.IN_SLOT if self.partition.synic.post(vp, payload, TIMER_EXPIRED, sint) else Delivery.BUSY
+        except IrqError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return Delivery.OFF
+
+    def queue_message(
+        self, vp: int, sint: int, payload: Callable[[], bytes], taken: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Queue a message for the slot, and try at once."""
+        queue = self._queue.setdefault((vp, sint), [])
+        queued = _Queued(payload, taken)
+        queue.append(queued)
+        self._deliver()
+
+        def recall() -> None:
+            if queued in queue:
+                queue.remove(queued)
+
+        return recall
+
+    def _deliver(self) -> bool:
+        moved = False
+        for (vp, sint), queue in self._queue.items():
+            if queue and self.try_message(vp, sint, queue[0].payload(), set_pending=True) is Delivery.IN_SLOT:
+                queue.pop(0).taken()
+                moved = True
+        return moved
