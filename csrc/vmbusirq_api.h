@@ -636,6 +636,8 @@ struct vi_synic_registers {
 	uint64_t siefp;			/* bit 0: the event flag page is enabled */
 	uint64_t simp;			/* bit 0: the message page is enabled */
 	uint64_t sint[VI_SINTS];	/* enum vi_sint_bit */
+	uint64_t vectors[VI_IRR_WORDS];	/* of all unmasked SINTs */
+	uint64_t auto_eoi[VI_IRR_WORDS];	/* of those, with auto-EOI on one SINT at least */
 };
 enum vi_sint_bit {
 	VI_SINT_VECTOR = 0xff,
@@ -702,6 +704,8 @@ VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t s
  */
 VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
 				const void *payload, uint32_t size);
+/* 1: a message posted now would be queued, not refused; 0: ENXIO. EINVAL as above. [any] */
+VI_MUST_CHECK int vi_synic_takes_messages(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 enum vi_deposit {
 	VI_DEPOSIT_MORE = 1,	/* others wait behind this one: the pending bit is set with it */
 	VI_DEPOSIT_QUIET = 2	/* a busy slot is left as it is (KVM, periodic timers) */

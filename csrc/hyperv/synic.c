@@ -117,25 +117,42 @@ static uint32_t message_route(uint32_t policy, const struct vi_synic_registers *
 	return VI_ROUTE_MESSAGES;
 }
 
+static bool bit_of(const uint64_t *words, uint32_t bit)
+{
+	return words[bit / 64] >> (bit % 64) & 1;
+}
+
+static void note_vector(struct vi_synic_registers *r, uint64_t sint)
+{
+	uint32_t vector = sint & VI_SINT_VECTOR;
+	uint64_t bit = 1ull << (vector % 64);
+
+	if (sint & VI_SINT_MASKED)
+		return;
+	r->vectors[vector / 64] |= bit;
+	if (sint & VI_SINT_AUTO_EOI)
+		r->auto_eoi[vector / 64] |= bit;
+}
+
 /**
  * vi_synic_refresh() - work the routes of a CPU out anew: a register, the policy or the APIC has
  * changed
  */
 void vi_synic_refresh(struct vi_machine *m, struct vi_cpu *cpu)
 {
-	const struct vi_synic_registers *r = &cpu->synic;
-	bool eoi = false;
+	struct vi_synic_registers *r = &cpu->synic;
 
+	memset(r->vectors, 0, sizeof(r->vectors));
+	memset(r->auto_eoi, 0, sizeof(r->auto_eoi));
 	for (uint32_t s = 0; s < VI_SINTS; s++) {
 		uint32_t route = interrupt_route(m, cpu, r->sint[s]) |
 				 flag_route(m->synic_policy, r, r->sint[s]) |
 				 message_route(m->synic_policy, r, r->sint[s]);
 
-		if (route & VI_ROUTE_DOORBELL)
-			eoi = !(r->sint[s] & VI_SINT_AUTO_EOI);
+		note_vector(r, r->sint[s]);
 		__atomic_store_n(&cpu->route[s], (uint16_t)route, __ATOMIC_SEQ_CST);
 	}
-	if (eoi)
+	if (bit_of(r->vectors, m->callback_vector) && !bit_of(r->auto_eoi, m->callback_vector))
 		__atomic_fetch_or(&cpu->vector_mode, VI_VECTOR_EOI, __ATOMIC_SEQ_CST);
 	else
 		__atomic_fetch_and(&cpu->vector_mode, ~(uint32_t)VI_VECTOR_EOI, __ATOMIC_SEQ_CST);
@@ -327,6 +344,14 @@ int vi_synic_deposit(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t
 		return result;
 	request_vector(target, route);
 	return route & VI_ROUTE_INTERRUPT ? 1 : 0;
+}
+
+int vi_synic_takes_messages(struct vi_machine *m, uint32_t cpu, uint32_t sint)
+{
+	if (cpu >= m->nr_cpus || sint >= VI_SINTS)
+		return -EINVAL;
+	return (vi_load(&vi_cpu_of(m, cpu)->route[sint]) &
+		(VI_ROUTE_MESSAGES | VI_ROUTE_NO_MESSAGES)) != 0;
 }
 
 int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
