@@ -48,7 +48,7 @@ static int take_message(struct vi_cpu *cpu, uint64_t due)
 	}
 	if (result < 0)
 		return result;
-	return vi_vcpu_run(m, cpu->id) == 1 ? 0 : -EDEADLK;
+	return vi_vcpu_run(m, cpu->id) == 1 ? 0 : -EBUSY;
 }
 
 static int take_one(struct vi_cpu *cpu, uint32_t mode, uint64_t due)
@@ -79,9 +79,4 @@ int64_t vi_timer_ticks(struct vi_machine *m, const struct vi_ticks *ticks)
 			return result;
 	}
 	return (int64_t)n;
-}
-
-uint64_t vi_timer_messages(struct vi_machine *m, uint32_t cpu)
-{
-	return cpu < m->nr_cpus ? vi_load_relaxed(&vi_cpu_of(m, cpu)->timer_messages) : 0;
 }

@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final, Literal, Protocol
+
+from vmbusirq.hyperv.messages import Deposit
 
 __all__ = [
     "CONFIG_ENABLE",
@@ -22,7 +23,6 @@ __all__ = [
     "STIMERS",
     "TIMER_EXPIRED",
     "TIMER_RULES",
-    "Delivery",
     "SyntheticTimer",
     "TimerPort",
     "TimerRules",
@@ -53,16 +53,6 @@ def config_sint(config: int) -> int:
     return config >> 16 & 0xF
 
 
-class Delivery(Enum):
-    """What became of a timer message that was tried at once."""
-
-    IN_SLOT = "in the slot, and the SINT's vector requested"
-    NO_INTERRUPT = "in the slot, but the SINT is masked or the APIC takes nothing"
-    BUSY = "another message is in the slot"
-    OFF = "the SIM page is disabled"
-    REFUSED = "the SINT takes no messages"
-
-
 class Wakeup(Protocol):
     """What :meth:`TimerPort.call_at` returns."""
 
@@ -86,12 +76,12 @@ class TimerPort(Protocol):
     def enter_later(self, timer: SyntheticTimer) -> None:
         """Call :meth:`SyntheticTimer.process` when its VP is entered the next time."""
 
-    def try_message(self, vp: int, sint: int, payload: bytes, *, set_pending: bool) -> Delivery:
+    def try_message(self, vp: int, sint: int, payload: bytes, *, set_pending: bool) -> Deposit:
         """Write a timer message into the slot, or say why not; ``set_pending``: mark a busy slot."""
 
     def queue_message(
         self, vp: int, sint: int, payload: Callable[[], bytes], taken: Callable[[], None]
-    ) -> Callable[[], None]:
+    ) -> Callable[[], object]:
         """Queue a message whose payload is made when the slot takes it; ``taken`` is called then, perhaps at once.
 
         Returns:
@@ -204,7 +194,7 @@ class SyntheticTimer:
         self.expirations = 0
         self._marked = False
         self._wakeup: Wakeup | None = None
-        self._recall: Callable[[], None] | None = None
+        self._recall: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return f"<SyntheticTimer {self.vp}/{self.index} config {self._config:#x} count {self._count} due {self.due}>"
@@ -331,9 +321,9 @@ class SyntheticTimer:
         no_retry = self._periodic and self._rules.drops_busy_ticks
         payload = self._payload(self.due, now)
         result = self._port.try_message(self.vp, config_sint(self._config), payload, set_pending=not no_retry)
-        written = result in (Delivery.IN_SLOT, Delivery.NO_INTERRUPT)
-        over = result is Delivery.IN_SLOT or (result is Delivery.NO_INTERRUPT and self._rules.masked_is_delivered)
-        return written, over or (result is Delivery.BUSY and no_retry)
+        written = result in (Deposit.DELIVERED, Deposit.SILENT)
+        over = result is Deposit.DELIVERED or (result is Deposit.SILENT and self._rules.masked_is_delivered)
+        return written, over or (result is Deposit.BUSY and no_retry)
 
     def _queue(self) -> bool:
         """Let the timer's only buffer wait for the slot; a tick that comes while it waits merges with it."""

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmbusirq.core import TICKS_MAX
-from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Timer
 from vmbusirq.hyperv.cpuid import Feature
+from vmbusirq.hyperv.hypercall import HvStatus
+from vmbusirq.hyperv.messages import Buffers, Deposit
 from vmbusirq.hyperv.registers import Msr
 from vmbusirq.hyperv.stimer import (
     CONFIG_DIRECT,
     STIMERS,
     TIMER_EXPIRED,
     TIMER_RULES,
-    Delivery,
     SyntheticTimer,
     TimerRules,
     config_sint,
 )
+from vmbusirq.limits import SINTS
 
 if TYPE_CHECKING:
     from vmbusirq.hyperv.partition import Partition
@@ -86,16 +86,6 @@ class _Wakeup:
             self._function()
 
 
-class _Queued:
-    """A timer's message, in its own buffer, behind a busy slot."""
-
-    __slots__ = ("payload", "taken")
-
-    def __init__(self, payload: Callable[[], bytes], taken: Callable[[], None]) -> None:
-        self.payload: Final = payload
-        self.taken: Final = taken
-
-
 class Stimers:
     """The timers of all VPs of a partition; those that nobody has written to are not even there.
 
@@ -109,30 +99,36 @@ class Stimers:
         self.rules: Final = timer_rules(partition.profile)
         self._timers: dict[tuple[int, int], SyntheticTimer] = {}
         self._later: dict[SyntheticTimer, None] = {}
-        self._queue: dict[tuple[int, int], list[_Queued]] = {}
+        self._seen: set[int] = set()
+        self._refused: dict[int, list[Callable[[], bool]]] = {}
         registers = range(Msr.STIMER0_CONFIG, Msr.STIMER0_CONFIG + 2 * STIMERS)
         partition.registers.serve(registers, self._read, self._write)
         partition.on_vp_reset.append(self._reset)
+        partition.synic_registers.changed.append(lambda vcpu, _msr, _old, _new: self._registers_changed(vcpu))
 
     def timer(self, vp: int, index: int) -> SyntheticTimer:
         """Return one timer."""
         timer = self._timers.get((vp, index))
         if timer is None:
+            if vp not in self._seen and self.rules.retry == "ack" and not self.rules.queues:
+                apic = self.partition.vcpus[vp].apic
+                apic.on_eoi.append(self._ended)
+                apic.on_eom.append(lambda vcpu: self._acknowledge(vcpu, (1 << SINTS) - 1))
+            self._seen.add(vp)
             timer = self._timers[vp, index] = SyntheticTimer(self, self.rules, vp, index)
         return timer
 
     def enter(self) -> bool:
         """Serve the timers that wait for their VP, or for a slot; called while the guest runs. Return if any moved."""
-        moved = self._deliver()
-        if self._later:
-            waiting, self._later = list(self._later), {}
-            moved |= sum(timer.process() for timer in waiting) > 0
-        return moved
+        if not self._later:
+            return False
+        waiting, self._later = list(self._later), {}
+        return sum(timer.process() for timer in waiting) > 0
 
-    def acknowledge(self, vp: int, sints: int) -> None:
-        """Hear of an EOI or EOM by a VP for the SINTs of a bitmap."""
+    def _acknowledge(self, vcpu: Vcpu, sints: int) -> None:
+        """Hear of an EOI or EOM for the SINTs of a bitmap."""
         for index in range(STIMERS):
-            timer = self._timers.get((vp, index))
+            timer = self._timers.get((vcpu.index, index))
             if timer is not None and sints >> config_sint(timer.config) & 1:
                 timer.acknowledge()
 
@@ -185,34 +181,40 @@ class Stimers:
         """Request a vector of the VP's APIC."""
         return self.partition.vcpus[vp].apic.request(vector)
 
-    def try_message(self, vp: int, sint: int, payload: bytes, *, set_pending: bool) -> Delivery:
+    def try_message(self, vp: int, sint: int, payload: bytes, *, set_pending: bool) -> Deposit:
         """Write a message into the slot, or say why not."""
-        try:
-            return Delivery.IN_SLOT if self.partition.synic.post(vp, payload, TIMER_EXPIRED, sint) else Delivery.BUSY
-        except IrqError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return Delivery.OFF
+        return self.partition.messages.deposit(vp, sint, TIMER_EXPIRED, payload, quiet=not set_pending)
 
     def queue_message(
         self, vp: int, sint: int, payload: Callable[[], bytes], taken: Callable[[], None]
-    ) -> Callable[[], None]:
-        """Queue a message for the slot, and try at once."""
-        queue = self._queue.setdefault((vp, sint), [])
-        queued = _Queued(payload, taken)
-        queue.append(queued)
-        self._deliver()
+    ) -> Callable[[], object]:
+        """Queue a message for the slot; where the SynIC takes none now, it is queued once it does."""
+        messages, buffers = self.partition.messages, Buffers(1)
+        refused = self._refused.setdefault(vp, [])
+
+        def post() -> bool:
+            status = messages.post(
+                vp, sint, TIMER_EXPIRED, payload, buffers=buffers, delivered=lambda _result: taken()
+            )
+            return status == HvStatus.SUCCESS
 
         def recall() -> None:
-            if queued in queue:
-                queue.remove(queued)
+            if post in refused:
+                refused.remove(post)
+            messages.withdraw(vp, sint, buffers)
 
+        if not post():
+            refused.append(post)
         return recall
 
-    def _deliver(self) -> bool:
-        moved = False
-        for (vp, sint), queue in self._queue.items():
-            if queue and self.try_message(vp, sint, queue[0].payload(), set_pending=True) is Delivery.IN_SLOT:
-                queue.pop(0).taken()
-                moved = True
-        return moved
+    def _registers_changed(self, vcpu: Vcpu) -> None:
+        """The SynIC may take messages again."""
+        refused = self._refused.get(vcpu.index)
+        if refused:
+            refused[:] = [post for post in tuple(refused) if not post()]
+
+    def _ended(self, vcpu: Vcpu, vector: int) -> None:
+        """An EOI counts for all unmasked SINTs of its vector."""
+        last = self.partition.profile.shared_vector_eoi == "last"
+        sints = self.partition.synic.sints_of(vcpu.index, vector, last=last)
+        self._acknowledge(vcpu, sum(1 << sint for sint in sints))
