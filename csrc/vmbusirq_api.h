@@ -751,7 +751,7 @@ struct vi_ticks {
 /*
  * Deliver ticks to a guest that has nothing else to do meanwhile. Return: n. EINVAL: no such CPU or
  * mode, time runs backwards, or arm64, whose ticks are an IRQ's; ENXIO: that SynIC is off; EAGAIN:
- * the slot stays busy; EDEADLK from inside an interrupt. [cpu]
+ * the slot stays busy; EBUSY: its interrupts are off; EDEADLK from inside an interrupt. [cpu]
  */
 VI_MUST_CHECK int64_t vi_timer_ticks(struct vi_machine *m, const struct vi_ticks *ticks);
 

@@ -16,6 +16,7 @@ from vmbusirq.cpumask import cpumask_all, cpus_of
 from vmbusirq.designs import DEFAULT_DESIGN, DESIGNS, Design
 from vmbusirq.errors import IrqError
 from vmbusirq.fs import FileSystem, StatPresets, kernel_files
+from vmbusirq.fs.sysfs.clocks import add_clock_files
 from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
@@ -24,6 +25,7 @@ from vmbusirq.host.options import HostOptions, by_interface
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp import make_vsp
 from vmbusirq.hyperv.clock import Clock
+from vmbusirq.hyperv.cpuid import Feature, Features
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.profiles import Profile
 from vmbusirq.hyperv.synic import Synic
@@ -32,10 +34,13 @@ from vmbusirq.irq import IrqCore
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELIDS
 from vmbusirq.log import Log
 from vmbusirq.platform import Platform, arm64_platform, x86_platform
-from vmbusirq.scenario.schema import DeviceSpec, Scenario, bare_scenario, load_scenario
+from vmbusirq.scenario.schema import DeviceSpec, Scenario, TimerSpec, bare_scenario, load_scenario
 from vmbusirq.scenario.timeline import BOOT_TICKS
+from vmbusirq.scenario.timers import with_timers
 from vmbusirq.script import Progress, Script
 from vmbusirq.vmbus.channel import Channel
+from vmbusirq.vmbus.clockevent import ClockEvents
+from vmbusirq.vmbus.clocksource import Clocksources
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
 
@@ -59,6 +64,7 @@ class Machine:
         scenario: who is there instead; :meth:`load` finds one by name.
         profile: how the hypervisor behaves where implementations differ: a name of
             :data:`vmbusirq.hyperv.profiles.PROFILES`.
+        timers: how the guest's clock ticks come, instead of what the scenario says: ``direct``, ``message``, ``lapic``.
     Raises:
         IrqError: EINVAL for a name or number that is not known, EOPNOTSUPP for vectors this CPU does not have.
 
@@ -71,6 +77,7 @@ class Machine:
         partition: what the guest gets from its hypervisor; ``clock``, ``synic`` and ``vcpus`` are its.
         vcpus: virtual processors: ``vcpus[0].rdmsr(0x40000083)``, ``wrmsr``.
         clock: virtual time.
+        clocksources, clockevents: what the guest keeps time by, and its ticks.
         script: the run of the scenario: ``script.happened`` tells what became of its events.
     """
 
@@ -87,6 +94,7 @@ class Machine:
         strict_rfc: bool = False,
         scenario: Scenario | None = None,
         profile: str | Profile = "tlfs",
+        timers: str | None = None,
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise IrqError(errno.EINVAL, f"seed: {seed!r} is no whole number below 2**64 (EINVAL)")
@@ -96,7 +104,7 @@ class Machine:
             if not isinstance(cpus, int) or not 1 <= cpus <= CPUS_MAX:
                 raise IrqError(errno.EINVAL, f"machine: cannot have {cpus!r} CPUs; 1 to {CPUS_MAX} (EINVAL)")
             scenario = bare_scenario(cpus, arch)
-        self.scenario: Final = scenario
+        self.scenario: Final = scenario if timers is None else with_timers(scenario, timers)
         self.design: Final[Design] = DESIGNS[design]
         self.generation: Final[Generation] = find_generation(generation)
         self.seed: Final = seed
@@ -114,7 +122,9 @@ class Machine:
             shutdown_adds_depth=self.generation.shutdown_adds_depth,
             seed=seed,
         )
-        self.partition: Final = Partition(self.core, profile=profile)
+        self.partition: Final = Partition(
+            self.core, profile=profile, features=self._features(), tsc_hz=self._timers.tsc_hz
+        )
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
         self.vcpus: Final[Sequence[Vcpu]] = self.partition.vcpus
@@ -126,8 +136,11 @@ class Machine:
         self.host: Final = self._make_host()
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
+        self.clocksources: Final = Clocksources(self.partition)
+        self.clockevents: Final = ClockEvents(self.core, self.partition, self.clocksources)
         self.fs: Final[FileSystem] = kernel_files(self)
         add_vmbus_files(self.fs, self.vmbus)
+        add_clock_files(self.fs, self, self.clocksources, self.clockevents)
         self.script: Final = Script(self)
 
     @classmethod
@@ -142,6 +155,7 @@ class Machine:
         seed: int = 0,
         strict_rfc: bool = False,
         profile: str | Profile = "tlfs",
+        timers: str | None = None,
     ) -> Machine:
         """Make the machine of a scenario: a built-in name, a TOML file, or a :class:`Scenario`.
 
@@ -158,7 +172,21 @@ class Machine:
             seed=seed,
             strict_rfc=strict_rfc,
             profile=profile,
+            timers=timers,
         )
+
+    @property
+    def _timers(self) -> TimerSpec:
+        return self.scenario.timers or TimerSpec()
+
+    def _features(self) -> Features:
+        """Return what the host offers: of timers and TSC, what the scenario says."""
+        features = Features(arch=self.scenario.arch)
+        if self._timers.mode != "direct":
+            features = features.minus(Feature.STIMER_DIRECT)
+        if self._timers.mode == "lapic":
+            features = features.minus(Feature.STIMER)
+        return features.plus(Feature.TSC_INVARIANT) if self._timers.invariant_tsc else features
 
     def _nr_irqs_at_boot(self) -> int:
         scenario = self.scenario
@@ -262,6 +290,8 @@ class Machine:
         """The x86 rows that this machine shows, in the order of the file; none on arm64."""
         hidden = self.scenario.impossible if self.generation.hides_impossible_rows else ()
         rows = [row for row in X86_ROWS if row.label in self.scenario.rows and row.label not in hidden]
+        claimed = {"HVS": Feature.STIMER_DIRECT, "HRE": Feature.REENLIGHTENMENT}  # vectors that only those need
+        rows = [row for row in rows if row.label not in claimed or self.partition.features.has(claimed[row.label])]
         if not self.design.hyp_row:
             rows = [row for row in rows if row.label != "HYP"]
         if not self.design.hyp_in_total:
@@ -394,6 +424,9 @@ class Machine:
         self._apply_presets()
         self.clock.advance_to(BOOT_TICKS)
         self.log.info(f"hv_vmbus: {len(self.scenario.channels)} channels, design {self.design.name}")
+        for cpu in cpus_of(self.online_mask):
+            if self.vcpus[cpu].synic_active:
+                self.clockevents.start(cpu)
         self.script.populate()
         self.connect()
 

@@ -20,8 +20,10 @@ from vmbusirq.host.vsp.hv_sock import HvSockVsp, Service
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.scenario.spec import DeviceSpec, EventSpec, Scenario
-from vmbusirq.scenario.timeline import plan
+from vmbusirq.scenario.timeline import BOOT_TICKS, plan
+from vmbusirq.scenario.timers import TickPlan
 from vmbusirq.steps import Steps, run
+from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.drivers.hv_sock import HvSockDriver
@@ -64,6 +66,10 @@ class Stage(Protocol):
     @property
     def vmbus(self) -> VmbusConnection:
         """The guest."""
+
+    @property
+    def clockevents(self) -> ClockEvents:
+        """The guest's clock ticks."""
 
     @property
     def fs(self) -> FileSystem:
@@ -118,6 +124,9 @@ class Script:
         self._sockets: dict[str, tuple[UUID, HvSockVsp]] = {}
         self._sockets_made = 0
         self._driven = 0
+        self._ticks = TickPlan((), (), 0)
+        self._ticked: list[int] = []
+        self._ticked_to = 0
         self._earlier: dict[tuple[str, int], int] = {}
         self.happened: Final[list[Happened]] = []
         self.undelivered: Final[dict[int, int]] = {}
@@ -165,6 +174,7 @@ class Script:
             }
         total = sum(spec.interrupts for spec in scenario.channels)
         done = 0
+        self._plan_ticks(scenario)
         self._let_probes_end()
         for segment in plan(scenario):
             for share, parts in self._shares(scenario, segment.due):
@@ -186,6 +196,24 @@ class Script:
             clock.advance_to_next()
             self._stage.settle()
         clock.advance_to(max(clock.now, tick))
+        self._stage.settle()
+        self._tick(tick)
+
+    def _plan_ticks(self, scenario: Scenario) -> None:
+        ticks = scenario.timers.ticks if scenario.timers is not None else ()
+        end = max(BOOT_TICKS, scenario.duration_s * TICKS_PER_S)
+        self._ticks = TickPlan(ticks, scenario.events, end)
+        self._ticked = [0] * len(ticks)
+
+    def _tick(self, tick: int) -> None:
+        """Let each CPU have the clock ticks that it has had by then, in a batch."""
+        until = max(self._ticked_to, tick)
+        for cpu, done in enumerate(self._ticked):
+            due = self._ticks.due(cpu, tick)
+            if due > done:
+                self._stage.clockevents.tick(cpu, due - done, self._ticked_to, until)
+                self._ticked[cpu] = due
+        self._ticked_to = until
         self._stage.settle()
 
     def _let_probes_end(self) -> None:

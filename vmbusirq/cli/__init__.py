@@ -24,6 +24,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, ...")
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
+    group.add_argument("--timers", metavar="NAME", help="how clock ticks come: direct, message or lapic")
     group.add_argument("--strict-rfc", action="store_true", help="keep the defects of the RFC as posted")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="fixes every choice that is left open")
 

@@ -24,6 +24,7 @@ def machine_after_run(args: argparse.Namespace) -> Machine:
         engine=args.engine,
         seed=args.seed,
         strict_rfc=args.strict_rfc,
+        timers=args.timers,
     )
     if sys.stderr.isatty() and sum(channel.interrupts for channel in machine.scenario.channels) > 2_000_000:
         from vmbusirq.report import progress_bar

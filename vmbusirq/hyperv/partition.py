@@ -23,7 +23,7 @@ from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
-from vmbusirq.hyperv.refclock import ReferenceClock
+from vmbusirq.hyperv.refclock import TSC_HZ_DEFAULT, ReferenceClock
 from vmbusirq.hyperv.registers import RegisterFile
 from vmbusirq.hyperv.stimer_registers import Stimers
 from vmbusirq.hyperv.synic import Synic
@@ -54,6 +54,7 @@ class Partition:
         memory: its guest-physical memory; made when it is first asked for, if none is given.
         profile: how it behaves where implementations differ: a name of :data:`vmbusirq.hyperv.profiles.PROFILES`.
         features: what it offers its guest.
+        tsc_hz: frequency of the host's TSC.
 
     Attributes:
         core, clock, synic: the CPUs, their time, their SynICs.
@@ -73,6 +74,7 @@ class Partition:
         *,
         profile: str | Profile = "tlfs",
         features: Features | None = None,
+        tsc_hz: int = TSC_HZ_DEFAULT,
     ) -> None:
         self.core: Final = core
         self.profile: Final = find_profile(profile)
@@ -91,7 +93,7 @@ class Partition:
         self.triggers: Final = Triggers(self)
         self._outboxes: dict[tuple[int, int], Outbox] = {}
         self.on_vp_reset.append(self._reset_vp)
-        self.refclock: Final = ReferenceClock(self)
+        self.refclock: Final = ReferenceClock(self, tsc_hz)
         self.stimers: Final = Stimers(self)
         self._memory = memory
         self._ports = Ports(core)

@@ -27,10 +27,12 @@ from vmbusirq.scenario.spec import (
     HostSpec,
     PlatformIrq,
     Scenario,
+    TimerSpec,
     bare_scenario,
 )
 from vmbusirq.scenario.table import COUNT_MAX, ScenarioError, Table
 from vmbusirq.scenario.timeline import check_traffic
+from vmbusirq.scenario.timers import read_timers
 from vmbusirq.vmbus.drivers.catalogue import CATALOGUE, UNKNOWN, DeviceClass
 from vmbusirq.wire.devices import UNSUPPORTED_CLASS_IDS
 from vmbusirq.wire.protocol import Version
@@ -44,6 +46,7 @@ __all__ = [
     "PlatformIrq",
     "Scenario",
     "ScenarioError",
+    "TimerSpec",
     "bare_scenario",
     "builtin_names",
     "load_scenario",
@@ -98,6 +101,7 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
     boot = top.table("boot")
     presets = top.table("presets")
     stat = presets.table("stat")
+    preset_rows = _read_presets(presets, arch, cpus.possible)
     devices = _read_devices(top)
     channels = _read_channels(top, devices, cpus.present)
     host = _read_host(top.table("host"))
@@ -119,9 +123,10 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         probe_order=_read_probe_order(boot, devices),
         duration_s=duration_s,
         stat={key: stat.number(key, 0, 1 << 62, 0) for key in ("btime", "ctxt", "processes")},
-        presets=_read_presets(presets, arch, cpus.possible),
+        presets=preset_rows,
         events=read_events(top, devices, channels, host, cpus, duration_s),
         page_kib=_read_page_kib(platform, arch),
+        timers=read_timers(top, arch, cpus, preset_rows),
     )
     check_traffic(top, scenario)
     for table in (platform, boot, stat, presets, top):

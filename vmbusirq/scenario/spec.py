@@ -18,13 +18,17 @@ __all__ = [
     "EventSpec",
     "HostSpec",
     "PlatformIrq",
+    "TIMER_MODES",
     "Scenario",
+    "TimerSpec",
     "bare_scenario",
 ]
 
 ROWS_SELDOM_BUILT: Final = ("PLT", "PMN")  # UV machines; CONFIG_X86_POSTED_MSI, off by default
 ACTIONS: Final = ("hot-add", "rescind", "suspend", "resume", "connect", "disconnect", "affinity")
 """What can happen while a scenario runs."""
+TIMER_MODES: Final = ("direct", "message", "lapic")
+"""How a guest's clock ticks come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,24 @@ class EventSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TimerSpec:
+    """The guest's clock.
+
+    Attributes:
+        mode: how its ticks come: ``direct``, stimer0 with a vector of its own (row HVS); ``message``, stimer0 through
+            the message slot of SINT 2 (row HYP); ``lapic``, no stimer at all (row LOC).
+        ticks: by possible CPU, how many there are until the scenario ends.
+        invariant_tsc: the host scales the TSC, so that Linux prefers it as its clocksource.
+        tsc_hz: frequency of the host's TSC.
+    """
+
+    mode: str = TIMER_MODES[0]
+    ticks: tuple[int, ...] = ()
+    invariant_tsc: bool = False
+    tsc_hz: int = 2_500_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """A machine and its traffic.
 
@@ -182,6 +204,7 @@ class Scenario:
         events: what happens meanwhile, in order of time.
         duration_s: virtual time that the traffic takes.
         page_kib: size of the guest's pages; arm64 has a choice.
+        timers: the guest's clock; None: its ticks are nobody's business, or presets.
     """
 
     name: str
@@ -203,6 +226,7 @@ class Scenario:
     stat: Mapping[str, int]
     events: tuple[EventSpec, ...] = ()
     page_kib: int = 4
+    timers: TimerSpec | None = None
 
 
 def bare_scenario(cpus: int, arch: str) -> Scenario:
