@@ -199,7 +199,7 @@ class MessageQueues:
         """Where EOM means nothing, look at all queues (OpenVMM, before each entry); True if any message moved."""
         if self._profile.eom_scans_queues or not self._queues:
             return False
-        return any([self.examine(*place) for place in tuple(self._queues)])
+        return sum(self.examine(*place) for place in tuple(self._queues)) > 0
 
     def reset(self, vp: int) -> None:
         """Empty the queues of a VP: it was reset."""
@@ -254,9 +254,7 @@ class GuestMessagePort:
 
     def post(self, message_type: int, payload: bytes) -> HvStatus:
         """Post a message; statuses and errors as :meth:`MessageQueues.post`."""
-        return self._queues.post(
-            self.vp, self.sint, message_type, payload, origin=self.id, buffers=self.buffers
-        )
+        return self._queues.post(self.vp, self.sint, message_type, payload, origin=self.id, buffers=self.buffers)
 
 
 class Outbox:

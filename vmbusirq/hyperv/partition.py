@@ -20,10 +20,10 @@ from vmbusirq.hyperv.hypercall import HvStatus, hypercall
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.messages import MessageQueues, Outbox
 from vmbusirq.hyperv.monitor import MonitorPages
-from vmbusirq.hyperv.partition_registers import serve_partition_registers
+from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
-from vmbusirq.hyperv.registers import RegisterFile
+from vmbusirq.hyperv.registers import Msr, RegisterFile
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.hyperv.synic_registers import SynicRegisters
 from vmbusirq.hyperv.triggers import Triggers
@@ -56,9 +56,11 @@ class Partition:
     Attributes:
         core, clock, synic: the CPUs, their time, their SynICs.
         vcpus: the VPs by index, with their registers.
-        registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects.
+        registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects;
+            partition_registers: the hypercall page, the assist pages, crashes.
         messages: what waits for the guest's slots; triggers: what makes it move.
         on_vp_reset: called with a VP that was reset; rooms that keep something per VP forget it there.
+        on_reset: called when the whole system was reset, after the VPs.
     """
 
     def __init__(
@@ -76,10 +78,11 @@ class Partition:
         self.synic: Final = Synic(core, self.profile)
         self.registers: Final = RegisterFile(self.features, self.profile)
         self.on_vp_reset: Final[list[Callable[[Vcpu], object]]] = []
+        self.on_reset: Final[list[Callable[[], object]]] = []
         self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
-        serve_partition_registers(self)
+        self.partition_registers: Final = PartitionRegisters(self)
         self.synic_registers: Final = SynicRegisters(self)
-        self.synic_registers.changed.append(lambda vcpu, msr, _old, new: self.synic.set_register(vcpu, msr, new))
+        self.synic_registers.changed.append(self._synic_register_changed)
         self.synic_registers.eom.append(lambda vcpu: vcpu.apic.eom())
         self.messages: Final = MessageQueues(self.synic, self.profile)
         self.triggers: Final = Triggers(self)
@@ -98,6 +101,15 @@ class Partition:
         if self._memory is None:
             self._memory = GuestMemory()
         return self._memory
+
+    def reset(self) -> None:
+        """Reset the system: all VPs, the partition's registers, a locked hypercall page too."""
+        for vcpu in self.vcpus:
+            vcpu.reset()
+        self.registers.reset_shared()
+        self.partition_registers.reset()
+        for heard in self.on_reset:
+            heard()
 
     # ---- for the receiver of ports, the host
 
@@ -151,7 +163,7 @@ class Partition:
 
     def retry_posts(self) -> bool:
         """Let the host post again what was refused: a SynIC register has changed. True if any was taken."""
-        return any([outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox])
+        return sum(outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox) > 0
 
     @property
     def messages_waiting(self) -> int:
@@ -294,6 +306,10 @@ class Partition:
             return bool(pump.work())
         finally:
             pump.running = False
+
+    def _synic_register_changed(self, vcpu: Vcpu, msr: int, _old: int, new: int) -> None:
+        pages = [self.synic_registers.page(vcpu, page) for page in (Msr.SIEFP, Msr.SIMP)]
+        self.synic.set_register(vcpu, msr, new, pages)
 
     def _reset_vp(self, vcpu: Vcpu) -> None:
         self.synic.reset(vcpu.index)
