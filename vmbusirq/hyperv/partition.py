@@ -14,11 +14,13 @@ from typing import Final
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.apic import serve_apic
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
+from vmbusirq.hyperv.guest_ports import Outbox
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
 from vmbusirq.hyperv.memory import GuestMemory
-from vmbusirq.hyperv.messages import MessageQueues, Outbox
+from vmbusirq.hyperv.messages import MessageQueues
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
@@ -88,6 +90,7 @@ class Partition:
         self.triggers: Final = Triggers(self)
         self._outboxes: dict[tuple[int, int], Outbox] = {}
         self.on_vp_reset.append(self._reset_vp)
+        serve_apic(self)
         self._memory = memory
         self._ports = Ports(core)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
