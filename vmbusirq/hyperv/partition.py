@@ -14,17 +14,19 @@ from typing import Final
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.apic import serve_apic
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
+from vmbusirq.hyperv.guest_ports import Outbox
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
 from vmbusirq.hyperv.memory import GuestMemory
-from vmbusirq.hyperv.messages import MessageQueues, Outbox
+from vmbusirq.hyperv.messages import MessageQueues
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
 from vmbusirq.hyperv.refclock import TSC_HZ_DEFAULT, ReferenceClock
-from vmbusirq.hyperv.registers import RegisterFile
+from vmbusirq.hyperv.registers import Msr, RegisterFile
 from vmbusirq.hyperv.stimer_registers import Stimers
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.hyperv.synic_registers import SynicRegisters
@@ -87,12 +89,13 @@ class Partition:
         self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
         self.partition_registers: Final = PartitionRegisters(self)
         self.synic_registers: Final = SynicRegisters(self)
-        self.synic_registers.changed.append(lambda vcpu, msr, _old, new: self.synic.set_register(vcpu, msr, new))
+        self.synic_registers.changed.append(self._synic_register_changed)
         self.synic_registers.eom.append(lambda vcpu: vcpu.apic.eom())
         self.messages: Final = MessageQueues(self.synic, self.profile)
         self.triggers: Final = Triggers(self)
         self._outboxes: dict[tuple[int, int], Outbox] = {}
         self.on_vp_reset.append(self._reset_vp)
+        serve_apic(self)
         self.refclock: Final = ReferenceClock(self, tsc_hz)
         self.stimers: Final = Stimers(self)
         self._memory = memory
@@ -170,7 +173,7 @@ class Partition:
 
     def retry_posts(self) -> bool:
         """Let the host post again what was refused: a SynIC register has changed. True if any was taken."""
-        return any([outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox])
+        return sum(outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox) > 0
 
     @property
     def messages_waiting(self) -> int:
@@ -314,6 +317,10 @@ class Partition:
             return bool(pump.work())
         finally:
             pump.running = False
+
+    def _synic_register_changed(self, vcpu: Vcpu, msr: int, _old: int, new: int) -> None:
+        pages = [self.synic_registers.page(vcpu, page) for page in (Msr.SIEFP, Msr.SIMP)]
+        self.synic.set_register(vcpu, msr, new, pages)
 
     def _reset_vp(self, vcpu: Vcpu) -> None:
         self.synic.reset(vcpu.index)
