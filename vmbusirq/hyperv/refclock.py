@@ -75,7 +75,7 @@ def kvmclock_scale(frequency_hz: int) -> int:
     EINVAL as :func:`tsc_scale`, and for a multiplier that is too large for the page.
     """
     tsc_scale(frequency_hz)
-    frequency, nanoseconds, shift = frequency_hz // 1000 * 1000, _NS_PER_S, 0  # KVM keeps kHz
+    frequency, nanoseconds, shift = frequency_hz, _NS_PER_S, 0
     while frequency > 2 * nanoseconds or frequency >> 32:
         frequency >>= 1
         shift -= 1
@@ -203,8 +203,8 @@ class ReferenceClock:
         return self._tsc_base + (self._partition.clock.now - self._tick_base) * self.guest_hz // TICKS_PER_S & _U64
 
     def page(self) -> bytes:
-        """Return the beginning of the page as it is now, wherever it lies."""
-        return bytes(ffi.buffer(self._data, _LAYOUT.size))
+        """Return the beginning of the guest's page as it is now; zeroes while it has none."""
+        return bytes(ffi.buffer(self._data, _LAYOUT.size)) if self._line is not None else bytes(_LAYOUT.size)
 
     def rdtsc(self) -> int:
         """Return the TSC, as :func:`read_tsc_page` asks for it."""
@@ -282,10 +282,10 @@ class ReferenceClock:
         offset = (reference - (self.tsc() * scale >> 64) + (1 << 63) & _U64) - (1 << 63)
         sequence = self._next_sequence()
         invalid = self._partition.profile.tsc_sequence_invalid & 0xFFFF_FFFF
+        self._line = TscPage(sequence, scale, offset)  # the register follows the new line already
         self._write(0, struct.pack("<I", invalid))
         self._tell(TscPage(invalid, scale, offset))
         self._write(8, struct.pack("<Qq", scale, offset))
-        self._line = TscPage(sequence, scale, offset)
         self._write(0, struct.pack("<I", sequence))
         self._tell(self._line)
 
@@ -294,7 +294,8 @@ class ReferenceClock:
             heard(page)
 
     def _next_sequence(self) -> int:
-        last = TscPage.decode(self.page()).sequence if self._rules.sequence == "page" else self._sequence
+        published = TscPage.decode(bytes(ffi.buffer(self._data, _LAYOUT.size))).sequence
+        last = published if self._rules.sequence == "page" else self._sequence
         following = last + 1 & 0xFFFF_FFFF
         if following == 0 or (following == 0xFFFF_FFFF and self._rules.skips_all_ones):
             following = 1
