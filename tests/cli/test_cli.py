@@ -35,8 +35,9 @@ def test_run_json_marks_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert ("rfc-gen2-8vcpu", "rfc", "v6.10", 0) == tuple(
         out[key] for key in ("scenario", "design", "generation", "seed")
     )
-    assert rows["HVS"]["preset"]
+    assert rows["RES"]["preset"]
     assert not rows["HYP"]["preset"]
+    assert not rows["HVS"]["preset"]
     assert not rows["28"]["preset"]
     assert 22095 == rows["28"]["counts"][0]
 
@@ -90,7 +91,8 @@ def test_run_table_shows_names_and_counts(capsys: pytest.CaptureFixture[str]) ->
 
     assert "22,095" in out
     assert "pri@storvsc1" in out
-    assert "HVS*" in out
+    assert "RES*" in out
+    assert "HVS*" not in out
 
 
 def test_cat_and_ls(capfd: pytest.CaptureFixture[str]) -> None:

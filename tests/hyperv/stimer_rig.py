@@ -34,9 +34,7 @@ class TimerRig:
     """Two VPs; on each SINT4 has vector 0x51, and whoever gets a vector notes it and ends it."""
 
     def __init__(self, profile: str = "tlfs", *, start: int = 1000, features: Features | None = None) -> None:
-        self.partition = Partition(
-            Core(2, nr_irqs_max=1), GuestMemory(1 << 20), profile=profile, features=features
-        )
+        self.partition = Partition(Core(2, nr_irqs_max=1), GuestMemory(1 << 20), profile=profile, features=features)
         self.vectors: list[tuple[int, int]] = []
         for vcpu in self.partition.vcpus:
             if not vcpu.synic_active:

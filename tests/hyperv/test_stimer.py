@@ -29,7 +29,7 @@ def test_synic_098_a_one_shot_expires_once_at_its_count(profile: str) -> None:
     assert ([(1500, VECTOR)], False) == (rig.vectors, rig.enabled(2))
     rig.free()
     rig.to(10_000)
-    assert ((0, 0, None), 1) == (rig.slot()[:1] + (0, None), len(rig.vectors))
+    assert ((0, 0, None), 1) == ((*rig.slot()[:1], 0, None), len(rig.vectors))
 
 
 @every_profile
@@ -172,7 +172,8 @@ def test_synic_105_kvm_drops_periodic_ticks_that_find_the_slot_busy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "next_due"), [("tlfs", 1400), ("openvmm", 1450), ("xen", 1400)]  # of Xen 1350 + 100 / 2
+    ("profile", "next_due"),
+    [("tlfs", 1400), ("openvmm", 1450), ("xen", 1400)],  # of Xen 1350 + 100 / 2
 )
 def test_synic_105_others_keep_the_first_tick(profile: str, next_due: int) -> None:
     """It is in the slot as soon as that is free; what came after it has merged (D12)."""

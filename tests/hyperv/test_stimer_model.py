@@ -43,6 +43,14 @@ class KvmTimerMachine(RuleBasedStateMachine):
             self.rig.to(self.rig.now + 1)
             self.model.tick(self.rig.now)
 
+    @rule(ticks=st.integers(1, 200))
+    def keep_from_running(self, ticks: int) -> None:
+        """The VP is not scheduled meanwhile."""
+        self.rig.partition.suspend_guest(ticks)
+        for left in reversed(range(ticks)):
+            self.rig.to(self.rig.now + 1)
+            self.model.tick(self.rig.now, asleep=left > 0)
+
     @rule()
     def fill_slot(self) -> None:
         if self.model.slot is None:

@@ -42,11 +42,12 @@ class KvmTimer:
         self.marked = bool(self.config & ENABLE)
         self.enter(now)
 
-    def tick(self, now: int) -> None:
-        """One tick has passed; a started timer whose time has come is marked."""
+    def tick(self, now: int, *, asleep: bool = False) -> None:
+        """One tick has passed; a started timer whose time has come is marked, and served if the VP runs."""
         if self.config & ENABLE and self.count and self.due == now and not self.undelivered:
             self.marked = True
-        self.enter(now)
+        if not asleep:
+            self.enter(now)
 
     def enter(self, now: int) -> None:
         while self.marked:

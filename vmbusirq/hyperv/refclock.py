@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from vmbusirq.hyperv.partition import Partition
     from vmbusirq.hyperv.vcpu import Vcpu
 
-__all__ = ["CLOCK_RULES", "ClockRules", "TSC_HZ_DEFAULT", "ReferenceClock", "TscPage", "kvmclock_scale", "read_tsc_page", "tsc_scale"]
+__all__ = [
+    "CLOCK_RULES",
+    "TSC_HZ_DEFAULT",
+    "ClockRules",
+    "ReferenceClock",
+    "TscPage",
+    "kvmclock_scale",
+    "read_tsc_page",
+    "tsc_scale",
+]
 
 TSC_HZ_DEFAULT: Final = 2_500_000_000
 TSC_HZ_MAX: Final = 1 << 40

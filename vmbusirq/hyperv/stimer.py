@@ -15,11 +15,11 @@ from typing import Final, Literal, Protocol
 from vmbusirq.hyperv.messages import Deposit
 
 __all__ = [
-    "CONFIG_ENABLE",
-    "CONFIG_PERIODIC",
-    "CONFIG_LAZY",
     "CONFIG_AUTO_ENABLE",
     "CONFIG_DIRECT",
+    "CONFIG_ENABLE",
+    "CONFIG_LAZY",
+    "CONFIG_PERIODIC",
     "STIMERS",
     "TIMER_EXPIRED",
     "TIMER_RULES",
@@ -231,9 +231,9 @@ class SyntheticTimer:
         self._count = value
         if not host and value == 0 and self._rules.zero_count_disables:
             self._config &= ~CONFIG_ENABLE
-        if not host and value and self._config & CONFIG_AUTO_ENABLE:
-            if not (self._has_no_sint and self._rules.sint_0 == "never"):
-                self._config |= CONFIG_ENABLE
+        never = self._has_no_sint and self._rules.sint_0 == "never"
+        if not host and value and self._config & CONFIG_AUTO_ENABLE and not never:
+            self._config |= CONFIG_ENABLE
         self._mark_if_enabled()
 
     def reset(self) -> None:

@@ -193,9 +193,7 @@ class Stimers:
         refused = self._refused.setdefault(vp, [])
 
         def post() -> bool:
-            status = messages.post(
-                vp, sint, TIMER_EXPIRED, payload, buffers=buffers, delivered=lambda _result: taken()
-            )
+            status = messages.post(vp, sint, TIMER_EXPIRED, payload, buffers=buffers, delivered=lambda _result: taken())
             return status == HvStatus.SUCCESS
 
         def recall() -> None:

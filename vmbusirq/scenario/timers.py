@@ -32,7 +32,7 @@ def read_timers(top: Table, arch: str, cpus: CpuSpec, presets: Iterable[str]) ->
     )
     if any(timers.ticks[cpus.present :]):
         raise table.fail("ticks", f"CPUs from {cpus.present} on are not present: they have none")
-    if _COUNTED_BY.get(mode) in presets:
+    if mode in _COUNTED_BY and _COUNTED_BY[mode] in presets:
         raise table.fail("mode", f"its ticks are counted in row {_COUNTED_BY[mode]}: that cannot be a preset as well")
     table.done()
     return timers

@@ -53,9 +53,7 @@ class _ClockeventsDir(Directory):
         return StaticDirectory(name, SYSFS, [File("current_device", 0o444, SYSFS, show)])
 
 
-def add_clock_files(
-    files: FileSystem, view: KernelView, clocksources: Clocksources, clockevents: ClockEvents
-) -> None:
+def add_clock_files(files: FileSystem, view: KernelView, clocksources: Clocksources, clockevents: ClockEvents) -> None:
     """Put clocksource0 and the clockevents of the CPUs into the tree."""
 
     def available() -> bytes:
