@@ -37,6 +37,15 @@ class KvmTimerMachine(RuleBasedStateMachine):
         self.model.write_count(value, self.rig.now)
         self.rig.partition.settle()
 
+    @rule(period=st.integers(1, 60), mode=st.sampled_from([SINT4, DIRECT_61]))
+    def start_periodic(self, period: int, mode: int) -> None:
+        """What the two rules above seldom come to."""
+        self.rig.config(1, AUTO | PERIODIC | mode)
+        self.model.write_config(AUTO | PERIODIC | mode, self.rig.now)
+        self.rig.count(1, period)
+        self.model.write_count(period, self.rig.now)
+        self.rig.partition.settle()
+
     @rule(ticks=st.integers(1, 80))
     def pass_time(self, ticks: int) -> None:
         for _ in range(ticks):
