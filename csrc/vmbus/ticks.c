@@ -62,8 +62,9 @@ int64_t vi_timer_ticks(struct vi_machine *m, const struct vi_ticks *ticks)
 {
 	uint64_t span = ticks->end - ticks->start, n = ticks->n, due = ticks->start, part = 0;
 
-	if (ticks->cpu >= m->nr_cpus || ticks->mode > VI_TICKS_MESSAGE || ticks->end < ticks->start ||
-	    n > INT64_MAX || m->arch != VI_ARCH_X86)
+	if (ticks->cpu >= m->nr_cpus || ticks->mode > VI_TICKS_MESSAGE)
+		return -EINVAL;
+	if (ticks->end < ticks->start || n > INT64_MAX || m->arch != VI_ARCH_X86)
 		return -EINVAL;
 	for (uint64_t k = 0; k < n; k++) {
 		int result;
