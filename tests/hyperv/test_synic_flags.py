@@ -177,7 +177,7 @@ def test_a_polled_sint_takes_flags(profile: str, vectors: list[int]) -> None:
 
 @ALL
 def test_synic_059_060_a_retargeted_port_signals_the_new_vp_alone(profile: str) -> None:
-    """VP3's page and vector, VP0 untouched (OpenVMM); what was set on the old VP stays for the guest to find (Linux)."""
+    """VP3's page and vector, VP0 untouched (OpenVMM); what was set there stays for the guest to find (Linux)."""
     rig = VpRig(profile, cpus=4)
     port = rig.event_port()
     assert SUCCESS == port.signal(5)
