@@ -54,10 +54,7 @@ def faults(vcpu: Vcpu, msr: int, value: int | None = None, *, host: bool = False
     """Assert that an access is #GP and changes no register."""
     before = dict(vcpu.values), dict(vcpu.partition.registers._shared)
     with pytest.raises(GeneralProtectionFault) as fault:
-        if value is None:
-            vcpu.rdmsr(msr, host=host)
-        else:
-            vcpu.wrmsr(msr, value, host=host)
+        vcpu.rdmsr(msr, host=host) if value is None else vcpu.wrmsr(msr, value, host=host)  # type: ignore[func-returns-value]
     assert (msr, value, vcpu.index) == (fault.value.msr, fault.value.value, fault.value.vp)
     assert before == (vcpu.values, vcpu.partition.registers._shared)
 
