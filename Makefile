@@ -50,7 +50,7 @@ tsan: $(C_TESTS:%=build/c/tsan/%) ## the C programs under the thread sanitizer
 soak: build valgrind $(C_TESTS:%=build/c/plain/%) ## long campaigns: 10^8 flags and packets across threads, 10000 cycles of hot plug
 	@build/c/plain/test_stress $(SOAK_FLAGS)
 	@build/c/plain/test_ring $(SOAK_FLAGS)
-	@$(BIN)/python -m pytest -q -m soak --override-ini addopts= --override-ini faulthandler_timeout=0
+	@$(BIN)/python -m pytest -q -m soak -o faulthandler_timeout=0
 
 golden: build ## write the golden files anew; review the difference like code
 	@$(BIN)/python -m pytest -q --update-golden tests/fs tests/test_generations.py

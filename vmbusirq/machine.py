@@ -128,6 +128,8 @@ class Machine:
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
         self.vcpus: Final[Sequence[Vcpu]] = self.partition.vcpus
+        for vcpu in self.vcpus:
+            vcpu.activate_synic()  # what a VMM has to ask KVM for
         self.log: Final = Log(lambda: self.core.now)
         self.host_log: Final = Log(lambda: self.core.now)
         self.irq: Final = self._make_irq_core(nr_irqs)
@@ -448,8 +450,11 @@ class Machine:
     def run(self, progress: Progress | None = None) -> None:
         """Boot, and play the scenario to its end: its traffic through the whole path, its events at their times.
 
-        A second call drives the same traffic once more. ``progress`` hears of (interrupts raised, of how many, what).
+        A second call drives the same traffic once more. ``progress`` hears of (interrupts raised, of how many, what),
+        and before that once of the boot.
         """
+        if progress is not None and not self.booted:
+            progress(0, len(self.scenario.channels), "boot")
         self.boot()
         for line in self.scenario.irqs:
             for cpu, count in enumerate(line.counts):

@@ -9,10 +9,11 @@ from typing import Any
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
-from vmbusirq.hyperv.guest_ports import GuestEventPort, GuestMessagePort
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.hyperv.memory import GuestMemory
+from vmbusirq.hyperv.messages import GuestMessagePort
 from vmbusirq.hyperv.partition import Partition
+from vmbusirq.hyperv.ports import GuestEventPort
 from vmbusirq.hyperv.profiles import PROFILES
 from vmbusirq.hyperv.registers import Msr
 from vmbusirq.hyperv.vcpu import Vcpu
@@ -28,6 +29,7 @@ class VpRig:
     def __init__(self, profile: str = "tlfs", cpus: int = 2) -> None:
         self.memory = GuestMemory(1 << 20)
         self.partition = Partition(Core(cpus, nr_irqs_max=1), self.memory, profile=profile)
+        self._event_ports: dict[tuple[int, int], GuestEventPort] = {}
         self.depth = PROFILES[profile].posted_depth
         for vcpu in self.partition.vcpus:
             vcpu.activate_synic()
@@ -100,8 +102,13 @@ class VpRig:
     def port(self, sint: int = SINT, vp: int = 0, port_id: int = 7) -> GuestMessagePort:
         return GuestMessagePort(self.partition.messages, port_id, vp, sint, self.depth)
 
-    def event_port(self, sint: int = SINT, vp: int = 0, **more: int) -> GuestEventPort:
-        return GuestEventPort(self.partition.synic, 8, vp, sint, **more)
+    def event_port(self, sint: int = SINT, vp: int = 0) -> GuestEventPort:
+        """A port for all flags of a SINT; it is made once."""
+        place = sint, vp
+        if place not in self._event_ports:
+            port_id = 100 + len(self._event_ports)
+            self._event_ports[place] = self.partition.create_guest_event_port(port_id, vp, sint, 0, 2048)
+        return self._event_ports[place]
 
     def signal(self, flag: int, sint: int = SINT, vp: int = 0) -> HvStatus:
         return self.event_port(sint, vp).signal(flag)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, Final
 
 from vmbusirq.machine import Machine
 
 __all__ = ["machine_after_run", "print_json", "put"]
+
+_MANY_CHANNELS: Final = 500  # to boot them takes half a second
+_MANY_INTERRUPTS: Final = 2_000_000
 
 
 def machine_after_run(args: argparse.Namespace) -> Machine:
@@ -26,7 +29,9 @@ def machine_after_run(args: argparse.Namespace) -> Machine:
         strict_rfc=args.strict_rfc,
         timers=args.timers,
     )
-    if sys.stderr.isatty() and sum(channel.interrupts for channel in machine.scenario.channels) > 2_000_000:
+    channels = machine.scenario.channels
+    long = len(channels) > _MANY_CHANNELS or sum(channel.interrupts for channel in channels) > _MANY_INTERRUPTS
+    if long and sys.stderr.isatty():
         from vmbusirq.report import progress_bar
 
         with progress_bar() as progress:

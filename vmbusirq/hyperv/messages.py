@@ -21,7 +21,7 @@ from vmbusirq.hyperv.profiles import Profile
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.limits import SINTS
 
-__all__ = ["Buffers", "Deposit", "MessageQueues"]
+__all__ = ["Buffers", "Deposit", "GuestMessagePort", "MessageQueues", "Outbox"]
 
 Payload: TypeAlias = bytes | Callable[[], bytes]
 """A message's bytes, or what makes them when it reaches the slot: a timer's tell when that was."""
@@ -223,3 +223,77 @@ class MessageQueues:
 
 
 _DEPOSIT_ERRORS: Final = {errno.EAGAIN: Deposit.BUSY, errno.ENXIO: Deposit.OFF, errno.EPERM: Deposit.LOST}
+
+
+class GuestMessagePort:
+    """A message port of the guest's: what is posted to it goes to one VP and SINT (TLFS; synic.md 7.1).
+
+    Args:
+        queues: the partition's.
+        port_id: 24 bits; the guest finds it in the header of each message.
+        vp, sint: the target.
+        buffers: how many messages may wait; None without bound.
+        freed: called whenever one does not wait any longer.
+
+    Attributes:
+        id, vp, sint: as given; the VP may be changed, what waits already stays where it is.
+        buffers: its buffers.
+    """
+
+    __slots__ = ("_queues", "buffers", "id", "sint", "vp")
+
+    def __init__(
+        self,
+        queues: MessageQueues,
+        port_id: int,
+        vp: int,
+        sint: int,
+        buffers: int | None,
+        freed: Callable[[], object] | None = None,
+    ) -> None:
+        self._queues = queues
+        self.id: Final = port_id & 0xFF_FFFF
+        self.vp = vp
+        self.sint: Final = sint
+        self.buffers: Final = Buffers(buffers, freed)
+
+    def post(self, message_type: int, payload: bytes) -> HvStatus:
+        """Post a message; statuses and errors as :meth:`MessageQueues.post`."""
+        return self._queues.post(self.vp, self.sint, message_type, payload, origin=self.id, buffers=self.buffers)
+
+
+class Outbox:
+    """What a patient host has posted to one VP and SINT: a status that may pass is no answer, it posts again.
+
+    It does when a buffer is free, and when a SynIC register was written (:meth:`retry`); never by trying.
+    """
+
+    __slots__ = ("_filling", "_port", "_waiting")
+
+    def __init__(self, queues: MessageQueues, port_id: int, vp: int, sint: int, buffers: int | None) -> None:
+        self._port = GuestMessagePort(queues, port_id, vp, sint, buffers, self._freed)
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._filling = False
+
+    def post(self, message_type: int, payload: bytes) -> None:
+        """Post a message, now or later; errors as :meth:`MessageQueues.post`."""
+        if self._waiting or self._port.post(message_type, payload) != HvStatus.SUCCESS:
+            self._waiting.append((message_type, payload))
+
+    def retry(self) -> bool:
+        """Post what waits until one is refused; True if any was not."""
+        moved, self._filling = False, True
+        try:
+            while self._waiting and self._port.post(*self._waiting[0]) == HvStatus.SUCCESS:
+                self._waiting.popleft()
+                moved = True
+        finally:
+            self._filling = False
+        return moved
+
+    def _freed(self) -> None:
+        if not self._filling:
+            self.retry()
+
+    def __len__(self) -> int:
+        return len(self._waiting)

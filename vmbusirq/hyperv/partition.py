@@ -7,7 +7,7 @@ The host and the guest meet here and in guest memory only. Nothing happens but i
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,13 +17,12 @@ from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.apic import serve_apic
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
-from vmbusirq.hyperv.guest_ports import Outbox
-from vmbusirq.hyperv.hypercall import HvStatus, hypercall
+from vmbusirq.hyperv.hypercall import HvStatus, Hypercalls
 from vmbusirq.hyperv.memory import GuestMemory
-from vmbusirq.hyperv.messages import MessageQueues
+from vmbusirq.hyperv.messages import GuestMessagePort, MessageQueues, Outbox
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
-from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
+from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, GuestEventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
 from vmbusirq.hyperv.refclock import TSC_HZ_DEFAULT, ReferenceClock
 from vmbusirq.hyperv.registers import Msr, RegisterFile
@@ -99,7 +98,8 @@ class Partition:
         self.refclock: Final = ReferenceClock(self, tsc_hz)
         self.stimers: Final = Stimers(self)
         self._memory = memory
-        self._ports = Ports(core)
+        self._hypercalls = Hypercalls(self)
+        self._ports = Ports(core, self.messages, self.synic, self.profile)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
         self._pumps: list[_Pump] = []
         self._checks: list[Callable[[], object]] = []
@@ -133,6 +133,27 @@ class Partition:
     def create_event_port(self, port_id: int) -> EventPort:
         """Make a port for signals of the guest. EINVAL, EEXIST as above; ENOSPC: there are 4096 event ports."""
         return self._ports.create_event_port(port_id)
+
+    def create_guest_message_port(
+        self, port_id: int, vp: int, sint: int, buffers: int | None = MESSAGE_BUFFERS
+    ) -> GuestMessagePort:
+        """Make a port by which messages come to a SINT of a VP of this partition (TLFS; synic.md 7.1).
+
+        Args:
+            port_id: 24 bits; the guest finds it in each message's header.
+            vp: the target, or VP_ANY: whoever has the fewest messages waiting.
+            sint: 1 to 15.
+            buffers: how many messages may wait; None without bound.
+        Raises:
+            IrqError: EINVAL for a number that cannot be, EEXIST if a port has that id.
+        """
+        return self._ports.create_guest_message_port(port_id, vp, sint, buffers)
+
+    def create_guest_event_port(
+        self, port_id: int, vp: int, sint: int, base_flag: int = 0, flag_count: int = 1
+    ) -> GuestEventPort:
+        """Make a port by which some event flags of a SINT are set; errors as above, flags past 2047 too."""
+        return self._ports.create_guest_event_port(port_id, vp, sint, base_flag, flag_count)
 
     def delete_port(self, port_id: int) -> None:
         """Delete a port and what waits in it; senders get INVALID_PORT_ID until they disconnect. ENOENT: none."""
@@ -186,33 +207,40 @@ class Partition:
         """HvPostMessage (synic.md 7.3, 7.4): SUCCESS means queued.
 
         INVALID_PARAMETER: type 0 or with bit 31, more than 240 bytes; INVALID_CONNECTION_ID: not connected;
-        INVALID_PORT_ID: its port was deleted, or takes no messages; INSUFFICIENT_BUFFERS: all of the port's are full.
+        INVALID_PORT_ID: its port was deleted, or takes no messages; INSUFFICIENT_BUFFERS: all of the port's are full;
+        INVALID_SYNIC_STATE, INVALID_VP_INDEX: the target takes no messages, or nobody does.
         """
         return self._ports.post_message(connection_id, message_type, payload)
 
     def hv_signal_event(self, connection_id: int, flag: int = 0) -> HvStatus:
         """HvSignalEvent; a channel's own signals come the same way, in C.
 
-        INVALID_CONNECTION_ID and INVALID_PORT_ID as above; INVALID_PARAMETER: a flag other than 0.
+        INVALID_CONNECTION_ID and INVALID_PORT_ID as above; INVALID_PARAMETER: a flag that the port has not, which of
+        a host's port is any but 0; INVALID_SYNIC_STATE: the target takes no flags.
         """
         return self._ports.signal_event(connection_id, flag)
 
-    def hypercall(self, vp: int, control: int, input_value: int, output_gpa: int = 0) -> int:
-        """Make a hypercall in register form, HvPostMessage or HvSignalEvent (synic.md 7.2).
+    def hypercall(
+        self, vp: int, control: int, input_value: int, output_gpa: int = 0, *, more: Sequence[int] = (), cpl: int = 0
+    ) -> int:
+        """Make a hypercall in register form: HvPostMessage, HvSignalEvent, HvGetVpRegisters, HvSetVpRegisters.
 
         Args:
             vp: who makes it.
             control: the control word (RCX).
             input_value: guest-physical address of the input, in the fast form the input itself (RDX).
-            output_gpa: guest-physical address of the output (R8); neither call has one.
+            output_gpa: guest-physical address of the output, in the fast form the second quadword (R8).
+            more: further quadwords of the fast form (XMM0 to XMM5; X4 to X17 on arm64).
+            cpl: at which privilege level.
         Returns:
-            The result word (RAX): an :class:`HvStatus` in bits 15:0.
+            The result word (RAX): an :class:`HvStatus` in bits 15:0, of rep calls the reps completed in 43:32.
         Raises:
             IrqError: EINVAL, there is no such VP.
+            InvalidOpcode: it is not made at CPL 0.
         """
         if not 0 <= vp < self.core.nr_cpus:
             raise IrqError(errno.EINVAL, f"hypercall: there is no vp {vp} (EINVAL); 0 to {self.core.nr_cpus - 1}")
-        return int(hypercall(self, lambda gpa, size: self.memory.read(gpa, size), control, input_value))
+        return int(self._hypercalls.make(self.vcpus[vp], control, (input_value, output_gpa, *more), cpl))
 
     def set_monitor_pages(self, h2g_gpa: int, g2h_gpa: int) -> None:
         """Look at the guest's monitor pages from now on; 0 is no page.

@@ -40,15 +40,18 @@ class Vcpu:
         index: its VP index.
         partition: whose it is.
         apic: its interrupt controller.
+        profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
+            SynIC in another way (KVM's SYNIC and SYNIC2).
         values: what its registers hold, by MSR; those that were never written are missing.
         synic_active: its SynIC exists; false until :meth:`activate_synic` in profiles that want to be asked.
     """
 
-    __slots__ = ("apic", "index", "partition", "synic_active", "values")
+    __slots__ = ("apic", "index", "partition", "profile", "synic_active", "values")
 
     def __init__(self, partition: Partition, index: int) -> None:
         self.partition: Final = partition
         self.index: Final = index
+        self.profile = partition.profile
         self.apic: Final = LocalApic(self)
         self.values: Final[dict[int, int]] = {}
         self.synic_active = False
