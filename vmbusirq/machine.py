@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from vmbusirq.fs import FileSystem, StatPresets, kernel_files
 from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
+from vmbusirq.host.channel import HostChannel
 from vmbusirq.host.device import HostDevice
 from vmbusirq.host.options import HostOptions, by_interface
 from vmbusirq.host.server import HostBus
@@ -36,6 +38,8 @@ from vmbusirq.script import Progress, Script
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
+from vmbusirq.wire.devices import SUB_CHANNEL_CLASSES, UNSUPPORTED_CLASS_IDS
+from vmbusirq.wire.protocol import INVALID_RELID
 
 __all__ = ["Machine", "Progress"]
 
@@ -303,19 +307,22 @@ class Machine:
         Args:
             device_class: short name of its class.
             relid: the relid it gets; None: the lowest that is free.
-            device: name of its device; a sub-channel joins the one of that name.
+            device: name of its device, made from class and number if none is given; a sub-channel joins the one of
+                that name.
             sub: 0 for a primary channel; else the next sub-channel of a device that is there.
             scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
             instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid,
-                a device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
-                offer up (see the log).
+            IrqError: EINVAL for an unknown class, a bad name or number, a relid outside 1..2047, a sub-channel of a
+                class that has none; EEXIST for a relid, a device or an instance in use; ENOENT for a sub-channel of
+                nobody; ENOSPC if every relid is taken, EIO if the guest did not take the offer up: it is taken back.
         """
         self.connect()
-        name = device or f"{device_class}-{relid}"
+        name = device or self._free_name(device_class, relid)
         _check_device(name, sub, scsi_host)
         if sub:
+            if device_class not in SUB_CHANNEL_CLASSES:
+                raise IrqError(errno.EINVAL, f"device {name}: class {device_class} has one channel (EINVAL)")
             channel = self._find_device(device_class, name).add_sub_channel(relid, sub)
         else:
             guid = instance or self.make_instance(device_class, name)
@@ -324,8 +331,27 @@ class Machine:
             channel = self._add_device(device_class, name, relid, (), instance).primary
         self.settle()
         if channel.relid not in self.vmbus.channels:
-            raise IrqError(errno.EIO, f"channel {relid}: the guest did not take up the offer (EIO); see the log")
+            raise self._take_offer_back(channel)
         return self.vmbus.channels[channel.relid]
+
+    def _free_name(self, device_class: str, relid: int | None) -> str:
+        taken = {device.name for device in self.host.devices if device.vsp.class_name == device_class}
+        numbers = itertools.count(1) if relid is None else [relid]
+        return next((name for n in numbers if (name := f"{device_class}-{n}") not in taken), f"{device_class}-{relid}")
+
+    def _take_offer_back(self, channel: HostChannel) -> IrqError:
+        """Undo an offer that came to nothing; return why."""
+        name, relid = channel.name, channel.relid
+        if channel.sub_channel_index == 0:
+            self.host.remove_device(channel.device)
+        elif channel.is_offered:
+            self.host.rescind(relid)
+        self.settle()
+        if relid == INVALID_RELID:
+            return IrqError(errno.ENOSPC, f"device {name}: no relid is left (ENOSPC); detach another channel first")
+        known = channel.device.vsp.class_name not in UNSUPPORTED_CLASS_IDS
+        why = "see the log" if known else f"it binds no device of class {channel.device.vsp.class_name}"
+        return IrqError(errno.EIO, f"channel {relid} ({name}): the guest did not take up the offer (EIO); {why}")
 
     def detach(self, relid: int) -> None:
         """Let the host rescind a channel, with a primary its device, and the guest see to it. ENOENT: there is none."""

@@ -171,7 +171,7 @@ class HostBus:
 
     def _check_relids(self, client: HostConnection, relids: list[int]) -> None:
         for number in relids:
-            if not RELID_MIN <= number <= RELID_MAX:
+            if not isinstance(number, int) or not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
                 raise IrqError(errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)")
