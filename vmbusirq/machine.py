@@ -187,7 +187,7 @@ class Machine:
             self.irq,
             self.partition,
             self.design,
-            nodes=[node & self.online_mask for node in cpus.nodes],
+            nodes=cpus.nodes,
             options=GuestOptions(
                 strict_rfc=self.strict_rfc,
                 isolated=cpus.isolated,
