@@ -25,6 +25,7 @@ from vmbusirq.host.device import HostDevice
 from vmbusirq.host.options import HostOptions, by_interface
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp import make_vsp
+from vmbusirq.hotplug import CpuSwitch
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
@@ -52,7 +53,7 @@ class Machine:
 
     Args:
         cpus, arch: possible CPUs, 1 to 2048, and ``"x86"`` or ``"arm64"``, of a machine without devices.
-        design: a name of :data:`vmbusirq.designs.DESIGNS`.
+        design: a name of :data:`vmbusirq.designs.DESIGNS`, or a record of one's own.
         generation: a name of :data:`vmbusirq.generations.GENERATIONS`.
         engine: ``"fast"``, or ``"linux"`` for v6.10's own steps.
         simd: widest vectors of the scanner.
@@ -67,6 +68,7 @@ class Machine:
         fs: the files: ``read(path)``, ``write(path, data)``, ``listdir(path)``.
         host: the host: ``send(relid=..., packets=...)``, ``post_message(...)``.
         vmbus: the guest driver: ``channels`` by relid.
+        hotplug: CPUs that go offline and come back, as steps: ``hotplug.down(cpu)``, ``hotplug.up(cpu)``.
         log: the guest's log; ``host_log``: what the host has to say about its guest.
         partition: what the guest gets from its hypervisor; ``clock`` and ``synic`` are its.
         clock: virtual time.
@@ -78,7 +80,7 @@ class Machine:
         cpus: int = 8,
         *,
         arch: str = "x86",
-        design: str = DEFAULT_DESIGN,
+        design: str | Design = DEFAULT_DESIGN,
         generation: str = DEFAULT_GENERATION.name,
         engine: str = "fast",
         simd: str = "best",
@@ -88,14 +90,14 @@ class Machine:
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise IrqError(errno.EINVAL, f"seed: {seed!r} is no whole number below 2**64 (EINVAL)")
-        if design not in DESIGNS:
+        if not isinstance(design, Design) and design not in DESIGNS:
             raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
         if scenario is None:
             if not isinstance(cpus, int) or not 1 <= cpus <= CPUS_MAX:
                 raise IrqError(errno.EINVAL, f"machine: cannot have {cpus!r} CPUs; 1 to {CPUS_MAX} (EINVAL)")
             scenario = bare_scenario(cpus, arch)
         self.scenario: Final = scenario
-        self.design: Final[Design] = DESIGNS[design]
+        self.design: Final[Design] = design if isinstance(design, Design) else DESIGNS[design]
         self.generation: Final[Generation] = find_generation(generation)
         self.seed: Final = seed
         self.strict_rfc: Final = strict_rfc
@@ -123,6 +125,10 @@ class Machine:
         self.host: Final = self._make_host()
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
+        hotpluggable = self.present_mask & ~1 if self.arch == "x86" else self.present_mask
+        self.hotplug: Final = CpuSwitch(
+            self.irq, self.partition, self.vmbus, present=self.present_mask, hotpluggable=hotpluggable
+        )
         self.fs: Final[FileSystem] = kernel_files(self)
         add_vmbus_files(self.fs, self.vmbus)
         self.script: Final = Script(self)
@@ -132,7 +138,7 @@ class Machine:
         cls,
         scenario: str | PathLike[str] | Scenario,
         *,
-        design: str = DEFAULT_DESIGN,
+        design: str | Design = DEFAULT_DESIGN,
         generation: str = DEFAULT_GENERATION.name,
         engine: str = "fast",
         simd: str = "best",
@@ -191,7 +197,7 @@ class Machine:
             self.irq,
             self.partition,
             self.design,
-            nodes=[node & self.online_mask for node in cpus.nodes],
+            nodes=cpus.nodes,
             options=GuestOptions(
                 strict_rfc=self.strict_rfc,
                 isolated=cpus.isolated,
@@ -246,6 +252,15 @@ class Machine:
     def present_mask(self) -> int:
         """CPUs that the host really has."""
         return cpumask_all(self.scenario.cpus.present)
+
+    @property
+    def hotpluggable_mask(self) -> int:
+        """CPUs that can go offline: on x86 all that are present but CPU 0."""
+        return self.hotplug.hotpluggable
+
+    def set_cpu_online(self, cpu: int, online: bool) -> None:
+        """Take a CPU offline or bring it back: :meth:`offline_cpu`, :meth:`online_cpu`."""
+        self.hotplug.set_online(cpu, online)
 
     @property
     def online_mask(self) -> int:
@@ -394,6 +409,20 @@ class Machine:
         raise IrqError(errno.ENOENT, f"host: there is no {device_class} {name} (ENOENT); attach its primary first")
 
     # ---- running
+
+    def offline_cpu(self, cpu: int) -> None:
+        """Take a CPU offline, as a 0 in its ``online`` file does; nothing happens to one that is offline.
+
+        Raises:
+            IrqError: EINVAL no such CPU is present; EPERM it cannot go offline at all, as CPU 0 of x86; EBUSY it is the
+                last one, control messages come to it, a channel interrupts it, or its event flags are not served: the
+                machine is as it was.
+        """
+        self.hotplug.set_online(cpu, False)
+
+    def online_cpu(self, cpu: int) -> None:
+        """Bring a CPU back; nothing happens to one that is online. EINVAL: no such CPU is present."""
+        self.hotplug.set_online(cpu, True)
 
     def settle(self) -> int:
         """Deliver until nothing is deliverable; return how often a CPU had something to do.

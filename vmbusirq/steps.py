@@ -31,15 +31,25 @@ class LockKind(Enum):
     """How the kernel's lock waits."""
 
     RAW = "raw"  # spins, interrupts off
+    SPINNING = "spinning"  # spins, interrupts stay as they are
     SLEEPING = "sleeping"  # a mutex: its holder may be scheduled away
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock of the kernel, by name: ``irq 28 desc->lock``."""
+    """A lock of the kernel, by name: ``irq 28 desc->lock``.
+
+    Attributes:
+        shared: taken by a reader, of which there may be several; the name is that of the writer's lock.
+    """
 
     name: str
     kind: LockKind = LockKind.RAW
+    shared: bool = False
+
+    def excludes(self, other: Lock) -> bool:
+        """Return whether two operations cannot hold these at once."""
+        return self.name == other.name and not (self.shared and other.shared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,13 +299,13 @@ class HostBus:
     # ---- running
 
     def pump(self) -> bool:
-        """Take the guest's messages in order, do what is due, serve signalled channels; True if there was anything."""
+        """Do what is due, take the guest's messages in order, serve signalled channels; True if there was anything."""
         if self._pumping:
             return False  # a VSP's own call came back here
         self._pumping = True
         try:
-            moved = self._router.receive()
-            moved |= self._run_due()
+            moved = self._run_due()  # it was due before what lies in the port was posted, or at the same time
+            moved |= self._router.receive()
             return self._serve() or moved
         finally:
             self._pumping = False

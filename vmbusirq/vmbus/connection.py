@@ -25,6 +25,7 @@ from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.channel_mgmt import ChannelManager
 from vmbusirq.vmbus.context import Context, GuestOptions
 from vmbusirq.vmbus.control import Control, Request
+from vmbusirq.vmbus.cpuhp import CpuHotplug
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
@@ -65,7 +66,7 @@ class VmbusConnection:
 
     Args:
         hv: the partition: hypercalls, memory, SynICs, time.
-        nodes: mask of online CPUs of each NUMA node.
+        nodes: mask of the CPUs of each NUMA node.
         ppi_irq: Linux IRQ of the per-CPU interrupt that serves the top level (arm64), 0 on x86.
 
     Attributes:
@@ -74,6 +75,7 @@ class VmbusConnection:
         channels: offered channels by relid.
         work: the work queues.
         retarget: which CPU channels interrupt.
+        cpuhp: CPUs that come and go.
         monitors: the monitor pages.
         manager: channels from offer to removal.
         leaving, hibernation: unload, kexec and crash; suspend and resume.
@@ -102,16 +104,17 @@ class VmbusConnection:
         self._pages: Final[dict[str, GuestPages]] = {}
         self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
-        assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
+        assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
         self._opener: Final = Opener(self._ctx)
         self.devices: Final = Devices(irq.log, self._opener.abandon)
+        self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, self.devices)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
         self.retarget.perf_channel_on = self.manager.perf_channel_on
-        self.leaving: Final = Leaving(self._ctx, self._opener, self.retarget, self._pages)
+        self.leaving: Final = Leaving(self._ctx, self._opener, self.cpuhp, self._pages)
         self.hibernation: Final = Hibernation(
             self._ctx, self.manager, self.devices, self.work, unload=self.leaving.unload, negotiate=self._negotiate
         )
@@ -166,9 +169,9 @@ class VmbusConnection:
         return self.options.isolated
 
     @property
-    def synic_online(self) -> int:
+    def synics_on(self) -> int:
         """CPUs whose SynIC takes interrupts."""
-        return self.retarget.synic_online
+        return self.cpuhp.synics_on
 
     def cpu_to_node(self, cpu: int) -> int:
         """Return the NUMA node of a CPU."""
@@ -189,7 +192,7 @@ class VmbusConnection:
         synics: dict[str, tuple[int, ...]] = {
             f"cpu {cpu}: message page, event flag page": ()
             for cpu in range(self._irq.nr_cpus)
-            if self.synic_online >> cpu & 1
+            if self.synics_on >> cpu & 1
         }
         return {**{name: tuple(pages.pfns) for name, pages in self._pages.items()}, **gpadls, **synics}
 
@@ -203,8 +206,16 @@ class VmbusConnection:
     def synic_init(self, cpus: Iterable[int]) -> None:
         """Switch the SynICs of CPUs on (hv_synic_init)."""
         for cpu in cpus:
-            self._hv.synic.enable(cpu)
-            self.retarget.synic_online |= 1 << cpu
+            self._run(self.cpuhp.synic_init(cpu))
+
+    def synic_cleanup(self, cpu: int) -> None:
+        """Switch the SynIC of a CPU off that is to go offline (hv_synic_cleanup).
+
+        Raises:
+            IrqError: EBUSY the connect CPU, a CPU that a channel interrupts, or one with flags that nobody serves;
+                everything is as it was then.
+        """
+        self._run(self.cpuhp.synic_cleanup(cpu))
 
     def connect(self) -> None:
         """Agree on a version and ask for the offers, which come as the machine runs.
