@@ -221,6 +221,19 @@ def test_ticks_come_evenly_and_not_while_suspended(mode: str) -> None:
     assert 200 == sum(n for cpu, n in ticks[:-2] if cpu == 0)
 
 
+@pytest.mark.parametrize("mode", ["direct", "message", "lapic"])
+def test_a_cpu_that_is_offline_does_not_tick(mode: str) -> None:
+    """Its SynIC is off and so is its timer; the others' ticks come."""
+    text = f'duration_s = 10\ncpus.possible = 2\ntimers = {{ mode = "{mode}", ticks = [30, 50] }}'
+    machine = Machine.load(parse_scenario(text, "ticks"))
+    machine.boot()
+    machine.offline_cpu(1)
+    before = rows(machine)
+    machine.run()
+    row = {"direct": "HVS", "message": "HYP", "lapic": "LOC"}[mode]
+    assert 30 == rows(machine)[row] - before[row]
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

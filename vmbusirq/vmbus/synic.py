@@ -53,10 +53,14 @@ class GuestSynic:
     def enable(self, cpus: Iterable[int]) -> None:
         """Switch SynICs on; the first call introduces the guest to its hypervisor (hyperv_init, hv_synic_init)."""
         cpus = list(cpus)
-        self._introduce()
-        self._alloc([cpu for cpu in cpus if cpu not in self.pages])
+        self.prepare(cpus)
         for cpu in cpus:
             self._enable_regs(cpu)
+
+    def prepare(self, cpus: Iterable[int]) -> None:
+        """Introduce the guest to its hypervisor, and allocate the pages of CPUs that have none; none is on yet."""
+        self._introduce()
+        self._alloc([cpu for cpu in cpus if cpu not in self.pages])
 
     def disable(self, cpu: int) -> None:
         """Switch a CPU's SynIC off, and take its pages back from the hypervisor (hv_synic_disable_regs)."""
