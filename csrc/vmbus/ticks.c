@@ -3,8 +3,8 @@
  * ticks.c - the guest's clock ticks in bulk: timer 0 of a VP set, expired, delivered and taken,
  * over and over (drivers/clocksource/hyperv_timer.c, v6.10; TLFS: synthetic timers).
  *
- * Between two events of a scenario nobody looks at a timer, so its ticks need no clock: each has its
- * own due time, and goes the whole way that its mode has. A message really lies in the slot, is
+ * Between two events of a scenario nobody looks at a timer, so its ticks need no clock: each has
+ * its own due time, and goes the whole way that its mode has. A message really lies in the slot, is
  * taken by the VMBus service routine, and freed. Timers that somebody programs by their registers
  * are vmbusirq/hyperv/stimer.py's.
  */

@@ -224,7 +224,12 @@ def test_ticks_come_evenly_and_not_while_suspended(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["direct", "message", "lapic"])
 def test_a_cpu_that_is_offline_does_not_tick(mode: str) -> None:
     """Its SynIC is off and so is its timer; the others' ticks come."""
-    text = f'duration_s = 10\ncpus.possible = 2\ntimers = {{ mode = "{mode}", ticks = [30, 50] }}'
+    text = f"""
+        duration_s = 10
+        cpus.possible = 2
+        platform.rows = ["LOC", "HYP", "HVS"]
+        timers = {{ mode = "{mode}", ticks = [30, 50] }}
+        """
     machine = Machine.load(parse_scenario(text, "ticks"))
     machine.boot()
     machine.offline_cpu(1)
