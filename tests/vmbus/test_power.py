@@ -194,7 +194,7 @@ def test_kexec_leaves_nothing_shared() -> None:
     assert 5 + 4 == len(guest.vmbus.shared_pages())
     assert {} == guest.vmbus.kexec()
     assert {} == guest.vmbus.shared_pages()
-    assert 0 == guest.vmbus.synic_online
+    assert 0 == guest.vmbus.synics_on
     assert 1 == len(guest.host.of_type(Unload))
     with pytest.raises(OSError, match="ENXIO"):
         guest.synic.signal(0, 5)
@@ -213,7 +213,7 @@ def test_a_panic_revokes_its_own_cpu_only() -> None:
     guest = Guest(offers=TWO)
     shared = guest.vmbus.panic(1)
     assert {f"cpu {cpu}: message page, event flag page" for cpu in (0, 2, 3)} == set(shared)
-    assert 0b1101 == guest.vmbus.synic_online
+    assert 0b1101 == guest.vmbus.synics_on
     assert guest.core.now < TICKS_PER_S
     assert guest.synic.take_message(0) is None
 
@@ -253,4 +253,4 @@ def test_a_panic_while_not_connected_only_switches_its_synic_off() -> None:
     """vmbus.md 2.10: unload is an exchange to DISCONNECTED; if it already was, nothing."""
     guest = Guest(connect=False)
     guest.vmbus.panic(2)
-    assert (0b1011, []) == (guest.vmbus.synic_online, guest.host.got)
+    assert (0b1011, []) == (guest.vmbus.synics_on, guest.host.got)

@@ -25,6 +25,7 @@ from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.channel_mgmt import ChannelManager
 from vmbusirq.vmbus.context import Context, GuestOptions
 from vmbusirq.vmbus.control import Control, Request
+from vmbusirq.vmbus.cpuhp import CpuHotplug
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
@@ -66,7 +67,7 @@ class VmbusConnection:
 
     Args:
         hv: the partition: hypercalls, memory, SynICs, time.
-        nodes: mask of online CPUs of each NUMA node.
+        nodes: mask of the CPUs of each NUMA node.
         ppi_irq: Linux IRQ of the per-CPU interrupt that serves the top level (arm64), 0 on x86.
 
     Attributes:
@@ -75,6 +76,7 @@ class VmbusConnection:
         channels: offered channels by relid.
         work: the work queues.
         retarget: which CPU channels interrupt.
+        cpuhp: CPUs that come and go.
         monitors: the monitor pages.
         synic: the SynICs as the guest programs them.
         manager: channels from offer to removal.
@@ -104,17 +106,18 @@ class VmbusConnection:
         self._pages: Final[dict[str, GuestPages]] = {}
         self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
-        assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
+        assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
         self._opener: Final = Opener(self._ctx)
         self.devices: Final = Devices(irq.log, self._opener.abandon)
+        self.synic: Final = GuestSynic(hv)
+        self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, self.devices, self.synic)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
         self.retarget.perf_channel_on = self.manager.perf_channel_on
-        self.synic: Final = GuestSynic(hv)
-        self.leaving: Final = Leaving(self._ctx, self._opener, self.retarget, self._pages, self.synic)
+        self.leaving: Final = Leaving(self._ctx, self._opener, self.cpuhp, self._pages, self.synic)
         self.hibernation: Final = Hibernation(
             self._ctx, self.manager, self.devices, self.work, unload=self.leaving.unload, negotiate=self._negotiate
         )
@@ -170,9 +173,9 @@ class VmbusConnection:
         return self.options.isolated
 
     @property
-    def synic_online(self) -> int:
+    def synics_on(self) -> int:
         """CPUs whose SynIC takes interrupts."""
-        return self.retarget.synic_online
+        return self.cpuhp.synics_on
 
     def cpu_to_node(self, cpu: int) -> int:
         """Return the NUMA node of a CPU."""
@@ -206,7 +209,7 @@ class VmbusConnection:
         synics: dict[str, tuple[int, ...]] = {
             f"cpu {cpu}: message page, event flag page": self.synic.pages[cpu]
             for cpu in range(self._irq.nr_cpus)
-            if self.synic_online >> cpu & 1
+            if self.synics_on >> cpu & 1
         }
         return {**{name: tuple(pages.pfns) for name, pages in self._pages.items()}, **gpadls, **synics}
 
@@ -220,9 +223,18 @@ class VmbusConnection:
     def synic_init(self, cpus: Iterable[int]) -> None:
         """Switch the SynICs of CPUs on (hv_synic_init)."""
         cpus = list(cpus)
-        self.synic.enable(cpus)
+        self.synic.prepare(cpus)
         for cpu in cpus:
-            self.retarget.synic_online |= 1 << cpu
+            self._run(self.cpuhp.synic_init(cpu))
+
+    def synic_cleanup(self, cpu: int) -> None:
+        """Switch the SynIC of a CPU off that is to go offline (hv_synic_cleanup).
+
+        Raises:
+            IrqError: EBUSY the connect CPU, a CPU that a channel interrupts, or one with flags that nobody serves;
+                everything is as it was then.
+        """
+        self._run(self.cpuhp.synic_cleanup(cpu))
 
     def connect(self) -> None:
         """Agree on a version and ask for the offers, which come as the machine runs.
@@ -335,12 +347,16 @@ class VmbusConnection:
         yield from self._opener.close(channel, subs, self.manager.process_removal)
 
     def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
-        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
-        return (yield from self._opener.establish_gpadl(channel, pages.pfns))
+        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded.
 
-    def teardown_gpadl_steps(self, channel: Channel, handle: int) -> Steps[None]:
-        """Take shared pages back."""
-        yield from self._opener.teardown_gpadl(channel, handle)
+        The pages are not the caller's any more, whatever happens: an error frees them, or keeps them from everybody if
+        the host may know of them.
+        """
+        return (yield from self._opener.share(channel, pages))
+
+    def teardown_gpadl_steps(self, channel: Channel, handle: int, pages: GuestPages) -> Steps[None]:
+        """Have the host let go of shared pages, and free them; if it does not, nobody gets them."""
+        yield from self._opener.unshare(channel, handle, pages)
 
     def alloc_pages(self, pages: int) -> GuestPages:
         """Return contiguous pages of 4096 bytes to share."""
@@ -438,12 +454,16 @@ class VmbusConnection:
 
         Returns:
             What stays shared, as :meth:`shared_pages`.
+        Raises:
+            IrqError(EINVAL): there is no such CPU.
         """
-        self._run(self.leaving.panic(cpu))
+        self._run(self.panic_steps(cpu))
         return self.shared_pages()
 
     def panic_steps(self, cpu: int) -> Steps[None]:
         """Yield the steps of :meth:`panic`."""
+        if not isinstance(cpu, int) or not 0 <= cpu < self._irq.nr_cpus:
+            raise IrqError(errno.EINVAL, f"panic on cpu {cpu}: there is none (EINVAL); 0 to {self._irq.nr_cpus - 1}")
         yield from self.leaving.panic(cpu)
 
     def suspend(self) -> None:

@@ -15,7 +15,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.log import Level, Log
-from vmbusirq.steps import Step, Steps
+from vmbusirq.steps import Lock, Step, Steps, holding
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.wire.protocol import (
     VMBUS_MESSAGE_CONNECTION_ID,
@@ -177,12 +177,15 @@ class Control:
         self.log.err(f"hv_vmbus: hv_post_msg() failed; error code:{int(status)}")
         return errno.EINVAL
 
-    def ask(self, request: Request, *messages: Message) -> Steps[Message | None]:
-        """Post messages and wait, without limit, for the answer; None: the channel was rescinded instead."""
+    def ask(self, request: Request, *messages: Message, lock: Lock | None = None) -> Steps[Message | None]:
+        """Post messages and wait, without limit, for the answer; None: the channel was rescinded instead.
+
+        ``lock`` is held while they are posted and dropped for the wait.
+        """
         self.requests.append(request)
         try:
             for message in messages:
-                yield from self.post(message)
+                yield from self.post(message) if lock is None else holding(lock, self.post(message))
             yield from self.wait(f"wait for {request.kind.name}", lambda: request.done)
         finally:
             self.requests.remove(request)

@@ -12,9 +12,9 @@ from vmbusirq.steps import Context as StepContext
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.cpuhp import CpuHotplug
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import GuestPages
-from vmbusirq.vmbus.retarget import Retarget
 from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.wire.protocol import MessageType, Unload, Unlock
 
@@ -31,7 +31,7 @@ class Leaving:
     Args:
         context: the kernel and the hypervisor.
         opener: who knows what the host may reach.
-        retarget: who knows which SynICs are on.
+        cpuhp: who switches SynICs off.
         pages: the connection's own, by name.
         synic: who programs the SynICs.
     """
@@ -40,13 +40,13 @@ class Leaving:
         self,
         context: Context,
         opener: Opener,
-        retarget: Retarget,
+        cpuhp: CpuHotplug,
         pages: dict[str, GuestPages],
         synic: GuestSynic,
     ) -> None:
         self._ctx = context
         self._opener = opener
-        self._retarget = retarget
+        self._cpuhp = cpuhp
         self._pages = pages
         self._synic = synic
 
@@ -67,16 +67,11 @@ class Leaving:
         yield from self.unload()
         self._opener.let_go()
         for cpu in range(self._ctx.irq.nr_cpus):
-            self._synic_cleanup(cpu)
+            yield from self._cpuhp.synic_cleanup(cpu)
         self._synic.cleanup(0)
         for pages in self._pages.values():
             pages.free()
         self._pages.clear()
-
-    def _synic_cleanup(self, cpu: int) -> None:
-        if self._retarget.synic_online >> cpu & 1:
-            self._synic.disable(cpu)
-            self._retarget.synic_online &= ~(1 << cpu)
 
     def panic(self, cpu: int) -> Steps[None]:
         """Leave from a crashed CPU, interrupts off, the others standing still (hv_crash_handler)."""
@@ -88,7 +83,7 @@ class Leaving:
             if (yield from self._poll_for_unload()):
                 self._opener.let_go()
                 self._pages.clear()  # the host lets go of them too; the pages are never used again
-        self._synic_cleanup(cpu)
+        self._cpuhp.disable(cpu)
         self._synic.cleanup(cpu)
 
     def _poll_for_unload(self) -> Steps[bool]:
