@@ -23,7 +23,7 @@ def written(arch: str, features: Features, do: str) -> list[tuple[int, int]]:
     writes: list[tuple[int, int]] = []
     synic = GuestSynic(partition)
     partition.registers.after_write.append(lambda _vcpu, msr, value, _host: writes.append((msr, value)))
-    synic.enable([0])
+    synic.enable(0)
     if do == "disable":
         writes.clear()
         synic.disable(0)

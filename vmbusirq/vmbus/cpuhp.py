@@ -53,7 +53,7 @@ class CpuHotplug:
     def synic_init(self, cpu: int) -> Steps[None]:
         """Switch the SynIC of a CPU that has come online on (hv_synic_init)."""
         yield Step(f"cpu {cpu}: hv_synic_init")
-        self._synic.enable([cpu])
+        self._synic.enable(cpu)
         self.synics_on |= 1 << cpu
         self._retarget.synic_online |= 1 << cpu
 

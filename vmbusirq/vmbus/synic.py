@@ -50,17 +50,28 @@ class GuestSynic:
         """How many pages the guest keeps for it: two per CPU, and the hypercall page."""
         return 2 * len(self.pages) + (self._hypercall_pfn is not None)
 
-    def enable(self, cpus: Iterable[int]) -> None:
-        """Switch SynICs on; the first call introduces the guest to its hypervisor (hyperv_init, hv_synic_init)."""
-        cpus = list(cpus)
-        self.prepare(cpus)
-        for cpu in cpus:
-            self._enable_regs(cpu)
-
     def prepare(self, cpus: Iterable[int]) -> None:
-        """Introduce the guest to its hypervisor, and allocate the pages of CPUs that have none; none is on yet."""
+        """Introduce the guest to its hypervisor, and give CPUs their pages (hyperv_init, hv_synic_alloc).
+
+        The pages come in one run: nobody sees the difference.
+        """
         self._introduce()
-        self._alloc([cpu for cpu in cpus if cpu not in self.pages])
+        new = [cpu for cpu in cpus if cpu not in self.pages]
+        if new:
+            first = self._hv.memory.alloc(2 * len(new))
+            self.pages.update({cpu: (first + 2 * n, first + 2 * n + 1) for n, cpu in enumerate(new)})
+
+    def enable(self, cpu: int) -> None:
+        """Switch a CPU's SynIC on (hv_synic_enable_regs)."""
+        self.prepare([cpu])
+        self.vp_index[cpu] = self._read(cpu, Msr.VP_INDEX)
+        for msr, pfn in zip((Msr.SIMP, Msr.SIEFP), self.pages[cpu], strict=True):
+            kept = self._read(cpu, msr) & ~PAGE_MASK
+            self._write(cpu, msr, kept | pfn * HV_PAGE | ENABLE)
+        sint = self._read(cpu, _SINT) & ~(SINT_VECTOR | SINT_MASKED | SINT_AUTO_EOI)
+        auto_eoi = not self._arm64 and not self._hv.features.has(Feature.AUTO_EOI_DEPRECATED)
+        self._write(cpu, _SINT, sint | callback_vector(self._hv.core.arch) | (SINT_AUTO_EOI if auto_eoi else 0))
+        self._write(cpu, Msr.SCONTROL, self._read(cpu, Msr.SCONTROL) | ENABLE)
 
     def disable(self, cpu: int) -> None:
         """Switch a CPU's SynIC off, and take its pages back from the hypervisor (hv_synic_disable_regs)."""
@@ -86,22 +97,6 @@ class GuestSynic:
         self._hypercall_pfn = self._hv.memory.alloc(1)
         page = self._read(0, Msr.HYPERCALL) & ~PAGE_MASK
         self._write(0, Msr.HYPERCALL, page | self._hypercall_pfn * HV_PAGE | ENABLE)
-
-    def _alloc(self, cpus: list[int]) -> None:
-        """Allocate two pages per CPU (hv_synic_alloc), in one run: nobody sees the difference."""
-        if cpus:
-            first = self._hv.memory.alloc(2 * len(cpus))
-            self.pages.update({cpu: (first + 2 * n, first + 2 * n + 1) for n, cpu in enumerate(cpus)})
-
-    def _enable_regs(self, cpu: int) -> None:
-        self.vp_index[cpu] = self._read(cpu, Msr.VP_INDEX)
-        for msr, pfn in zip((Msr.SIMP, Msr.SIEFP), self.pages[cpu], strict=True):
-            kept = self._read(cpu, msr) & ~PAGE_MASK
-            self._write(cpu, msr, kept | pfn * HV_PAGE | ENABLE)
-        sint = self._read(cpu, _SINT) & ~(SINT_VECTOR | SINT_MASKED | SINT_AUTO_EOI)
-        auto_eoi = not self._arm64 and not self._hv.features.has(Feature.AUTO_EOI_DEPRECATED)
-        self._write(cpu, _SINT, sint | callback_vector(self._hv.core.arch) | (SINT_AUTO_EOI if auto_eoi else 0))
-        self._write(cpu, Msr.SCONTROL, self._read(cpu, Msr.SCONTROL) | ENABLE)
 
     def _read(self, cpu: int, msr: int) -> int:
         vcpu = self._hv.vcpus[cpu]
