@@ -54,7 +54,7 @@ def faults(vcpu: Vcpu, msr: int, value: int | None = None, *, host: bool = False
     """Assert that an access is #GP and changes no register."""
     before = dict(vcpu.values), dict(vcpu.partition.registers._shared)
     with pytest.raises(GeneralProtectionFault) as fault:
-        vcpu.rdmsr(msr, host=host) if value is None else vcpu.wrmsr(msr, value, host=host)  # type: ignore[func-returns-value]
+        vcpu.rdmsr(msr, host=host) if value is None else vcpu.wrmsr(msr, value, host=host)
     assert (msr, value, vcpu.index) == (fault.value.msr, fault.value.value, fault.value.vp)
     assert before == (vcpu.values, vcpu.partition.registers._shared)
 

@@ -36,7 +36,7 @@ OTHERS = (Msr.GUEST_OS_ID, Msr.VP_INDEX, Msr.VP_ASSIST_PAGE, Msr.EOI, Msr.RESET,
 
 @pytest.mark.parametrize("profile", ALL)
 @given(steps=STEPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_order_of_writes_leaves_what_the_plain_reading_does(profile: str, steps: list[tuple[object, ...]]) -> None:
     """Faults and values of both VPs, after each step; and pages are where the registers say (synic.md 2 and 9)."""
     partition, model = make(profile), Registers(profile, END, 2)
