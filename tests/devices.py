@@ -116,6 +116,12 @@ class FakePages:
     def byte_count(self):
         return len(self.data)
 
+    def hold(self):
+        return self
+
+    def release(self):
+        pass
+
 
 class World:
     """A bus with a driver, the devices on it, and a host. ``cpus``: how many are online."""
@@ -181,10 +187,14 @@ class World:
         self.story.append("gpadl")
         return self._handle
 
-    def teardown_gpadl_steps(self, channel, handle):
+    def teardown_gpadl_steps(self, channel, handle, pages):
+        if not handle:
+            pages.free()
+            return
         yield Step("teardown")
         del self.gpadls[handle]
         channel.device.host_end(channel).gpadls.pop(handle, None)
+        pages.free()
         self.story.append("teardown")
 
     def alloc_pages(self, count):

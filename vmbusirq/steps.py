@@ -14,7 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from vmbusirq.errors import Hung
 
-__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "holding", "run"]
+__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "each", "holding", "run"]
 
 T = TypeVar("T")
 
@@ -136,3 +136,15 @@ def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:
     except StopIteration as end:
         value: T = end.value
         return value
+
+
+def each(*operations: Steps[object]) -> Steps[None]:
+    """Yield the steps of all operations in turn, whatever becomes of those before; then raise the first error."""
+    failure: Exception | None = None
+    for operation in operations:
+        try:
+            yield from operation
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

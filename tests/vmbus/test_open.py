@@ -109,7 +109,7 @@ def test_a_gpadl_takes_as_many_messages_as_the_check_values_say(pages: int, mess
     got = gpadl_range(guest, handle)
     assert (pages * 4096, 0, tuple(memory.pfns)) == (got.byte_count, got.byte_offset, got.pfns)
     assert tuple(memory.pfns) == guest.vmbus.shared_pages()[f"GPADL {handle:#x}"]
-    run(guest.vmbus.teardown_gpadl_steps(channel, handle), guest.partition.idle)
+    run(guest.vmbus.teardown_gpadl_steps(channel, handle, memory), guest.partition.idle)
     assert GpadlTeardown(5, handle) == guest.host.got[-1]
     assert f"GPADL {handle:#x}" not in guest.vmbus.shared_pages()
 

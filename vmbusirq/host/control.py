@@ -111,9 +111,8 @@ class ChannelControl:
         except IrqError:
             rings.close()
             raise
-        gpadl.users += 1
         channel.rings_made(rings)
-        channel.ring_gpadl = gpadl
+        channel.ring_gpadl = gpadl.hold()
         channel.target_vp = vp
 
     def _target(self, message: OpenChannel | OpenReservedChannel) -> int:
@@ -178,8 +177,7 @@ class ChannelControl:
         channel.modifying, channel.pending_target = False, None
         gpadl, channel.ring_gpadl = channel.ring_gpadl, None
         if gpadl is not None:
-            gpadl.users -= 1
-            self._connection.gpadl_control.unused(gpadl)
+            gpadl.release()
         if was_open:
             self._bus.run_vsp(channel, lambda: channel.device.vsp.closed(channel))
 

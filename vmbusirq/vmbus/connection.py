@@ -328,12 +328,16 @@ class VmbusConnection:
         yield from self._opener.close(channel, subs, self.manager.process_removal)
 
     def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
-        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
-        return (yield from self._opener.establish_gpadl(channel, pages.pfns))
+        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded.
 
-    def teardown_gpadl_steps(self, channel: Channel, handle: int) -> Steps[None]:
-        """Take shared pages back."""
-        yield from self._opener.teardown_gpadl(channel, handle)
+        The pages are not the caller's any more, whatever happens: an error frees them, or keeps them from everybody if
+        the host may know of them.
+        """
+        return (yield from self._opener.share(channel, pages))
+
+    def teardown_gpadl_steps(self, channel: Channel, handle: int, pages: GuestPages) -> Steps[None]:
+        """Have the host let go of shared pages, and free them; if it does not, nobody gets them."""
+        yield from self._opener.unshare(channel, handle, pages)
 
     def alloc_pages(self, pages: int) -> GuestPages:
         """Return contiguous pages of 4096 bytes to share."""

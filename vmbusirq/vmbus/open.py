@@ -20,7 +20,7 @@ from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.drivers.catalogue import Attention
-from vmbusirq.vmbus.pages import RingPair
+from vmbusirq.vmbus.pages import RingPair, Shareable
 from vmbusirq.wire.protocol import (
     FIRST_GPADL_HANDLE,
     CloseChannel,
@@ -52,17 +52,41 @@ class Opener:
 
     Attributes:
         gpadls: what the host may know of, by handle.
-        stranded: rings that a host never let go of, with their channel; they are freed when it is known to have done
-            so, through a rescind or an unload.
+        stranded: rings and buffers that a host never let go of, with their channel; they are freed when it is known to
+            have done so, through a rescind or an unload.
     """
 
     def __init__(self, context: Context) -> None:
         self._ctx = context
         self._next_gpadl = FIRST_GPADL_HANDLE
         self.gpadls: Final[dict[int, Gpadl]] = {}
-        self.stranded: Final[list[tuple[Channel, RingPair]]] = []
+        self.stranded: Final[list[tuple[Channel, Shareable]]] = []
 
     # ---- guest memory lists
+
+    def share(self, channel: Channel, memory: Shareable) -> Steps[int]:
+        """Share memory with the host and own it from here on; return the handle.
+
+        On an error the memory is freed, or stranded if the host may know of it. Errors as :meth:`establish_gpadl`.
+        """
+        try:
+            return (yield from self.establish_gpadl(channel, memory.pfns))
+        except Hung:
+            self._strand(channel, memory)
+            raise
+        except Exception:
+            memory.free()
+            raise
+
+    def unshare(self, channel: Channel, handle: int, memory: Shareable) -> Steps[None]:
+        """Have the host let go of memory, if it has it (0: it has not), and free it; else it is stranded."""
+        try:
+            if handle:
+                yield from self.teardown_gpadl(channel, handle)
+        except Exception:
+            self._strand(channel, memory)
+            raise
+        memory.free()
 
     def establish_gpadl(self, channel: Channel, pfns: Sequence[int]) -> Steps[int]:
         """Share pages with the host; return the handle (vmbus_establish_gpadl).
@@ -112,22 +136,22 @@ class Opener:
             if channel in (None, gpadl.channel):
                 del self.gpadls[handle]
         kept = [entry for entry in self.stranded if channel not in (None, entry[0])]
-        for _, rings in (entry for entry in self.stranded if entry not in kept):
-            rings.free()
+        for _, memory in (entry for entry in self.stranded if entry not in kept):
+            memory.free()
         self.stranded[:] = kept
 
     @property
     def stranded_pages(self) -> int:
-        """Pages in rings that a host never let go of."""
-        return sum(rings.pages for _, rings in self.stranded)
+        """Pages that a host never let go of."""
+        return sum(memory.pages for _, memory in self.stranded)
 
-    def _strand(self, channel: Channel, rings: RingPair) -> None:
-        """The host may write to these rings for ever: nobody else gets their pages."""
+    def _strand(self, channel: Channel, memory: Shareable) -> None:
+        """The host may write to this memory for ever: nobody else gets its pages."""
+        memory.unmap()
         if channel.gone:
-            rings.free()
+            memory.free()
         else:
-            rings.unmap()
-            self.stranded.append((channel, rings))
+            self.stranded.append((channel, memory))
 
     def abandon(self, channel: Channel) -> None:
         """Close a channel without the host: a probe was given up half-way, because a host never answered."""
@@ -177,7 +201,7 @@ class Opener:
         except Exception:
             self._withdraw(channel)
             with suppress(IrqError):  # the first error is the one that counts
-                yield from self._take_back(channel, handle, rings)
+                yield from self.unshare(channel, handle, rings)
             raise
 
     @staticmethod
@@ -203,16 +227,6 @@ class Opener:
             raise IrqError(
                 errno.EAGAIN, f"channel {relid}: the host refused to open it, status {signed32(result.status)} (EAGAIN)"
             )
-
-    def _take_back(self, channel: Channel, handle: int, rings: RingPair) -> Steps[None]:
-        """Have the host let go of rings, if it has them, and free them."""
-        try:
-            if handle:
-                yield from self.teardown_gpadl(channel, handle)
-        except Exception:
-            self._strand(channel, rings)
-            raise
-        rings.free()
 
     def _withdraw(self, channel: Channel) -> None:
         """Undo the guest's own half of an open that failed."""
@@ -294,7 +308,7 @@ class Opener:
             self._strand(channel, rings)
         else:
             try:
-                yield from self._take_back(channel, handle, rings)
+                yield from self.unshare(channel, handle, rings)
             except IrqError as error:
                 failure = error
         if not self._ctx.options.strict_rfc:  # whatever the host does, the guest has closed
