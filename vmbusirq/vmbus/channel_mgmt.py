@@ -251,6 +251,8 @@ class ChannelManager:
         control = self._ctx.control
         channel.rescind_ref = True
         yield Step(f"channel {channel.relid}: rescind")
+        if channel.gone:  # its device could not be added, and it was removed for that
+            return
         channel.clear_callback()
         channel.rescind()
         control.rescind_channel(channel)
