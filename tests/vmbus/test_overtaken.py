@@ -1,4 +1,4 @@
-"""Operations that the end of their channel overtakes: errors, no crash (vmbus.md 4.3, 7.3)."""
+"""Operations that the end of their channel, or a host that keeps silent, overtakes (vmbus.md 2.12, 4.3, 7.3)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from types import SimpleNamespace
 import pytest
 
 from tests.vmbus.scripted import Guest, refused
+from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.steps import run
-from vmbusirq.wire.protocol import RelidReleased, RescindChannelOffer, Version, encode
+from vmbusirq.vmbus.channel import ChannelState
+from vmbusirq.wire.protocol import (
+    CloseChannel,
+    GpadlTeardown,
+    MessageType,
+    RelidReleased,
+    RescindChannelOffer,
+    Version,
+    encode,
+)
 
 
 def stall_host(guest: Guest, ticks: int) -> None:
@@ -79,3 +89,37 @@ def test_the_c_half_of_a_channel_that_is_gone_is_out_of_reach() -> None:
     ):
         with refused(errno.ENODEV):
             attempt()
+
+
+SUBS = range(6, 26)
+
+
+@pytest.mark.parametrize("how", ["silent", "unpostable"])
+@pytest.mark.parametrize("relids", [(6,), (15,), (25,), (5,), (6, 5), (*SUBS, 5)])
+def test_a_close_that_fails_on_one_channel_closes_the_others(how: str, relids: tuple[int, ...]) -> None:
+    """v6.10 does not look at the result of a sub-channel's close and goes on; the first error is told at the end."""
+    guest = Guest()
+    guest.host.rescinds_subs = False
+    guest.offered("scsi", 5)
+    for index, relid in enumerate(SUBS, 1):
+        guest.offered("scsi", relid, sub=index)
+    channels = dict(guest.vmbus.channels)
+    if how == "silent":
+        guest.host.instead[GpadlTeardown] = lambda m: None if m.child_relid in relids else guest.host.answer(m)
+    else:
+        post = guest.partition.hv_post_message
+
+        def refuse(connection_id: int, message_type: int, payload: bytes) -> int:
+            is_close = payload[0] == MessageType.CLOSECHANNEL and payload[8] in relids
+            return HvStatus.INVALID_PARAMETER if is_close else post(connection_id, message_type, payload)
+
+        guest.partition.hv_post_message = refuse  # type: ignore[assignment, method-assign]
+    with refused(errno.ETIMEDOUT if how == "silent" else errno.EINVAL):
+        guest.vmbus.close(channels[5])
+    assert [ChannelState.OPEN] * 21 == [channel.state for channel in channels.values()]
+    assert all(channel.rings is None and not channel.irq_requested for channel in channels.values())
+    assert {5, *SUBS} - (set(relids) if how != "silent" else set()) == {
+        message.child_relid for message in guest.host.of_type(CloseChannel)
+    }
+    assert len(relids) == len(guest.vmbus._opener.stranded)
+    assert guest.pages_in_use() == guest.memory.allocated_pages

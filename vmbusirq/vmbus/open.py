@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import CHandler
-from vmbusirq.steps import Step, Steps
+from vmbusirq.steps import Step, Steps, each
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
@@ -265,24 +265,27 @@ class Opener:
             channel: the primary.
             subs: its sub-channels.
             remove: what ends the life of a sub-channel whose rescind was waiting for this.
+        Whatever one of them fails with, the others are closed, too; the first error is raised at the end.
+
         Raises:
             IrqError: EINVAL for a sub-channel, or unless it is open; EDEADLK from inside an interrupt.
         """
         if channel.primary is not None:
             raise IrqError(errno.EINVAL, f"channel {channel.relid}: is a sub-channel: its primary closes it (EINVAL)")
         self._ctx.irq.may_wait(f"channel {channel.relid}: close")
-        for sub in tuple(subs):
-            if sub.state is ChannelState.OPENED:
-                yield from self.disconnect(sub)
-            if sub.rescinded:
-                yield from self._wait_for_rescind(sub)
-                if not sub.gone:
-                    yield from remove(sub)
-        yield from self.disconnect(channel)
+        ends = [steps for sub in subs for steps in (self._close_sub(sub), self._end_rescinded(sub, remove))]
+        yield from each(*ends, self.disconnect(channel))
 
-    def _wait_for_rescind(self, sub: Channel) -> Steps[None]:
-        point = f"channel {sub.relid}: wait for its rescind"
-        yield from self._ctx.control.wait(point, lambda: sub.rescind_event or sub.gone)
+    def _close_sub(self, sub: Channel) -> Steps[None]:
+        if sub.state is ChannelState.OPENED:
+            yield from self.disconnect(sub)
+
+    def _end_rescinded(self, sub: Channel, remove: Callable[[Channel], Steps[Any]]) -> Steps[None]:
+        if sub.rescinded:
+            point = f"channel {sub.relid}: wait for its rescind"
+            yield from self._ctx.control.wait(point, lambda: sub.rescind_event or sub.gone)
+            if not sub.gone:
+                yield from remove(sub)
 
     def disconnect(self, channel: Channel) -> Steps[None]:
         """Stop the callback, tell the host, take the rings back, free the IRQ (vmbus_disconnect_ring).
