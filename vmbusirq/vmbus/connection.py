@@ -107,7 +107,7 @@ class VmbusConnection:
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
-        self._opener: Final = Opener(self._ctx)
+        self._opener: Final = Opener(self._ctx, self.work.system.queue)
         self.devices: Final = Devices(irq.log, self._opener.abandon)
         self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, self.devices)
         self.manager: Final = ChannelManager(
@@ -283,6 +283,7 @@ class VmbusConnection:
             return False
         if multi_client:
             control.msg_conn_id = answer.msg_conn_id
+        self._opener.let_go()  # to a host, first contact is an unload as well (vmbus.md 2.10)
         control.version = version
         control.connected = True
         return True
