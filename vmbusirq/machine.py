@@ -310,7 +310,7 @@ class Machine:
         Raises:
             IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid,
                 a device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
-                offer up (see the log).
+                offer up (see the log); as :meth:`connect`.
         """
         self.connect()
         name = device or f"{device_class}-{relid}"
@@ -333,7 +333,7 @@ class Machine:
         self.settle()
 
     def connect(self) -> None:
-        """Connect guest and host; nothing happens if they are connected."""
+        """Connect guest and host; nothing happens if they are connected. EBUSY: the guest is suspended, or has left."""
         if not self.vmbus.control.connected:
             self.vmbus.connect()
             self.settle()

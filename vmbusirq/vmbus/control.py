@@ -101,6 +101,7 @@ class Control:
     Attributes:
         version: agreed upon last; None before.
         connected: the host knows the guest.
+        suspended: a suspend has left the host, and resume alone brings the guest back.
         msg_conn_id: connection that messages are posted to.
         received: messages that were taken out of the slot, by type.
         requests: what is being waited for.
@@ -113,6 +114,7 @@ class Control:
     log: Log
     version: Version | None = None
     connected: bool = False
+    suspended: bool = False
     msg_conn_id: int = VMBUS_MESSAGE_CONNECTION_ID
     received: dict[int, int] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
