@@ -44,7 +44,7 @@ def given_up(guest: Guest) -> tuple[Channel, OpenChannel]:
 
 @pytest.mark.parametrize("engine", ["fast", "linux"])
 def test_an_open_that_succeeds_late_is_closed_before_the_next_one(engine: str) -> None:
-    """Otherwise its result would count for the next open: the guest would listen to rings that the host does not use."""
+    """Otherwise its result would count for the next open: the guest would read rings that its host does not use."""
     guest = Guest(engine=engine, drivers=False)
     channel, message = given_up(guest)
     guest.host.opened(message)

@@ -239,7 +239,7 @@ class Channel(Sender):
         self.rescinded = True
 
     def set_cpu(self, cpu: int) -> None:
-        """Expect interrupts on ``cpu``; other CPUs still take theirs, by the slower path. ENODEV: the channel is gone."""
+        """Expect interrupts on ``cpu``; others still take theirs, by the slower path. ENODEV: the channel is gone."""
         result = lib.vi_channel_set_cpu(self._present(), cpu)
         check(result, f"channel {self.relid}: cannot move to cpu {cpu}: there is none")
         self.target_cpu = cpu
@@ -278,7 +278,8 @@ class Channel(Sender):
 
     def unmap(self) -> None:
         """Undo :meth:`map`. EDEADLK from inside an interrupt."""
-        check(lib.vi_channel_unmap(self._present()), f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+        result = lib.vi_channel_unmap(self._present())
+        check(result, f"channel {self.relid}: cannot be unmapped from inside an interrupt")
         self.mapped = False
 
     def bind_action(self, action: Any) -> None:

@@ -265,8 +265,8 @@ class VmbusConnection:
         if left:
             raise IrqError(
                 errno.EBUSY,
-                f"vmbus: cannot connect: {left} channels are left of a connection that is over (EBUSY); whoever wants to "
-                "come back leaves by suspend",
+                f"vmbus: cannot connect: {left} channels are left of a connection that is over (EBUSY); leave by suspend "
+                "to come back",
             )
 
     def _request_offers(self) -> Steps[None]:

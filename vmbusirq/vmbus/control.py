@@ -191,7 +191,9 @@ class Control:
         comes first. If no other follows, the host has dropped that question, and what it said is the answer to ours.
 
         Args:
-            lock: held while the messages are posted and dropped for the wait.
+            request: what is asked.
+            messages: how.
+            lock: held while they are posted and dropped for the wait.
         Raises:
             Hung: the host will not answer; what it says later is not taken for the answer to another question.
         """
