@@ -461,12 +461,16 @@ class VmbusConnection:
 
         Returns:
             What stays shared, as :meth:`shared_pages`.
+        Raises:
+            IrqError(EINVAL): there is no such CPU.
         """
-        self._run(self.leaving.panic(cpu))
+        self._run(self.panic_steps(cpu))
         return self.shared_pages()
 
     def panic_steps(self, cpu: int) -> Steps[None]:
         """Yield the steps of :meth:`panic`."""
+        if not isinstance(cpu, int) or not 0 <= cpu < self._irq.nr_cpus:
+            raise IrqError(errno.EINVAL, f"panic on cpu {cpu}: there is none (EINVAL); 0 to {self._irq.nr_cpus - 1}")
         yield from self.leaving.panic(cpu)
 
     def suspend(self) -> None:

@@ -96,7 +96,7 @@ class CpuHotplug:
             return
         yield Step(f"cpu {cpu}: hv_synic_cleanup takes set_affinity_lock", takes=SET_AFFINITY_LOCK)
         self._retarget.synic_online &= ~(1 << cpu)
-        yield Step(f"cpu {cpu}: hv_synic_cleanup has cleared synic_online, the search is next", locks=(SET_AFFINITY_LOCK,))
+        yield Step(f"cpu {cpu}: has left synic_online, the search is next", locks=(SET_AFFINITY_LOCK,))
         self._search(cpu)
 
     def _search(self, cpu: int) -> None:
@@ -104,7 +104,7 @@ class CpuHotplug:
         if found:
             raise IrqError(
                 errno.EBUSY,
-                f"cpu {cpu}: cannot go offline: it is interrupted by channels {','.join(found)} (EBUSY); move them first",
+                f"cpu {cpu}: cannot go offline: it serves channels {','.join(found)} (EBUSY); move them first",
             )
 
     def _wait_for_moves(self, cpu: int) -> Steps[None]:

@@ -32,8 +32,8 @@ class Retarget:
     """Which CPU channels interrupt, and how that changes.
 
     Attributes:
-        synic_online: CPUs that a channel may be moved to; one that goes offline leaves it before its channels are looked
-            for (RFC patch 12).
+        synic_online: CPUs that a channel may be moved to; one that goes offline leaves it before anybody looks for
+            channels there (RFC patch 12).
         modchan_sent, modchan_completed: MODIFYCHANNEL posted, and answered (RFC patch 11).
     """
 
