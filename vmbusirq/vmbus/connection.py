@@ -265,8 +265,8 @@ class VmbusConnection:
         if left:
             raise IrqError(
                 errno.EBUSY,
-                f"vmbus: cannot connect: {left} channels are left of a connection that is over (EBUSY); leave by suspend "
-                "to come back",
+                f"vmbus: cannot connect: {left} channels are left of a connection that is over (EBUSY); suspend and "
+                "resume instead",
             )
 
     def _request_offers(self) -> Steps[None]:
