@@ -83,6 +83,7 @@ class Hibernation:
                 yield from self._devices.under_lock(device, self._suspend_device(device))
             yield from self._suspend_bus()
         except IrqError:
+            # a device whose offer came meanwhile, after a resume had missed it, is closed still
             late = [device for device in tuple(self._devices.values()) if device not in suspended]
             for device in (*late, *reversed(suspended)):
                 yield from self._devices.under_lock(device, self._resume_device(device))
