@@ -258,17 +258,24 @@ class Opener:
             raise IrqError(errno.EINVAL, f"channel {channel.relid}: is a sub-channel: its primary closes it (EINVAL)")
         self._ctx.irq.may_wait(f"channel {channel.relid}: close")
         for sub in tuple(subs):
+            yield from self._wait_while_opening(sub)
             if sub.state is ChannelState.OPENED:
                 yield from self.disconnect(sub)
             if sub.rescinded:
-                yield from self._wait_for_rescind(sub)
+                yield from self._wait_for_probe(sub)
                 if not sub.gone:
                     yield from remove(sub)
         yield from self.disconnect(channel)
 
-    def _wait_for_rescind(self, sub: Channel) -> Steps[None]:
-        point = f"channel {sub.relid}: wait for its rescind"
-        yield from self._ctx.control.wait(point, lambda: sub.rescind_event or sub.gone)
+    def _wait_while_opening(self, sub: Channel) -> Steps[None]:
+        """A sub-channel that is being opened would be open when nobody is left to close it."""
+        point = f"channel {sub.relid}: wait for its open"
+        yield from self._ctx.control.wait(point, lambda: sub.state is not ChannelState.OPENING)
+
+    def _wait_for_probe(self, sub: Channel) -> Steps[None]:
+        """Whoever works on a rescinded sub-channel is done then; its removal may be queued behind that of its primary."""
+        point = f"channel {sub.relid}: wait for its probe"
+        yield from self._ctx.control.wait(point, lambda: sub.probe_done or sub.gone)
 
     def disconnect(self, channel: Channel) -> Steps[None]:
         """Stop the callback, tell the host, take the rings back, free the IRQ (vmbus_disconnect_ring).
