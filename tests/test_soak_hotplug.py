@@ -39,6 +39,8 @@ CLASSES = (
     "netvsc",
 )
 DEVICES_MAX = 10
+DELAYS = ("open_delay_ticks", "close_delay_ticks", "gpadl_delay_ticks")
+TICKS = (0, 0, 0, 1, 777, 30_000)
 CHECK_EVERY = 50
 
 

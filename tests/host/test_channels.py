@@ -443,7 +443,7 @@ def test_sub_channels_go_with_the_close_of_their_primary() -> None:
     rig.open(2)
     relids = device.offer_sub_channels(2)
     rig.take()
-    assert [RescindChannelOffer(relid) for relid in reversed(relids)] == rig.send(CloseChannel(2))
+    assert [RescindChannelOffer(relid) for relid in relids] == rig.send(CloseChannel(2))
     assert [2] == [channel.relid for channel in device.channels]
     for relid in relids:
         assert [] == rig.send(RelidReleased(relid))
