@@ -108,7 +108,7 @@ AT(gpadl_header, rangecount, 18);
 AT(gpadl_header, byte_count, 20);
 AT(gpadl_header, byte_offset, 24);
 AT(gpadl_header, pfn, 28);
-_Static_assert((240 - offsetof(struct gpadl_header, pfn)) / 8 == 26, "26 pages in the first message");
+_Static_assert((240 - offsetof(struct gpadl_header, pfn)) / 8 == 26, "26 pages in the first");
 
 struct gpadl_body {
 	struct header header;

@@ -126,6 +126,7 @@ class Hibernation:
             if device.primary.is_hv_sock and not device.primary.rescinded:
                 yield from manager.rescind(device.primary)
         yield from self._wait("suspend: wait for sub-channels to go", lambda: manager.close_on_suspend == 0)
+        yield from self._wait("suspend: drain what rescinds have left", lambda: self._work.bus_idle)
         if manager.fixup_on_resume:
             self._ctx.irq.log.err("hv_vmbus: Can not suspend due to a previous failed resuming")
             raise IrqError(errno.EBUSY, f"vmbus: {manager.fixup_on_resume} devices are missing since the last resume")

@@ -316,13 +316,17 @@ class Opener:
         yield from each(*ends, self.disconnect(channel))
 
     def _close_sub(self, sub: Channel) -> Steps[None]:
+        """Close a sub-channel; one that is being opened would be open when nobody is left to close it."""
+        point = f"channel {sub.relid}: wait for its open"
+        yield from self._ctx.control.wait(point, lambda: sub.state is not ChannelState.OPENING)
         if sub.state is ChannelState.OPENED:
             yield from self.disconnect(sub)
 
     def _end_rescinded(self, sub: Channel, remove: Callable[[Channel], Steps[Any]]) -> Steps[None]:
+        """Remove a rescinded sub-channel: its own removal may be queued behind that of its primary."""
         if sub.rescinded:
-            point = f"channel {sub.relid}: wait for its rescind"
-            yield from self._ctx.control.wait(point, lambda: sub.rescind_event or sub.gone)
+            point = f"channel {sub.relid}: wait for its probe"  # whoever works on it is done then
+            yield from self._ctx.control.wait(point, lambda: sub.probe_done or sub.gone)
             if not sub.gone:
                 yield from remove(sub)
 
