@@ -31,7 +31,8 @@ class GuestEnd:
         self.device = None
         self.irq_name = device_class.name
         self.target_cpu = index
-        self.rescinded = False
+        self.rescinded = self.gone = False
+        self.stats = SimpleNamespace(replies=0)  # every packet goes to the driver
         self.requestor = None
         self.change_target_cpu = None
         self.opened = False

@@ -47,6 +47,36 @@ def test_services_answer_through_the_rings(machine) -> None:
     assert [0, 0, 0, 0] == [vsp.dropped for vsp in (beat, time, shutdown, kvp)]
 
 
+def test_a_service_counts_what_the_reader_in_c_has_answered() -> None:
+    """Heartbeat and timesync requests never come to the driver; a driver that is bound anew begins at 0."""
+    machine = Machine(2)
+    for name in ("heartbeat", "timesync", "shutdown", "kvp"):
+        machine.attach(name)
+    for _ in range(2):
+        host(machine, "heartbeat").vsp.beat()
+        host(machine, "timesync").vsp.sample()
+        host(machine, "shutdown").vsp.request(1, 5, 6)
+        host(machine, "kvp").vsp.ask(b"key", lambda answer: None)
+        machine.settle()
+        for name in ("heartbeat", "timesync", "shutdown", "kvp"):
+            device, service = guest(machine, "hv_utils", name)
+            assert (name, 1, 1) == (name, service.negotiations, service.answered)
+            machine.vmbus.unbind(device)
+            machine.vmbus.bind("hv_utils", device)
+        machine.settle()
+
+
+@pytest.mark.parametrize("class_name", ["keyboard", "heartbeat", "hv_sock", "netvsc", "scsi", "vpci"])
+def test_a_driver_forgets_a_channel_whose_close_failed(class_name) -> None:
+    """The host answers no GPADL_TEARDOWN: the driver is gone all the same, and keeps nothing of the channel."""
+    machine = Machine(2)
+    channel = machine.attach(class_name, 5)
+    driver = channel.device.driver
+    machine.host.default._handlers[MessageType.GPADL_TEARDOWN] = lambda message: None
+    machine.vmbus.unbind(channel.device)
+    assert ({}, {}) == (dict(driver.devices), dict(driver._by_channel))
+
+
 def test_commands_and_frames_are_completed_on_every_channel(machine) -> None:
     """Storage and network, primary and sub-channels."""
     (disk, stor), (nic, net) = guest(machine, "hv_storvsc", "scsi"), guest(machine, "hv_netvsc", "netvsc")

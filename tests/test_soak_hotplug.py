@@ -1,6 +1,8 @@
 """Devices that come and go at random, under traffic: nothing is left behind, nothing is lost.
 
 A campaign is a seed and a number of cycles; each cycle does one thing to the machine, with packets before and after.
+The host's devices take their time to open, to close, to accept memory, each cycle another; often the next cycle begins
+before they are done.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from vmbusirq.host.stats import Traffic
 from vmbusirq.host.vsp import make_vsp
 from vmbusirq.host.vsp.hv_sock import HvSockVsp, Service
 from vmbusirq.steps import run as run_steps
+from vmbusirq.vmbus.channel import ChannelState
 from vmbusirq.vmbus.drivers.hv_sock import HvSockDriver
 from vmbusirq.wire.protocol import vsock_service_id
 
@@ -39,6 +42,9 @@ CLASSES = (
     "netvsc",
 )
 DEVICES_MAX = 10
+DELAYS = ("open_delay_ticks", "close_delay_ticks", "gpadl_delay_ticks")
+DELAY_TICKS = (0, 0, 0, 1, 777, 30_000)
+WAITS_MAX = 10_000
 CHECK_EVERY = 50
 
 
@@ -56,6 +62,23 @@ class Campaign:
         self.machine.host.hv_sock.listen(vsock_service_id(PORT), self.accept)
         self.machine.connect()
 
+    # ---- time
+
+    def draw_delays(self) -> None:
+        for name in DELAYS:
+            object.__setattr__(self.machine.host.options, name, self.random.choice(DELAY_TICKS))
+
+    def settle(self, *, waits: int = WAITS_MAX) -> None:
+        """Go on until nothing is under way, or the machine has waited so often."""
+        self.machine.settle()
+        while waits and self.machine.clock.advance_to_next():
+            waits -= 1
+            self.machine.settle()
+
+    def settle_or_not(self) -> None:
+        """Sometimes the next thing interrupts what is under way."""
+        self.settle(waits=self.random.choice((0, 1, 2, 5, WAITS_MAX, WAITS_MAX)))
+
     # ---- what can be done
 
     def hot_add(self, *, settle: bool = True) -> None:
@@ -69,7 +92,7 @@ class Campaign:
         instance = UUID(int=self.random.getrandbits(128))
         self.machine.host.add_device(vsp, instance, name=f"{name}-{self.made}")
         if settle:
-            self.machine.settle()
+            self.settle_or_not()
 
     def rescind(self, *, settle: bool = True) -> None:
         """A device, or one sub-channel."""
@@ -77,7 +100,7 @@ class Campaign:
         if channels:
             self.machine.host.rescind(self.random.choice(channels).relid)
             if settle:
-                self.machine.settle()
+                self.settle_or_not()
 
     def rescind_with_packets_under_way(self) -> None:
         """What the guest has not read by then is gone with the ring."""
@@ -89,14 +112,14 @@ class Campaign:
                     self.machine.host.send(channel.relid, self.random.randrange(1, 9))
             self.may_have_lost.add(device.instance)
             self.machine.host.remove_device(device)
-            self.machine.settle()
+            self.settle_or_not()
 
     def rescind_two_at_once(self) -> None:
         for _ in range(2):
             devices = self.machine.host.devices
             if devices:
                 self.machine.host.remove_device(self.random.choice(devices))
-        self.machine.settle()
+        self.settle_or_not()
 
     def hibernate(self) -> None:
         """Suspend, sometimes other devices meanwhile, resume."""
@@ -105,7 +128,7 @@ class Campaign:
         if self.random.random() < 0.3:
             self.hot_add_while_away()
         self.machine.vmbus.resume()
-        self.machine.settle()
+        self.settle_or_not()
 
     def hibernate_at_once(self) -> None:
         """Before the guest has taken up what the host said last."""
@@ -121,18 +144,24 @@ class Campaign:
     def unbind_and_bind(self) -> None:
         """Close a device's channels and open them again, through its driver."""
         vmbus = self.machine.vmbus
-        bound = [device for device in vmbus.devices.values() if device.driver and not device.primary.is_hv_sock]
+        bound = [
+            device
+            for device in vmbus.devices.values()
+            if device.driver and not device.primary.is_hv_sock and not device.primary.rescinded
+        ]
         if bound:
             device = self.random.choice(bound)
             assert device.driver is not None
             driver = device.driver.name
             vmbus.unbind(device)
-            self.machine.settle()
+            self.settle_or_not()
             vmbus.bind(driver, device)
-            self.machine.settle()
+            self.settle_or_not()
 
     def affinity(self) -> None:
-        open_ones = [channel for channel in self.machine.vmbus.channels.values() if channel.irq_requested]
+        open_ones = [
+            channel for channel in self.machine.vmbus.channels.values() if channel.state is ChannelState.OPENED
+        ]
         if open_ones:
             channel = self.random.choice(open_ones)
             mask = self.random.randrange(1, 1 << CPUS)
@@ -144,18 +173,19 @@ class Campaign:
     def connect(self) -> None:
         """A connection of either side, a word each way."""
         machine = self.machine
+        self.settle()
         endpoint = UUID(int=self.random.getrandbits(128))
         if self.random.random() < 0.5:
             vsp = self.socket_vsps[endpoint] = HvSockVsp(vsock_service_id(7), Service.SINK, host_initiated=True)
             machine.host.hv_sock.connect(vsock_service_id(7), vsp, endpoint)
-            machine.settle()
+            self.settle()
         else:
             run_steps(machine.vmbus.tl_connect_steps(endpoint, vsock_service_id(PORT)), machine.partition.idle)
-            machine.settle()
+            self.settle()
         device = machine.vmbus.devices[endpoint]
         self.driver.send(device, b"hello")
         self.socket_vsps[endpoint].send(b"world")
-        machine.settle()
+        self.settle()
         assert b"world" == self.driver.receive(device, 99)
 
     def disconnect(self) -> None:
@@ -164,16 +194,16 @@ class Campaign:
             device = self.random.choice(devices)
             if self.random.random() < 0.5:
                 self.socket_vsps[device.instance].finish()
-                self.machine.settle()
+                self.settle()
             run_steps(self.driver.shutdown(device), self.machine.partition.idle)
-            self.machine.settle()
+            self.settle()
             assert device.instance not in self.machine.vmbus.devices
 
     def refused(self) -> None:
         machine = self.machine
         endpoint = UUID(int=self.random.getrandbits(128))
         run_steps(machine.vmbus.tl_connect_steps(endpoint, vsock_service_id(1)), machine.partition.idle)
-        machine.settle()
+        self.settle()
         assert endpoint not in machine.vmbus.devices
 
     # ---- around it
@@ -191,12 +221,17 @@ class Campaign:
     def plain_devices(self) -> list[HostDevice]:
         return [device for device in self.machine.host.devices if not device.vsp.closes_for_good]
 
+    def is_in_service(self, relid: int) -> bool:
+        """No handshake is under way, whose answers traffic could be taken for."""
+        channel = self.machine.vmbus.channels[relid]
+        return channel.probe_done and channel.device is not None and not channel.device.locked
+
     def traffic(self) -> None:
         """Bulk traffic on some open channels; connections have their own."""
         lines = [
             Traffic(relid, self.random.randrange(1, 4), self.random.randrange(1, 5), 8 * self.random.randrange(1, 6))
             for relid, channel in self.machine.host.channels.items()
-            if not channel.device.vsp.closes_for_good and self.random.random() < 0.5
+            if not channel.device.vsp.closes_for_good and self.is_in_service(relid) and self.random.random() < 0.5
         ]
         if lines:
             self.machine.host.drive(lines, self.random.getrandbits(32))
@@ -216,19 +251,22 @@ class Campaign:
             self.disconnect,
             self.refused,
         ]
+        self.draw_delays()
         self.traffic()
         thing = self.random.choice(things)
         self.did[thing.__name__] += 1
         thing()
         self.traffic()
-        self.machine.clock.advance(self.random.randrange(1, 10_000_000))
-        self.machine.settle()
+        if self.random.random() < 0.5:
+            self.machine.clock.advance(self.random.randrange(1, 10_000_000))
+        self.settle_or_not()
         for endpoint in set(self.socket_vsps) - {device.instance for device in self.machine.host.devices}:
             del self.socket_vsps[endpoint]
 
     def check(self) -> None:
         """Each packet sent was read; what the ends have fits."""
         machine = self.machine
+        self.settle()
         sent, read = self.books.sent(), self.books.read(machine)
         lossy = {place for place in sent if place[0] in self.may_have_lost}
         assert {place: sent[place] for place in sent.keys() - lossy} == {
@@ -243,7 +281,7 @@ class Campaign:
     def clear(self) -> None:
         for device in machine_devices(self.machine):
             self.machine.host.remove_device(device)
-        self.machine.settle()
+        self.settle()
 
 
 def machine_devices(machine: Machine) -> tuple[HostDevice, ...]:

@@ -341,7 +341,8 @@ class Machine:
         Raises:
             IrqError: EINVAL for an unknown class, a bad name or number, a relid outside 1..2047, a sub-channel of a
                 class that has none; EEXIST for a relid, a device or an instance in use; ENOENT for a sub-channel of
-                nobody; ENOSPC if every relid is taken, EIO if the guest did not take the offer up: it is taken back.
+                nobody; ENOSPC if every relid is taken, EIO if the guest did not take the offer up: it is taken back;
+                as :meth:`connect`.
         """
         self.connect()
         name = device or self._free_name(device_class, relid)
@@ -385,7 +386,7 @@ class Machine:
         self.settle()
 
     def connect(self) -> None:
-        """Connect guest and host; nothing happens if they are connected."""
+        """Connect guest and host; nothing happens if they are connected. EBUSY: the guest is suspended, or has left."""
         if not self.vmbus.control.connected:
             self.vmbus.connect()
             self.settle()

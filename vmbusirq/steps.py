@@ -79,8 +79,8 @@ class Step:
 Steps: TypeAlias = Generator[Step, None, T]
 
 
-HANGS_MAX: Final = 16
-"""Waits that one operation may be thrown out of: its error path may wait as well."""
+HANGS_MAX: Final = 4096
+"""Waits that one operation may be thrown out of: its error path may wait as well, and a close does for each channel."""
 
 
 def run(steps: Steps[T], idle: Callable[[Step], object] | None = None) -> T:

@@ -12,14 +12,16 @@
 #include <stdio.h>
 
 #define PACKED __attribute__((packed))
-#define SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), #type " has " #bytes " bytes")
+#define SIZE(type, bytes) \
+	_Static_assert(sizeof(struct type) == (bytes), #type " has " #bytes " bytes")
 #define AT(type, field, offset) \
 	_Static_assert(offsetof(struct type, field) == (offset), #type "." #field " is at " #offset)
 
+/* all of REQUESTOFFERS, ALLOFFERS_DELIVERED, UNLOAD, UNLOAD_RESPONSE, PAUSE, RESUME */
 struct header {
 	uint32_t msgtype, padding;
 } PACKED;
-SIZE(header, 8);	/* REQUESTOFFERS, ALLOFFERS_DELIVERED, UNLOAD, UNLOAD_RESPONSE, PAUSE, RESUME */
+SIZE(header, 8);
 AT(header, padding, 4);
 
 struct offer_channel {
@@ -54,7 +56,8 @@ AT(offer_channel, monitor_allocated, 189);
 AT(offer_channel, is_dedicated_interrupt, 190);
 AT(offer_channel, connection_id, 192);
 
-struct relid_only {	/* RESCIND_CHANNELOFFER, CLOSECHANNEL, RELID_RELEASED, CLOSE_RESERVED_RESPONSE */
+/* RESCIND_CHANNELOFFER, CLOSECHANNEL, RELID_RELEASED, CLOSE_RESERVED_RESPONSE */
+struct relid_only {
 	struct header header;
 	uint32_t child_relid;
 } PACKED;
@@ -105,7 +108,7 @@ AT(gpadl_header, rangecount, 18);
 AT(gpadl_header, byte_count, 20);
 AT(gpadl_header, byte_offset, 24);
 AT(gpadl_header, pfn, 28);
-_Static_assert((240 - offsetof(struct gpadl_header, pfn)) / 8 == 26, "26 pages in the first message");
+_Static_assert((240 - offsetof(struct gpadl_header, pfn)) / 8 == 26, "26 pages in the first");
 
 struct gpadl_body {
 	struct header header;

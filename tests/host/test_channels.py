@@ -443,12 +443,25 @@ def test_sub_channels_go_with_the_close_of_their_primary() -> None:
     rig.open(2)
     relids = device.offer_sub_channels(2)
     rig.take()
-    assert [RescindChannelOffer(relid) for relid in reversed(relids)] == rig.send(CloseChannel(2))
+    assert [RescindChannelOffer(relid) for relid in relids] == rig.send(CloseChannel(2))
     assert [2] == [channel.relid for channel in device.channels]
     for relid in relids:
         assert [] == rig.send(RelidReleased(relid))
     rig.open(2)
     assert relids == device.offer_sub_channels(2)
+
+
+def test_sub_channels_are_rescinded_before_the_memory_of_their_primary_is_given_back() -> None:
+    """A device that takes its time has its rings until the close is over, whoever asks for them meanwhile."""
+    rig = connected(HostOptions(close_delay_ticks=100))
+    device = rig.device(2, max_sub_channels=2)
+    rig.take()
+    rings = rig.open(2)
+    relids = device.offer_sub_channels(2)
+    rig.take()
+    assert [] == rig.send(CloseChannel(2), GpadlTeardown(2, rings.gpadl))
+    assert [] == rig.wait(99)
+    assert [*map(RescindChannelOffer, relids), GpadlTorndown(rings.gpadl)] == rig.wait(1)
 
 
 def test_sub_channels_are_offered_on_request_and_share_the_guids() -> None:

@@ -170,22 +170,26 @@ class ChannelControl:
         self._bus.later(self._bus.options.close_delay_ticks, lambda: self._finish_close(channel))
 
     def _unmap(self, channel: HostChannel) -> None:
-        """Let go of the rings, if there are any, and tell the device."""
+        """Use the rings no more, if there are any, and tell the device."""
         was_open = channel.is_open
         self._bus.close_port(channel)
         channel.drop_rings()
         channel.modifying, channel.pending_target = False, None
-        gpadl, channel.ring_gpadl = channel.ring_gpadl, None
-        if gpadl is not None:
-            gpadl.release()
         if was_open:
             self._bus.run_vsp(channel, lambda: channel.device.vsp.closed(channel))
 
+    def _let_go(self, channel: HostChannel) -> None:
+        """Give the memory of the rings back: the guest may be told now that it was torn down."""
+        gpadl, channel.ring_gpadl = channel.ring_gpadl, None
+        if gpadl is not None:
+            gpadl.release()
+
     def _finish_close(self, channel: HostChannel) -> None:
-        """The device has answered."""
+        """The device has answered. Sub-channels are rescinded before the guest hears that its memory is free."""
         if channel.state is ChannelState.CLOSING_REOPEN:
             message = channel.open_message
             assert message is not None, "CLOSING_REOPEN keeps the message"
+            self._let_go(channel)
             self._begin_open(channel, message)
         elif channel.state is ChannelState.CLOSING:
             channel.state = ChannelState.CLOSED
@@ -194,15 +198,16 @@ class ChannelControl:
                 self._bus.remove_device(channel.device)
             elif not channel.sub_channel_index:
                 self._revoke_sub_channels(channel)
+            self._let_go(channel)
         elif channel.state is ChannelState.CLOSING_CLIENT_RELEASE:
+            self._let_go(channel)
             self._connection.forget(channel)
             self._connection.check_released()
 
     def _revoke_sub_channels(self, primary: HostChannel) -> None:
         """Sub-channels go with the close of their primary: who opens it again asks for them again (vmbus.md 7.4)."""
-        for channel in reversed(primary.device.all_channels):
-            if channel is not primary:
-                self.revoke(channel)
+        for channel in primary.device.sub_channels:
+            self.revoke(channel)
 
     # ---- the end of an offer
 
@@ -238,6 +243,7 @@ class ChannelControl:
             return False
         channel.state = ChannelState.REVOKED
         self._unmap(channel)
+        self._let_go(channel)
         for gpadl in self._connection.gpadls.of(channel):
             self._connection.gpadl_control.revoke(gpadl)
         self._connection.rescinded(channel)

@@ -50,6 +50,11 @@ class HostDevice:
         self._subs: list[HostChannel] = []
 
     @property
+    def sub_channels(self) -> tuple[HostChannel, ...]:
+        """Every sub-channel there ever was, offered now or not."""
+        return tuple(self._subs)
+
+    @property
     def all_channels(self) -> tuple[HostChannel, ...]:
         """The primary and every sub-channel there ever was, offered now or not."""
         return (self.primary, *self._subs)

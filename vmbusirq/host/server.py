@@ -205,7 +205,7 @@ class HostBus:
         if device not in self._devices:
             return
         self._drop_device(device)
-        for channel in reversed(device.all_channels):
+        for channel in (*device.sub_channels, device.primary):
             device.connection.revoke(channel)
         self.run_vsp(device.primary, device.vsp.released)
 

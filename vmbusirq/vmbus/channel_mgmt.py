@@ -18,6 +18,7 @@ from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.affinity import VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
+from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers.catalogue import find_class
 from vmbusirq.vmbus.open import Opener
@@ -43,10 +44,13 @@ class ChannelManager:
     """All channels of one guest.
 
     Attributes:
-        ignore_offers: a suspend is on its way: offers and rescinds are dropped in the tasklet.
+        ignore_offers: a suspend is on its way: offers are dropped in the tasklet, and rescinds when no more of them are
+            awaited (``close_on_suspend``).
         offers_in_progress: offers queued and not yet processed; a rescind waits for 0.
         close_on_suspend: sub-channels and hv_sock channels that must go before a suspend can end.
         fixup_on_resume: primaries that wait for their next offer after a suspend.
+        resuming: a resume waits for the offers, and sees to the devices that they bring back.
+        take_up_late: sees to a device whose offer comes after that.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class ChannelManager:
         self.offers_in_progress = 0
         self.close_on_suspend = 0
         self.fixup_on_resume = 0
+        self.resuming = False
+        self.take_up_late: Callable[[HvDevice], Steps[None]] | None = None
 
     # ---- what the tasklet queues
 
@@ -85,7 +91,7 @@ class ChannelManager:
     def queue_rescind(self, message: Message) -> None:
         """Take RESCIND_CHANNELOFFER out of the tasklet."""
         assert isinstance(message, RescindChannelOffer)
-        if not self.ignore_offers:
+        if not self.ignore_offers or self.close_on_suspend > 0:
             self._work.rescind.queue(f"rescind of relid {message.child_relid}", self.onrescind(message))
 
     # ---- offer
@@ -231,11 +237,13 @@ class ChannelManager:
         what = " and another connection id" if changed else ""
         self._log.info(f"hv_vmbus: {channel.irq_name} is back as relid {relid}{what}")
         self.fixup_on_resume -= 1
+        if not self.resuming and self.take_up_late is not None and channel.device is not None:
+            self._work.pri_chan.queue(f"resume channel {relid}", self.take_up_late(channel.device))
 
     # ---- rescind
 
     def onrescind(self, message: RescindChannelOffer) -> Steps[None]:
-        """Process a rescind (vmbus_onoffer_rescind)."""
+        """Process a rescind (vmbus_onoffer_rescind): nothing of the channel waits from here on. What waits comes later."""
         control = self._ctx.control
         if not control.connected:
             return
@@ -244,18 +252,32 @@ class ChannelManager:
         channel = self.channels.get(message.child_relid)
         if channel is None or channel.rescind_ref:
             return
-        yield from self.rescind(channel)
+        yield from self._mark_rescinded(channel)
+        self._work.removal.queue(f"removal of relid {channel.relid}", self._see_to_its_end(channel))
 
     def rescind(self, channel: Channel) -> Steps[None]:
-        """Take up the rescind of a channel and see its device, or the sub-channel, to its end."""
-        control = self._ctx.control
+        """Rescind a channel without the host, and see its device, or the sub-channel, to its end."""
+        yield from self._mark_rescinded(channel)
+        yield from self._see_to_its_end(channel)
+
+    def _mark_rescinded(self, channel: Channel) -> Steps[None]:
+        """Let nothing through any more, and end every wait for the host."""
         channel.rescind_ref = True
         yield Step(f"channel {channel.relid}: rescind")
+        if channel.gone:  # its device could not be added, and it was removed for that
+            return
         channel.clear_callback()
         channel.rescind()
-        control.rescind_channel(channel)
+        self._ctx.control.rescind_channel(channel)
+
+    def _see_to_its_end(self, channel: Channel) -> Steps[None]:
+        """Wait for the probe of a rescinded channel, let its driver go, remove it; a sub-channel that is in use stays.
+
+        A primary whose driver closes sub-channels waits for the probe of those that are rescinded, not for their turn
+        on this queue.
+        """
         point = f"channel {channel.relid}: wait for its probe"
-        yield from control.wait(point, lambda: channel.probe_done or channel.gone)
+        yield from self._ctx.control.wait(point, lambda: channel.probe_done or channel.gone)
         if channel.gone:
             return
         if channel.primary is None:
@@ -263,7 +285,7 @@ class ChannelManager:
                 yield from self._devices.unregister(channel.device)
             if not channel.gone:
                 yield from self.process_removal(channel)
-        elif channel.state is ChannelState.OPEN or channel.primary.gone:
+        elif ChannelState.OPEN in (channel.state, channel.primary.state) or channel.primary.gone:
             yield from self.process_removal(channel)
         else:
             channel.rescind_event = True  # the close of its primary does the rest

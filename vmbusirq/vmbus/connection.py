@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from vmbusirq._ffi import ffi, lib
-from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
+from vmbusirq.core import Core
 from vmbusirq.designs import Design
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.hyperv.monitor import GROUP_BITS, GROUPS, PENDING
@@ -55,10 +56,6 @@ __all__ = ["VmbusConnection"]
 
 T = TypeVar("T")
 
-RESUME_TIMEOUT_TICKS: Final = 10 * TICKS_PER_S
-CRASH_POLL_TICKS: Final = 10 * TICKS_PER_MS
-CRASH_POLLS: Final = 10_000  # 100 s
-CRASH_NOTICE_POLLS: Final = 500
 _ISOLATION_MIN: Final = Version.V5_2
 
 
@@ -109,7 +106,7 @@ class VmbusConnection:
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
-        self._opener: Final = Opener(self._ctx)
+        self._opener: Final = Opener(self._ctx, self.work.system.queue)
         self.devices: Final = Devices(irq.log, self._opener.abandon)
         self.synic: Final = GuestSynic(hv)
         self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, self.devices, self.synic)
@@ -117,9 +114,17 @@ class VmbusConnection:
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
         self.retarget.perf_channel_on = self.manager.perf_channel_on
-        self.leaving: Final = Leaving(self._ctx, self._opener, self.cpuhp, self._pages, self.synic)
+        self.leaving: Final = Leaving(
+            self._ctx, self._opener, self.cpuhp, self._pages, self.synic, self.devices.all_channels
+        )
         self.hibernation: Final = Hibernation(
-            self._ctx, self.manager, self.devices, self.work, unload=self.leaving.unload, negotiate=self._negotiate
+            self._ctx,
+            self.manager,
+            self.devices,
+            self.work,
+            unload=self.leaving.unload,
+            negotiate=self._negotiate,
+            request_offers=self._request_offers,
         )
         for name, driver in DRIVERS.items():
             self.devices.drivers[name] = driver(self)
@@ -247,11 +252,11 @@ class VmbusConnection:
         """Yield the steps of negotiation and REQUESTOFFERS (vmbus_connect, vmbus_request_offers).
 
         Raises:
-            IrqError: EDOM the host speaks none of our versions; else as posting.
+            IrqError: EBUSY it is connected, suspended, or has channels of a connection that it left; EDOM the host
+                speaks none of our versions; else as posting.
         """
         self._irq.check_owner()
-        if self.control.connected:
-            raise IrqError(errno.EBUSY, f"vmbus: is connected at version {self.version} already (EBUSY)")
+        self._refuse_second_connection()
         self._allocate_pages()
         newest = Version(self.options.max_version)
         tried = [version for version in LINUX_VERSIONS if version <= newest]
@@ -270,7 +275,29 @@ class VmbusConnection:
             spoken = ", ".join(str(version) for version in tried) or "none"
             raise IrqError(errno.EDOM, f"vmbus: the host speaks none of our versions (EDOM); tried: {spoken}")
         self.log.info(f"hv_vmbus: Vmbus version:{self.version}")
-        yield from self.control.post(RequestOffers())
+        yield from self._request_offers()
+
+    def _refuse_second_connection(self) -> None:
+        if self.control.connected:
+            raise IrqError(errno.EBUSY, f"vmbus: is connected at version {self.version} already (EBUSY)")
+        if self.control.suspended:
+            raise IrqError(errno.EBUSY, "vmbus: cannot connect: it is suspended (EBUSY); resume first")
+        left = sum(1 for _ in self.devices.all_channels())
+        if left:
+            raise IrqError(
+                errno.EBUSY,
+                f"vmbus: cannot connect: {left} channels are left of a connection that is over (EBUSY); suspend and "
+                "resume instead",
+            )
+
+    def _request_offers(self) -> Steps[None]:
+        """Post REQUESTOFFERS (vmbus_request_offers); a guest that cannot leaves its host again."""
+        try:
+            yield from self.control.post(RequestOffers())
+        except Exception:
+            with suppress(IrqError):  # the first error is the one that counts
+                yield from self.leaving.unload()
+            raise
 
     def _allocate_pages(self) -> None:
         for name in ("interrupt page", "monitor page 1", "monitor page 2"):
@@ -302,6 +329,7 @@ class VmbusConnection:
             return False
         if multi_client:
             control.msg_conn_id = answer.msg_conn_id
+        self._opener.let_go()  # to a host, first contact is an unload as well (vmbus.md 2.10)
         control.version = version
         control.connected = True
         return True
@@ -422,7 +450,7 @@ class VmbusConnection:
     def remove_id(self, driver: str, class_id: UUID) -> None:
         """Take a class of :meth:`new_id` back; what is bound stays bound. ENODEV: it was not added."""
         self._irq.check_owner()
-        self.devices.remove_id(self.devices.drivers[driver], class_id)
+        self.devices.remove_id(self.devices.driver(driver), class_id)
 
     def _run(self, steps: Steps[T]) -> T:
         self._irq.check_owner()

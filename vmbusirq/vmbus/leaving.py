@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -10,6 +11,7 @@ from vmbusirq.errors import IrqError
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Context as StepContext
 from vmbusirq.steps import Step, Steps
+from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.cpuhp import CpuHotplug
@@ -34,6 +36,7 @@ class Leaving:
         cpuhp: who switches SynICs off.
         pages: the connection's own, by name.
         synic: who programs the SynICs.
+        all_channels: those that may signal the host through them.
     """
 
     def __init__(
@@ -43,12 +46,14 @@ class Leaving:
         cpuhp: CpuHotplug,
         pages: dict[str, GuestPages],
         synic: GuestSynic,
+        all_channels: Callable[[], Iterable[Channel]],
     ) -> None:
         self._ctx = context
         self._opener = opener
         self._cpuhp = cpuhp
         self._pages = pages
         self._synic = synic
+        self._all_channels = all_channels
 
     def unload(self) -> Steps[None]:
         """Leave the host; nothing happens if the guest is not connected (vmbus_initiate_unload)."""
@@ -65,10 +70,14 @@ class Leaving:
     def kexec(self) -> Steps[None]:
         """Leave for another kernel: everything that is shared is revoked (hv_kexec_handler)."""
         yield from self.unload()
+        self._ctx.control.suspended = False  # nobody is left to resume
         self._opener.let_go()
         for cpu in range(self._ctx.irq.nr_cpus):
             yield from self._cpuhp.synic_cleanup(cpu)
         self._synic.cleanup(0)
+        for channel in self._all_channels():
+            channel.clear_callback()
+            channel.set_signal(0)  # its bits are in pages that are another's now
         for pages in self._pages.values():
             pages.free()
         self._pages.clear()

@@ -178,11 +178,12 @@ class Retarget:
             return
         try:
             yield from self._send_modify_wait(channel, cpu)
+            old = _set_target(channel, cpu)
         except Hung:
             raise
         except IrqError as error:
             raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
-        self._account(channel, _set_target(channel, cpu))
+        self._account(channel, old)
 
     def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[None]:
         version = self._ctx.control.version
@@ -212,9 +213,11 @@ class Retarget:
 
 
 def _set_target(channel: Channel, cpu: int) -> int:
-    """Store target_cpu; return the old one. ENODEV: the channel was removed meanwhile."""
-    if channel.gone:
-        raise IrqError(errno.ENODEV, f"channel {channel.relid}: cannot move to cpu {cpu}: it is gone (ENODEV)")
+    """Store target_cpu; return the old one. ENODEV: the channel was rescinded, or even removed, meanwhile."""
+    if channel.gone or channel.rescinded:
+        raise IrqError(
+            errno.ENODEV, f"channel {channel.relid}: cannot move to cpu {cpu}: the host has rescinded it (ENODEV)"
+        )
     old = channel.target_cpu
     channel.set_cpu(cpu)
     return old

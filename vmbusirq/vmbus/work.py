@@ -2,7 +2,8 @@
 
 hv_vmbus_con processes offers, hv_vmbus_rescind rescinds, hv_pri_chan and hv_sub_chan make devices and open sub-channels
 (drivers/hv/connection.c, v6.10); each is fed from one CPU and runs one item at a time. An item that waits keeps its own
-queue waiting and no other, which is why rescinds do not share a queue with offers.
+queue waiting and no other, which is why rescinds do not share a queue with offers, nor removals one with rescinds: a
+removal waits for a probe, which may be waiting for what only the next rescind ends.
 """
 
 from __future__ import annotations
@@ -94,11 +95,14 @@ class WorkQueues:
     def __init__(self, on_error: Callable[[BaseException], object]) -> None:
         self.con: Final = WorkQueue("hv_vmbus_con", on_error)
         self.rescind: Final = WorkQueue("hv_vmbus_rescind", on_error)
+        self.removal: Final = WorkQueue("hv_vmbus_removal", on_error)
+        """What becomes of a channel that was rescinded: the second half of Linux's item on hv_vmbus_rescind."""
         self.pri_chan: Final = WorkQueue("hv_pri_chan", on_error)
         self.sub_chan: Final = WorkQueue("hv_sub_chan", on_error)
         self.system: Final = WorkQueue("events", on_error)
         """The system's own queue, for what drivers put off."""
-        self._all: Final = (self.con, self.rescind, self.pri_chan, self.sub_chan, self.system)
+        self._bus: Final = (self.con, self.rescind, self.removal, self.pri_chan, self.sub_chan)
+        self._all: Final = (*self._bus, self.system)
 
     def pump(self) -> bool:
         """Let every queue go on until it waits; return whether anything ran.
@@ -114,8 +118,8 @@ class WorkQueues:
 
     @property
     def bus_idle(self) -> bool:
-        """The four queues of the bus are empty."""
-        return all(queue.idle for queue in self._all[:4])
+        """The queues of the bus are empty."""
+        return all(queue.idle for queue in self._bus)
 
     @property
     def stuck(self) -> list[str]:
