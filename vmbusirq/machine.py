@@ -25,7 +25,9 @@ from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp import make_vsp
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
+from vmbusirq.hyperv.profiles import Profile
 from vmbusirq.hyperv.synic import Synic
+from vmbusirq.hyperv.vcpu import Vcpu
 from vmbusirq.irq import IrqCore
 from vmbusirq.limits import CPUS_MAX, RELID_MAX, RELIDS
 from vmbusirq.log import Log
@@ -55,6 +57,8 @@ class Machine:
         seed: fixes every choice that is left open, so that the same machine gives the same bytes.
         strict_rfc: keep the defects of the RFC as posted, which are mended otherwise (vmbus.md 10).
         scenario: who is there instead; :meth:`load` finds one by name.
+        profile: how the hypervisor behaves where implementations differ: a name of
+            :data:`vmbusirq.hyperv.profiles.PROFILES`.
     Raises:
         IrqError: EINVAL for a name or number that is not known, EOPNOTSUPP for vectors this CPU does not have.
 
@@ -64,7 +68,8 @@ class Machine:
         host: the host: ``send(relid=..., packets=...)``, ``post_message(...)``.
         vmbus: the guest driver: ``channels`` by relid.
         log: the guest's log; ``host_log``: what the host has to say about its guest.
-        partition: what the guest gets from its hypervisor; ``clock`` and ``synic`` are its.
+        partition: what the guest gets from its hypervisor; ``clock``, ``synic`` and ``vcpus`` are its.
+        vcpus: virtual processors: ``vcpus[0].rdmsr(0x40000083)``, ``wrmsr``.
         clock: virtual time.
         script: the run of the scenario: ``script.happened`` tells what became of its events.
     """
@@ -81,6 +86,7 @@ class Machine:
         seed: int = 0,
         strict_rfc: bool = False,
         scenario: Scenario | None = None,
+        profile: str | Profile = "tlfs",
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise IrqError(errno.EINVAL, f"seed: {seed!r} is no whole number below 2**64 (EINVAL)")
@@ -108,9 +114,10 @@ class Machine:
             shutdown_adds_depth=self.generation.shutdown_adds_depth,
             seed=seed,
         )
-        self.partition: Final = Partition(self.core)
+        self.partition: Final = Partition(self.core, profile=profile)
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
+        self.vcpus: Final[Sequence[Vcpu]] = self.partition.vcpus
         self.log: Final = Log(lambda: self.core.now)
         self.host_log: Final = Log(lambda: self.core.now)
         self.irq: Final = self._make_irq_core(nr_irqs)
@@ -134,6 +141,7 @@ class Machine:
         simd: str = "best",
         seed: int = 0,
         strict_rfc: bool = False,
+        profile: str | Profile = "tlfs",
     ) -> Machine:
         """Make the machine of a scenario: a built-in name, a TOML file, or a :class:`Scenario`.
 
@@ -149,6 +157,7 @@ class Machine:
             simd=simd,
             seed=seed,
             strict_rfc=strict_rfc,
+            profile=profile,
         )
 
     def _nr_irqs_at_boot(self) -> int:

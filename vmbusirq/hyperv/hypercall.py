@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from vmbusirq.errors import IrqError
 from vmbusirq.limits import MSG_PAYLOAD
 
-__all__ = ["HVCALL_POST_MESSAGE", "HVCALL_SIGNAL_EVENT", "Control", "HvStatus", "hypercall"]
+__all__ = ["HVCALL_POST_MESSAGE", "HVCALL_SIGNAL_EVENT", "Control", "HvStatus", "HypercallRefused", "hypercall"]
 
 HVCALL_POST_MESSAGE: Final = 0x5C
 HVCALL_SIGNAL_EVENT: Final = 0x5D
@@ -40,6 +40,18 @@ class HvStatus(IntEnum):
     INSUFFICIENT_BUFFERS = 19
     INVALID_SYNIC_STATE = 24
     TIMEOUT = 120
+
+
+class HypercallRefused(Exception):
+    """A call ends with a status other than SUCCESS.
+
+    Attributes:
+        status: which.
+    """
+
+    def __init__(self, status: HvStatus, why: str) -> None:
+        super().__init__(f"{why} ({status.name})")
+        self.status: Final = status
 
 
 @dataclass(frozen=True, slots=True)

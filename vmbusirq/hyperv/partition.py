@@ -16,11 +16,17 @@ from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Clock, Timer
+from vmbusirq.hyperv.cpuid import Features
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.monitor import MonitorPages
+from vmbusirq.hyperv.partition_registers import serve_partition_registers
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
+from vmbusirq.hyperv.profiles import Profile, find_profile
+from vmbusirq.hyperv.registers import RegisterFile
 from vmbusirq.hyperv.synic import Synic
+from vmbusirq.hyperv.synic_registers import SynicRegisters
+from vmbusirq.hyperv.vcpu import Vcpu
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Step
 
@@ -40,15 +46,34 @@ class Partition:
     Args:
         core: its CPUs.
         memory: its guest-physical memory; made when it is first asked for, if none is given.
+        profile: how it behaves where implementations differ: a name of :data:`vmbusirq.hyperv.profiles.PROFILES`.
+        features: what it offers its guest.
 
     Attributes:
         core, clock, synic: the CPUs, their time, their SynICs.
+        vcpus: the VPs by index, with their registers.
+        registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects.
+        on_vp_reset: called with a VP that was reset; rooms that keep something per VP forget it there.
     """
 
-    def __init__(self, core: Core, memory: GuestMemory | None = None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        memory: GuestMemory | None = None,
+        *,
+        profile: str | Profile = "tlfs",
+        features: Features | None = None,
+    ) -> None:
         self.core: Final = core
+        self.profile: Final = find_profile(profile)
+        self.features: Final = Features(arch=core.arch) if features is None else features
         self.clock: Final = Clock(core)
         self.synic: Final = Synic(core)
+        self.registers: Final = RegisterFile(self.features, self.profile)
+        self.on_vp_reset: Final[list[Callable[[Vcpu], object]]] = []
+        self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
+        serve_partition_registers(self)
+        self.synic_registers: Final = SynicRegisters(self)
         self._memory = memory
         self._ports = Ports(core)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)

@@ -1,0 +1,169 @@
+"""Where implementations of the SynIC differ: one field per difference, one record per implementation (synic.md 15).
+
+Code asks the record for a field, never for a name. D21, whether the guest's top level counts every vector, is not the
+hypervisor's to choose: it is a design's (``Design.hyp_count``).
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from vmbusirq.errors import IrqError
+
+__all__ = ["PROFILES", "Profile", "find_profile"]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One implementation's choices; the defaults are those of the TLFS.
+
+    Attributes:
+        name: its name in :data:`PROFILES`.
+        scontrol_reset: D1, SCONTROL of a fresh VP; where activation is asked for, from then on.
+        message_size_offset, message_flags_offset: D2, in the header. The text of the TLFS has them the other way
+            round, code never; memory layout is fixed in C, so no profile differs.
+        flag_to_masked: D3, an event flag for a masked SINT: refused; set without an interrupt; silently not set.
+        message_to_masked: D4, a message for a masked SINT: in the slot without an interrupt; the same but taken for
+            undelivered (timers); dropped.
+        polling_silences: D5, the polling bit keeps the SINT from interrupting.
+        scontrol_gates_messages: D6, SCONTROL disabled: no message is taken.
+        masked_low_vector_faults: D7, SINT write with vector 0 to 15 and masked: #GP.
+        unmasked_low_vector_faults: D8, the same without the masked bit.
+        page_on_enable: D9, what a guest finds when it enables SIM or SIEF: the overlay's own bytes; guest memory,
+            zeroed by each write with enable set; guest memory, as it is.
+        page_outside_faults: D10, enabling a SIM or SIEF page outside guest memory: #GP.
+        stimer_sint0: D11, message mode with SINT 0: timer disabled; only if it was enabled before; allowed.
+        busy_periodic_tick: D12, a periodic tick that finds the slot busy.
+        late_periodic: D13, the tick after a late one: in phase; one period from now; sooner until caught up.
+        stimer_lazy: D13, the lazy bit is looked at: a lazy timer is never caught up.
+        posted_depth: D14, undelivered messages of a port, None without bound.
+        unknown_connection_status: D15, SignalEvent to nobody.
+        oversized_payload_status: D16, PostMessage with more than 240 bytes.
+        straddling_input_status: D17, hypercall input across a page.
+        eom_scans_queues: D18, EOM delivers what waits; False: it would be delivered anyway.
+        shared_vector_eoi: D19, an EOI acknowledges all SINTs of its vector, or the one programmed last.
+        tsc_sequence_invalid: D20, the sequence that tells a reader not to use the reference TSC page.
+        needs_activation: SynIC and timer registers fault until the VMM activates the SynIC of a VP (KVM_ENABLE_CAP).
+        host_inactive_write: what a host may write to a SynIC that is not active.
+        host_writes_sversion: a host's write replaces the version.
+        page_preserve_faults: bits below the address and above enable must be 0 in page registers, or #GP.
+        os_id_gates_hypercall: HYPERCALL written enabled while GUEST_OS_ID is 0: the enable bit stays 0; the whole
+            write is dropped; nobody looks.
+        os_id_zero_disables: GUEST_OS_ID written 0 clears the enable bit of HYPERCALL.
+        locked_faults: HYPERCALL locked: a write is #GP; False: it changes nothing.
+        overlays: hypercall, reference TSC and assist pages lie over guest memory; False: they are written into it.
+    """
+
+    name: str = "tlfs"
+    scontrol_reset: int = 0
+    message_size_offset: int = 4
+    message_flags_offset: int = 5
+    flag_to_masked: Literal["refused", "set", "dropped"] = "refused"
+    message_to_masked: Literal["deposited", "undelivered", "dropped"] = "deposited"
+    polling_silences: bool = True
+    scontrol_gates_messages: bool = True
+    masked_low_vector_faults: bool = False
+    unmasked_low_vector_faults: bool = True
+    page_on_enable: Literal["overlay", "zeroed", "ram"] = "overlay"
+    page_outside_faults: bool = False
+    stimer_sint0: Literal["disabled", "disabled-if-enabled", "allowed"] = "disabled"
+    busy_periodic_tick: Literal["dropped", "kept"] = "kept"
+    late_periodic: Literal["phase", "now", "catch-up"] = "catch-up"
+    stimer_lazy: bool = True
+    posted_depth: int | None = 16
+    unknown_connection_status: int = 0x12
+    oversized_payload_status: int = 5
+    straddling_input_status: int = 4
+    eom_scans_queues: bool = True
+    shared_vector_eoi: Literal["all", "last"] = "all"
+    tsc_sequence_invalid: int = 0
+    needs_activation: bool = False
+    host_inactive_write: Literal["any", "zero"] = "any"
+    host_writes_sversion: bool = False
+    page_preserve_faults: bool = False
+    os_id_gates_hypercall: Literal["enable", "write", "unchecked"] = "enable"
+    os_id_zero_disables: bool = True
+    locked_faults: bool = True
+    overlays: bool = True
+
+
+_TLFS: Final = Profile()
+_KVM: Final = Profile(
+    name="kvm",
+    scontrol_reset=1,
+    flag_to_masked="set",
+    message_to_masked="undelivered",
+    polling_silences=False,
+    scontrol_gates_messages=False,
+    page_on_enable="zeroed",
+    page_outside_faults=True,
+    stimer_sint0="disabled-if-enabled",
+    busy_periodic_tick="dropped",
+    late_periodic="phase",
+    stimer_lazy=False,
+    unknown_connection_status=0x11,
+    needs_activation=True,
+    host_inactive_write="zero",
+    host_writes_sversion=True,
+    os_id_gates_hypercall="write",
+    overlays=False,
+)
+
+PROFILES: Final[dict[str, Profile]] = {
+    profile.name: profile
+    for profile in (
+        _TLFS,
+        _KVM,  # v6.16, KVM_CAP_HYPERV_SYNIC
+        replace(_KVM, name="kvm-synic2", page_on_enable="ram", page_outside_faults=False),  # KVM_CAP_HYPERV_SYNIC2
+        replace(_KVM, name="kvm-4.5", scontrol_reset=0, masked_low_vector_faults=True, host_inactive_write="any"),
+        replace(
+            _KVM,
+            name="qemu",  # over KVM_CAP_HYPERV_SYNIC2: pages of its own, mapped over guest memory
+            message_to_masked="deposited",
+            page_on_enable="overlay",
+            page_outside_faults=False,
+            posted_depth=1,
+            unknown_connection_status=0x12,
+            oversized_payload_status=3,
+        ),
+        Profile(
+            name="openvmm",
+            scontrol_reset=1,
+            flag_to_masked="dropped",
+            message_to_masked="dropped",
+            scontrol_gates_messages=False,
+            unmasked_low_vector_faults=False,
+            page_outside_faults=True,
+            stimer_sint0="allowed",
+            late_periodic="now",
+            stimer_lazy=False,
+            posted_depth=None,
+            straddling_input_status=3,
+            eom_scans_queues=False,
+            page_preserve_faults=True,
+            os_id_gates_hypercall="unchecked",
+            os_id_zero_disables=False,
+        ),
+        Profile(
+            name="xen",
+            polling_silences=False,
+            scontrol_gates_messages=False,
+            masked_low_vector_faults=True,
+            page_on_enable="zeroed",
+            shared_vector_eoi="last",
+            overlays=False,
+        ),
+    )
+}
+"""By name; ``tlfs`` is the default."""
+
+
+def find_profile(profile: str | Profile) -> Profile:
+    """Return a profile by name, or the one given. EINVAL: there is no such name."""
+    if isinstance(profile, Profile):
+        return profile
+    if profile not in PROFILES:
+        raise IrqError(errno.EINVAL, f"profile: no {profile!r} (EINVAL); choose from {', '.join(PROFILES)}")
+    return PROFILES[profile]
