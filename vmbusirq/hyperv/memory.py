@@ -2,6 +2,8 @@
 
 The hypervisor's half is the memory (``csrc/hyperv/memory.c``); the allocator stands for the guest's own page allocator.
 Pages have 4096 bytes, whatever the guest's are (HV_HYP_PAGE_SIZE of ``include/asm-generic/mshyperv.h``, v6.10).
+Overlay pages of the hypervisor's lie over some of them: who reads or writes by guest-physical address meets those.
+Who maps the file, as a host maps the rings of a channel, gets the pages underneath.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Final, Self
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError, check
+from vmbusirq.hyperv.overlay import OverlayMap
 
 __all__ = ["HV_PAGE", "GuestMemory"]
 
@@ -28,13 +31,16 @@ class GuestMemory:
 
     Args:
         size_bytes: guest-physical addresses run from 0 to here.
+
+    Attributes:
+        overlays: the hypervisor's pages, and where they lie.
     Raises:
         IrqError(EINVAL): the size is not a multiple of 4096, below 8192 or above 16 TiB.
         IrqError(ENOMEM), IrqError(EMFILE): no memory, address space or descriptor left.
         IrqError(EBADF): it is closed; every method.
     """
 
-    __slots__ = ("_allocated", "_free", "_mem", "allocated_pages", "size_bytes")
+    __slots__ = ("_allocated", "_free", "_mem", "allocated_pages", "overlays", "size_bytes")
 
     def __init__(self, size_bytes: int = 64 << 30) -> None:
         self._mem: Any = ffi.new("struct vi_guest_mem *", {"fd": -1})
@@ -48,6 +54,7 @@ class GuestMemory:
         what = f"guest memory of {size_bytes} bytes: no memory, address space or descriptor left; close other machines"
         check(lib.vi_guest_mem_create(size_bytes, self._mem), what)
         self.size_bytes: Final = size_bytes
+        self.overlays: Final = OverlayMap()
         self.allocated_pages = 0
         """Pages in allocations that were not freed yet."""
         self._allocated: dict[int, int] = {}
@@ -113,23 +120,64 @@ class GuestMemory:
         Raises:
             IrqError(EFAULT): not all of them are inside.
         """
-        return bytes(ffi.buffer(self._at(gpa, size), size))
+        inside = self._at(gpa, size)
+        if not self._is_covered(gpa, size):
+            return bytes(ffi.buffer(inside, size))
+        return b"".join(bytes(ffi.buffer(self._bytes_of(at), part)) for at, part in _by_page(gpa, size))
 
     def write(self, gpa: int, data: bytes) -> None:
         """Write ``data`` to guest-physical address ``gpa``.
 
         Raises:
             IrqError(EFAULT): not all of it is inside; nothing is written.
+            IrqError(EACCES): there is an overlay that can only be read, which gives a guest a fault; the same.
         """
-        ffi.memmove(self._at(gpa, len(data)), data, len(data))
+        inside = self._at(gpa, len(data))
+        if not self._is_covered(gpa, len(data)):
+            ffi.memmove(inside, data, len(data))
+            return
+        parts = list(_by_page(gpa, len(data)))
+        for at, _part in parts:
+            self.overlays.to_write(at // HV_PAGE)
+        for at, part in parts:
+            ffi.memmove(self._bytes_of(at), data[at - gpa : at - gpa + part], part)
+
+    def view(self, gpa: int, size: int) -> memoryview:
+        """Return bytes of one page as they lie there, to read and write; valid until :meth:`close`.
+
+        A page that is covered, moved or uncovered later does not change what the view shows.
+
+        Raises:
+            IrqError(EFAULT): not all of them are inside.
+            IrqError(EINVAL): they lie on several pages.
+        """
+        if size > 0 and gpa // HV_PAGE != (gpa + size - 1) // HV_PAGE:
+            raise IrqError(
+                errno.EINVAL,
+                f"guest memory: {size} bytes at {gpa:#x} are on several pages (EINVAL); view each alone",
+            )
+        self._at(gpa, size)
+        return memoryview(ffi.buffer(self._bytes_of(gpa), size)).cast("B")
 
     def address(self, pfn: int) -> Any:
-        """Return the ``uint8_t *`` of a page, for C; valid until :meth:`close`.
+        """Return the ``uint8_t *`` of a page, for C; valid until :meth:`close`. Of an overlay, if one covers it.
 
         Raises:
             IrqError(EFAULT): the page is outside.
         """
-        return self._at(pfn * HV_PAGE, HV_PAGE)
+        self._at(pfn * HV_PAGE, HV_PAGE)
+        return self._bytes_of(pfn * HV_PAGE)
+
+    def ram(self, pfn: int) -> Any:
+        """Return the ``uint8_t *`` of the page itself, covered or not; None if it is outside."""
+        return self._open().base + pfn * HV_PAGE if 0 <= pfn < self.size_bytes // HV_PAGE else None
+
+    def _is_covered(self, gpa: int, size: int) -> bool:
+        return size > 0 and self.overlays.any_over(gpa // HV_PAGE, (gpa + size - 1) // HV_PAGE)
+
+    def _bytes_of(self, gpa: int) -> Any:
+        overlay = self.overlays.over(gpa // HV_PAGE)
+        return self._open().base + gpa if overlay is None else overlay.data + gpa % HV_PAGE
 
     def _at(self, gpa: int, size: int) -> Any:
         base = self._open().base
@@ -222,3 +270,12 @@ class _FreeRuns:
 
 def _round_up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
+
+
+def _by_page(gpa: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield address and size of each part that lies on one page."""
+    end = gpa + size
+    while gpa < end:
+        part = min(end, (gpa // HV_PAGE + 1) * HV_PAGE) - gpa
+        yield gpa, part
+        gpa += part

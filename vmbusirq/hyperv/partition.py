@@ -20,7 +20,7 @@ from vmbusirq.hyperv.cpuid import Features
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.monitor import MonitorPages
-from vmbusirq.hyperv.partition_registers import serve_partition_registers
+from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
 from vmbusirq.hyperv.registers import RegisterFile
@@ -52,8 +52,10 @@ class Partition:
     Attributes:
         core, clock, synic: the CPUs, their time, their SynICs.
         vcpus: the VPs by index, with their registers.
-        registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects.
+        registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects;
+            partition_registers: the hypercall page, the assist pages, crashes.
         on_vp_reset: called with a VP that was reset; rooms that keep something per VP forget it there.
+        on_reset: called when the whole system was reset, after the VPs.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class Partition:
         self.synic: Final = Synic(core)
         self.registers: Final = RegisterFile(self.features, self.profile)
         self.on_vp_reset: Final[list[Callable[[Vcpu], object]]] = []
+        self.on_reset: Final[list[Callable[[], object]]] = []
         self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
-        serve_partition_registers(self)
+        self.partition_registers: Final = PartitionRegisters(self)
         self.synic_registers: Final = SynicRegisters(self)
         self._memory = memory
         self._ports = Ports(core)
@@ -88,6 +91,15 @@ class Partition:
         if self._memory is None:
             self._memory = GuestMemory()
         return self._memory
+
+    def reset(self) -> None:
+        """Reset the system: all VPs, the partition's registers, a locked hypercall page too."""
+        for vcpu in self.vcpus:
+            vcpu.reset()
+        self.registers.reset_shared()
+        self.partition_registers.reset()
+        for heard in self.on_reset:
+            heard()
 
     # ---- for the receiver of ports, the host
 

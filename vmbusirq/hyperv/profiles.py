@@ -52,7 +52,9 @@ class Profile:
         os_id_gates_hypercall: HYPERCALL written enabled while GUEST_OS_ID is 0: the enable bit stays 0; the whole
             write is dropped; nobody looks.
         os_id_zero_disables: GUEST_OS_ID written 0 clears the enable bit of HYPERCALL.
+        page_zero_is_none: a SIM or SIEF page enabled at address 0 counts as disabled.
         locked_faults: HYPERCALL locked: a write is #GP; False: it changes nothing.
+        assist_cleared_bytes: of an assist page in guest memory, when a guest enables it.
         overlays: hypercall, reference TSC and assist pages lie over guest memory; False: they are written into it.
     """
 
@@ -85,7 +87,9 @@ class Profile:
     page_preserve_faults: bool = False
     os_id_gates_hypercall: Literal["enable", "write", "unchecked"] = "enable"
     os_id_zero_disables: bool = True
+    page_zero_is_none: bool = False
     locked_faults: bool = True
+    assist_cleared_bytes: int = 4
     overlays: bool = True
 
 
@@ -117,13 +121,21 @@ PROFILES: Final[dict[str, Profile]] = {
         _TLFS,
         _KVM,  # v6.16, KVM_CAP_HYPERV_SYNIC
         replace(_KVM, name="kvm-synic2", page_on_enable="ram", page_outside_faults=False),  # KVM_CAP_HYPERV_SYNIC2
-        replace(_KVM, name="kvm-4.5", scontrol_reset=0, masked_low_vector_faults=True, host_inactive_write="any"),
+        replace(
+            _KVM,
+            name="kvm-4.5",
+            scontrol_reset=0,
+            masked_low_vector_faults=True,
+            host_inactive_write="any",
+            assist_cleared_bytes=4096,
+        ),
         replace(
             _KVM,
             name="qemu",  # over KVM_CAP_HYPERV_SYNIC2: pages of its own, mapped over guest memory
             message_to_masked="deposited",
             page_on_enable="overlay",
             page_outside_faults=False,
+            page_zero_is_none=True,
             posted_depth=1,
             unknown_connection_status=0x12,
             oversized_payload_status=3,

@@ -101,8 +101,11 @@ class Vcpu:
 
     def reset(self) -> None:
         """Take the VP back to what it was when it was created: its registers, then what rooms keep for it."""
+        old = dict(self.values)
         self.values.clear()
         self._reset_scontrol()
+        self.partition.synic_registers.reset(self, old)
+        self.partition.partition_registers.reset_vp(self)
         for heard in self.partition.on_vp_reset:
             heard(self)
 
