@@ -83,7 +83,7 @@ class SynicRegisters:
             heard(vcpu, msr, old, value)
 
     def _write_page(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
-        profile = self._partition.profile
+        profile = vcpu.profile
         page = put_page(
             vcpu,
             msr,

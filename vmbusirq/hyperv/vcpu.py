@@ -38,15 +38,18 @@ class Vcpu:
     Attributes:
         index: its VP index.
         partition: whose it is.
+        profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
+            SynIC in another way (KVM's SYNIC and SYNIC2).
         values: what its registers hold, by MSR; those that were never written are missing.
         synic_active: its SynIC exists; false until :meth:`activate_synic` in profiles that want to be asked.
     """
 
-    __slots__ = ("index", "partition", "synic_active", "values")
+    __slots__ = ("index", "partition", "profile", "synic_active", "values")
 
     def __init__(self, partition: Partition, index: int) -> None:
         self.partition: Final = partition
         self.index: Final = index
+        self.profile = partition.profile
         self.values: Final[dict[int, int]] = {}
         self.synic_active = False
         if not partition.profile.needs_activation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from pathlib import Path
 from typing import Final
 
 from vmbusirq.errors import IrqError
@@ -78,8 +79,8 @@ def _identity(fd: int) -> int | None:
 
     Kernels before v5.2 have no such number: each descriptor stands for itself then.
     """
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as lines:
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii", errors="replace").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
     if "eventfd-count" not in fields:
         return None
     return int(fields["eventfd-id"]) if "eventfd-id" in fields else -1 - fd

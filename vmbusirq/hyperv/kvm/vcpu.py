@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.kvm.routing import NO_GSI
 from vmbusirq.hyperv.kvm.uapi import EXIT_SIZE, RESULT_OFFSET, HcallExit, KvmCap, SynicExit
+from vmbusirq.hyperv.profiles import PROFILES
 from vmbusirq.hyperv.registers import Msr
 from vmbusirq.hyperv.synic_registers import SINT_MASKED, SINT_VECTOR
 from vmbusirq.hyperv.vcpu import GeneralProtectionFault, Vcpu
@@ -23,6 +24,8 @@ __all__ = ["Exit", "Guest", "Hypercall", "KvmVcpu", "Wrmsr"]
 Exit: TypeAlias = SynicExit | HcallExit
 _EXITING: Final = (Msr.SCONTROL, Msr.SIEFP, Msr.SIMP)
 _CAP_ARGS: Final = 4
+_PAGES_ZEROED: Final = PROFILES["kvm"]
+_PAGES_STAY: Final = PROFILES["kvm-synic2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,17 @@ class KvmVcpu:
         if flags or len(args) > _CAP_ARGS:
             raise IrqError(errno.EINVAL, f"{what}: flags {flags:#x}, args {list(args)}: no flags, up to 4 (EINVAL)")
         if cap not in (KvmCap.HYPERV_SYNIC, KvmCap.HYPERV_SYNIC2):
-            raise IrqError(errno.EINVAL, f"{what}: a vCPU has {KvmCap.HYPERV_SYNIC} and {KvmCap.HYPERV_SYNIC2} (EINVAL)")
+            raise IrqError(errno.EINVAL, f"{what}: a vCPU has 123 and 148, SYNIC and SYNIC2 (EINVAL)")
         if cap == KvmCap.HYPERV_SYNIC2 and args and args[0]:
             raise IrqError(errno.EINVAL, f"{what}: its argument is {args[0]:#x} and must be 0 (EINVAL)")
         if not self.vm.irqchip:
             raise IrqError(errno.EINVAL, f"{what}: there is no irqchip in the kernel (EINVAL); create_irqchip() first")
-        self.vm.pages_survive(self.vcpu, cap == KvmCap.HYPERV_SYNIC2)
+        profile = self.vcpu.profile
+        if profile.page_on_enable != "overlay":  # as QEMU has it: pages that lie elsewhere are nobody's to zero
+            pages = _PAGES_STAY if cap == KvmCap.HYPERV_SYNIC2 else _PAGES_ZEROED
+            self.vcpu.profile = replace(
+                profile, page_on_enable=pages.page_on_enable, page_outside_faults=pages.page_outside_faults
+            )
         self.vcpu.activate_synic()
 
     # ---- SINTs

@@ -89,7 +89,7 @@ class KvmVm:
         """KVM_SET_GSI_ROUTING: :meth:`GsiRouting.replace`; EINVAL also without an irqchip."""
         self.check_owner()
         if not self.irqchip:
-            raise IrqError(errno.EINVAL, "kvm: no GSI can be routed without an irqchip (EINVAL); create_irqchip() first")
+            raise IrqError(errno.EINVAL, "kvm: no irqchip to route a GSI with (EINVAL); create_irqchip() first")
         self.routing.replace(routes, flags)
 
     def irqfd(self, fd: int, gsi: int, flags: int = 0, resamplefd: int = -1) -> None:
@@ -165,9 +165,6 @@ class KvmVm:
             return self.connections.signal(int.from_bytes(self.partition.memory.read(value, 8), "little"))
         except IrqError:
             return HvStatus.INVALID_ALIGNMENT
-
-    def pages_survive(self, vcpu: Vcpu, survive: bool) -> None:
-        """Choose whether guest writes that enable SIM or SIEF leave the page as it is."""
 
     def _wrote(self, vcpu: Vcpu, msr: int, _value: int, host: bool) -> None:
         mine = self.vcpus[vcpu.index]
