@@ -17,6 +17,7 @@ extern "Python" void vi_py_batch(struct vi_cpu *cpu, uint32_t n, const uint32_t 
 extern "Python" void vi_py_chip_call(struct vi_cpu *cpu, uint32_t irq, uint32_t op);
 extern "Python" uint32_t vi_py_channel_callback(struct vi_cpu *cpu, uint32_t irq, void *context);
 extern "Python" void vi_py_message(struct vi_cpu *cpu, const struct vi_message *msg);
+extern "Python" void vi_py_stimer(struct vi_cpu *cpu, const struct vi_message *msg);
 extern "Python" void vi_py_packet(struct vi_cpu *cpu, void *handle, const struct vi_packet *packet);
 extern "Python" void vi_py_trace(void *context, const struct vi_trace_event *event);
 extern "Python" void vi_py_report(struct vi_cpu *cpu, uint32_t what, uint32_t irq, uint32_t value);

@@ -4,7 +4,7 @@
  *
  * Access rules, for all of csrc/:
  *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its
- *    doorbell line (pending, irq_seq, synic_on), its post_lock and its SynIC pages,
+ *    doorbell line (pending, irq_seq, route), its irr, its post_lock and its SynIC pages,
  *    always with atomic operations.
  *  - A descriptor's fields change under desc->lock; the fast engine reads none of them.
  *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock
@@ -144,10 +144,11 @@ struct vi_lx_fast_pool {
 
 struct vi_cpu {
 	/* line 0: the doorbell; other threads write pending */
-	uint32_t pending;		/* the SINT's vector is requested */
-	uint32_t synic_on;
+	uint32_t pending;		/* the callback vector is requested: its bit of the IRR */
+	uint32_t vector_mode;		/* enum vi_vector_mode */
 	uint32_t irq_seq;		/* odd: takes an interrupt, softirqs included */
 	uintptr_t thread;		/* pthread_self() of who runs it, while irq_seq is odd */
+	uint16_t route[VI_SINTS];	/* what a signal or message does: enum vi_sint_route */
 
 	/* line 1: read-mostly, owned */
 	struct vi_machine *m VI_ALIGNED;
@@ -163,6 +164,11 @@ struct vi_cpu {
 	/* the rest is off the per-interrupt path */
 	uint64_t *flag_page VI_ALIGNED;	/* VI_SINTS * VI_SINT_WORDS words */
 	struct vi_message *message_page;
+	uint64_t irr[VI_IRR_WORDS];	/* requested vectors, but for the callback vector */
+	struct vi_synic_registers synic;
+	uint32_t apic_off;		/* software-disabled: requests are dropped */
+	uint32_t stimer_count;		/* timer messages that the guest took */
+	uint64_t eoi_count;		/* of the callback vector */
 	uint64_t eom_count;
 	uint32_t post_lock;		/* hosts that post to this CPU, one at a time */
 	struct vi_tasklet msg_dpc;
@@ -174,6 +180,27 @@ struct vi_cpu {
 	uint32_t batch_irq[VI_RELIDS];
 	uint32_t batch_result[VI_RELIDS];
 } VI_ALIGNED;
+_Static_assert(offsetof(struct vi_cpu, m) == VI_LINE, "the doorbell has its line to itself");
+
+/* How the callback vector is taken and ended. */
+enum vi_vector_mode {
+	VI_VECTOR_HELD = 1,	/* interrupts are off, or its priority does not suffice */
+	VI_VECTOR_EOI = 2	/* the guest ends it with an EOI (SINT without auto-EOI) */
+};
+
+/*
+ * What a signal or a message for one SINT does, all that its registers, the SynIC's, the profile
+ * and the APIC say about it: the vector, and these bits.
+ */
+enum vi_sint_route {
+	VI_ROUTE_VECTOR = 0xff,
+	VI_ROUTE_FLAGS = 1 << 8,	/* flags are set */
+	VI_ROUTE_NO_FLAGS = 1 << 9,	/* they are not, and nobody is told (OpenVMM) */
+	VI_ROUTE_MESSAGES = 1 << 10,	/* the slot can be filled */
+	VI_ROUTE_NO_MESSAGES = 1 << 11,	/* messages are lost (OpenVMM) */
+	VI_ROUTE_INTERRUPT = 1 << 12,	/* the vector is requested */
+	VI_ROUTE_DOORBELL = 1 << 13	/* it is the callback vector */
+};
 
 /*
  * One channel of the guest. The fields that v6.10's ISR touches lie where they lie in the kernel's
@@ -270,6 +297,10 @@ struct vi_machine {
 	uint32_t irq_err_count;
 	uint32_t irq_mis_count;
 	void *synic_pages;
+	uint32_t synic_policy;		/* enum vi_synic_policy */
+	uint32_t callback_vector;
+	uint32_t notices;		/* enum vi_notice: what vi_take_notices() finds */
+	uint64_t notice_cpus[VI_CPU_WORDS];
 	struct vi_connections *connections;
 	uint64_t *resend;		/* one bit per IRQ: the resend tasklet's list */
 	uint32_t resend_pending;	/* the boot CPU is asked to schedule the resend tasklet */
@@ -403,6 +434,12 @@ int vi_synic_init(struct vi_machine *m);
 void vi_synic_exit(struct vi_machine *m);
 void vi_synic_raise(struct vi_cpu *cpu, uint32_t flag);
 void vi_synic_signal_eom(struct vi_cpu *cpu, struct vi_message *slot, uint32_t seen_type);
+void vi_synic_refresh(struct vi_machine *m, struct vi_cpu *cpu);
+
+/* hyperv/lapic.c */
+void vi_lapic_post(struct vi_cpu *cpu, uint32_t vector);
+void vi_lapic_callback_eoi(struct vi_cpu *cpu);
+void vi_notice(struct vi_cpu *cpu, uint32_t what);
 
 /* hyperv/connection.c */
 int vi_connections_init(struct vi_machine *m);

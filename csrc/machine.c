@@ -75,6 +75,7 @@ int vi_machine_create(const struct vi_config *config, struct vi_machine **out)
 	m->scan_is_all = m->engine == VI_ENGINE_FAST && m->arch == VI_ARCH_X86 &&
 			 m->hyp_count != VI_HYP_ALWAYS;
 	m->domain.retrigger = vi_synic_raise;
+	m->callback_vector = m->arch == VI_ARCH_X86 ? VI_VECTOR_CALLBACK : VI_INTID_CALLBACK;
 	m->scan = m->engine == VI_ENGINE_FAST ? vi_scan_variant(m->simd) :
 						vi_lx_scan_variant(m->channel_irqs, false);
 	result = init_cpus(m);
@@ -201,20 +202,26 @@ static void take_resend(struct vi_cpu *cpu)
 int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 {
 	struct vi_cpu *cpu;
+	uint32_t mode;
 	bool vector;
 
 	if (cpu_id >= m->nr_cpus)
 		return -EINVAL;
 	cpu = vi_cpu_of(m, cpu_id);
 	take_resend(cpu);
-	if (!vi_load_relaxed(&cpu->pending) && !cpu->softirq_pending)
+	mode = vi_load_relaxed(&cpu->vector_mode);
+	if ((!vi_load_relaxed(&cpu->pending) || mode & VI_VECTOR_HELD) && !cpu->softirq_pending)
 		return 0;
 	if (!vi_irq_enter(cpu))
 		return 0;	/* interrupts are off in a handler: the doorbell stays */
-	vector = __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
+	vector = !(mode & VI_VECTOR_HELD) &&
+		 __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
 	vi_trace(m, VI_TRACE_VECTOR, cpu_id, 0, vector);
-	if (vector)
+	if (vector) {
 		(unlikely(m->trace) ? vi_take_vector_traced : vi_take_vector)(cpu);
+		if (unlikely(mode & VI_VECTOR_EOI))
+			vi_lapic_callback_eoi(cpu);
+	}
 	vi_do_softirq(cpu);
 	vi_irq_exit(cpu);
 	vi_trace(m, VI_TRACE_IRQ_EXIT, cpu_id, 0, 0);

@@ -24,6 +24,12 @@
 #define VI_SINT_FLAGS 2048	/* event flags per SINT (TLFS 11.8) */
 #define VI_SINT_WORDS 32	/* the same in 64-bit words */
 #define VI_SINT_VMBUS 2		/* VMBUS_MESSAGE_SINT */
+#define VI_VECTORS 256
+#define VI_IRR_WORDS 4		/* a bit per vector */
+#define VI_CPU_WORDS 32		/* a bit per possible CPU */
+#define VI_VECTOR_MIN 16	/* vectors below are the CPU's own exceptions */
+#define VI_VECTOR_CALLBACK 0xf3	/* x86: HYPERVISOR_CALLBACK_VECTOR */
+#define VI_INTID_CALLBACK 18	/* arm64: the PPI of the VMBus device, as OpenVMM has it */
 #define VI_MSG_PAYLOAD 240	/* bytes of payload in a message slot (TLFS 11.7) */
 #define VI_PAGE 4096
 #define VI_GUEST_MEM_MAX 17592186044416	/* bytes of guest-physical memory: 16 TiB */
@@ -396,6 +402,11 @@ struct vi_hooks {
 	 * packet a checked copy that is good until the hook returns. It must not read the in ring.
 	 */
 	void (*packet)(struct vi_cpu *cpu, void *handle, const struct vi_packet *packet);
+	/*
+	 * A timer message, in the hard interrupt (hv_stimer0_isr): a copy; the slot is freed and EOM
+	 * written afterwards.
+	 */
+	void (*stimer)(struct vi_cpu *cpu, const struct vi_message *message);
 };
 
 /*
@@ -444,7 +455,7 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
  */
 int64_t vi_machine_settle(struct vi_machine *m);
 
-/* 1: the SINT's vector is requested on @cpu and not yet taken. [any] */
+/* 1: the callback vector is requested on @cpu and not yet taken. [any] */
 uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
 
 /* ---- tracing: one interrupt, step by step ---------------------------------------------------- */
@@ -461,6 +472,7 @@ enum vi_trace_step {
 	VI_TRACE_RING_DECIDE,		/* value: 1 the reader must be signalled, 0 not */
 	VI_TRACE_SYNIC_FLAG,		/* id: the flag; value: 1 it was newly set, 0 it was set */
 	VI_TRACE_SYNIC_VECTOR,		/* the vector was requested; id: the flag */
+	VI_TRACE_SYNIC_BUSY,		/* a message meets a full slot; value: its type */
 	VI_TRACE_HOST_SIGNAL,		/* value: what vi_synic_signal() returned */
 	/* the CPU, hard interrupt */
 	VI_TRACE_VECTOR,		/* the doorbell was taken back; value: it had rung */
@@ -613,36 +625,141 @@ VI_MUST_CHECK int vi_irq_set_owner_cpu(struct vi_machine *m, uint32_t irq, uint3
  */
 VI_MUST_CHECK int vi_generic_handle_domain_irq(struct vi_machine *m, uint32_t cpu, uint32_t hwirq);
 
-/* ---- hyperv/: SynIC event flags and message slots -------------------------------------------- */
+/* ---- hyperv/: SynIC registers, event flags and message slots --------------------------------- */
 
 /*
- * Switch a CPU's SynIC on or off (what hv_synic_init and hv_synic_cleanup do to SCONTROL, SIMP,
- * SIEFP and SINT2).
+ * SynIC registers of a CPU as last set, for who wants to look. What they mean for a signal is worked
+ * out when they are set, not when it comes.
+ */
+struct vi_synic_registers {
+	uint64_t scontrol;		/* bit 0: enabled */
+	uint64_t siefp;			/* bit 0: the event flag page is enabled */
+	uint64_t simp;			/* bit 0: the message page is enabled */
+	uint64_t sint[VI_SINTS];	/* enum vi_sint_bit */
+	uint64_t vectors[VI_IRR_WORDS];	/* of all unmasked SINTs */
+	uint64_t auto_eoi[VI_IRR_WORDS];	/* of those, with auto-EOI on one SINT at least */
+};
+enum vi_sint_bit {
+	VI_SINT_VECTOR = 0xff,
+	VI_SINT_MASKED = 1 << 16,
+	VI_SINT_AUTO_EOI = 1 << 17,
+	VI_SINT_POLLING = 1 << 18,
+	VI_SINT_PROXY = 1 << 20
+};
+
+/* Where implementations differ (synic.md 5.3 and 6); none set: as the TLFS has it. */
+enum vi_synic_policy {
+	/* SCONTROL disabled: no message either (D6) */
+	VI_SYNIC_CONTROL_GATES_MESSAGES = 1,
+	VI_SYNIC_CONTROL_AT_RESET = 2,		/* SCONTROL is 1 after reset (D1) */
+	VI_SYNIC_MASKED_TAKES_FLAGS = 4,	/* set, no interrupt (D3) */
+	VI_SYNIC_QUIET_FLAGS = 8,		/* a flag that cannot be set is no error (D3) */
+	VI_SYNIC_MASKED_LOSES_MESSAGES = 16,	/* instead of keeping them in the slot (D4) */
+	VI_SYNIC_POLLING_INTERRUPTS = 32,	/* the polling bit changes nothing (D5) */
+	/* a page that is disabled takes flags and messages, and shows them when it is enabled */
+	VI_SYNIC_PRIVATE_PAGES = 64
+};
+/* Choose; for all CPUs, before any register is set: SCONTROL goes to its reset value. */
+void vi_synic_set_policy(struct vi_machine *m, uint32_t policy);
+/*
+ * Set a register of @cpu; any value is taken, what a guest may write is checked before. A SINT that
+ * is masked, or unmasked, replays nothing. EINVAL: no such CPU or SINT.
+ */
+VI_MUST_CHECK int vi_synic_set_sint(struct vi_machine *m, uint32_t cpu, uint32_t sint,
+				    uint64_t value);
+VI_MUST_CHECK int vi_synic_set_control(struct vi_machine *m, uint32_t cpu, uint64_t value);
+VI_MUST_CHECK int vi_synic_set_siefp(struct vi_machine *m, uint32_t cpu, uint64_t value);
+VI_MUST_CHECK int vi_synic_set_simp(struct vi_machine *m, uint32_t cpu, uint64_t value);
+/*
+ * Say where the two pages lie, 4096 bytes each; NULL: in the CPU's own, which is what an overlay
+ * shows. What is in them stays there. The CPU does not run, and nobody signals it. EINVAL: no such
+ * CPU.
+ */
+VI_MUST_CHECK int vi_synic_set_pages(struct vi_machine *m, uint32_t cpu, void *flags,
+				     void *messages);
+/* The CPU's own pages, NULL for a bad CPU. */
+void *vi_synic_own_flags(struct vi_machine *m, uint32_t cpu);
+void *vi_synic_own_messages(struct vi_machine *m, uint32_t cpu);
+/* Registers to their reset values, the CPU's own pages zeroed. EINVAL: no such CPU. */
+VI_MUST_CHECK int vi_synic_reset(struct vi_machine *m, uint32_t cpu);
+/* NULL for a bad CPU. */
+const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32_t cpu);
+
+/*
+ * Switch a CPU's SynIC on or off with all that VMBus needs (what hv_synic_init and hv_synic_cleanup
+ * do to SCONTROL, SIMP, SIEFP and SINT2). EINVAL: no such CPU.
  */
 VI_MUST_CHECK int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /*
- * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested), 0
- * it was set already. EINVAL: CPU, SINT or flag does not exist; ENXIO: that SynIC is off, the flag
- * is untouched. [any]
+ * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested, if it
+ * can be), 0 it was set already, or is not set without anybody being told (VI_SYNIC_QUIET_FLAGS).
+ * EINVAL: CPU, SINT or flag does not exist; ENXIO: SynIC or page is off, or the SINT masked; the
+ * flag is untouched. [any]
  */
 VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t flag);
 /*
  * Put a message into the slot of @sint on @cpu. EAGAIN: the slot is busy, its pending bit is now
- * set, try again after EOM; EMSGSIZE: more than VI_MSG_PAYLOAD bytes; EINVAL, ENXIO as above. [any]
+ * set, try again after EOM; EMSGSIZE: more than VI_MSG_PAYLOAD bytes; ENXIO: SynIC or page is off;
+ * EPERM: it is lost (VI_SYNIC_MASKED_LOSES_MESSAGES); EINVAL as above. [any]
  */
 VI_MUST_CHECK int vi_synic_post(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
 				const void *payload, uint32_t size);
+/* 1: a message posted now would be queued, not refused; 0: ENXIO. EINVAL as above. [any] */
+VI_MUST_CHECK int vi_synic_takes_messages(struct vi_machine *m, uint32_t cpu, uint32_t sint);
+enum vi_deposit {
+	VI_DEPOSIT_MORE = 1,	/* others wait behind this one: the pending bit is set with it */
+	VI_DEPOSIT_QUIET = 2	/* a busy slot is left as it is (KVM, periodic timers) */
+};
+/*
+ * The same with who it comes from and @how, enum vi_deposit bits. Return: 1 in the slot and the
+ * vector requested, 0 in the slot without an interrupt. [any]
+ */
+VI_MUST_CHECK int vi_synic_deposit(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t type,
+				   uint64_t origin, const void *payload, uint32_t size,
+				   uint32_t how);
 /* Free a slot by hand, as a crashing guest does, if it still holds what was seen. [cpu] */
 VI_MUST_CHECK int vi_synic_eom(struct vi_machine *m, uint32_t cpu, uint32_t sint,
 			       uint32_t seen_type);
-/* EOM writes of @cpu so far: a host that has messages waiting looks at it. [any] */
+/* Write EOM. EINVAL: no such CPU. [cpu] */
+VI_MUST_CHECK int vi_synic_write_eom(struct vi_machine *m, uint32_t cpu);
+/* EOM writes of @cpu so far. [any] */
 uint64_t vi_synic_eom_count(struct vi_machine *m, uint32_t cpu);
+/* Timer messages that @cpu took (hv_stimer0_isr). [any] */
+uint32_t vi_synic_stimer_count(struct vi_machine *m, uint32_t cpu);
 /*
  * The event flags of one SINT: VI_SINT_WORDS 64-bit words; and the message slot. NULL for a bad CPU
  * or SINT.
  */
 uint64_t *vi_synic_flags(struct vi_machine *m, uint32_t cpu, uint32_t sint);
 struct vi_message *vi_synic_slot(struct vi_machine *m, uint32_t cpu, uint32_t sint);
+
+/* ---- hyperv/: the part of each local APIC that any thread may ask ---------------------------- */
+
+/*
+ * Request @vector on @cpu. Return: 1 it is in the IRR, alone or with others; 0 dropped: the APIC is
+ * software-disabled, or the vector below VI_VECTOR_MIN. EINVAL: no such CPU or vector. [any]
+ */
+VI_MUST_CHECK int vi_lapic_request(struct vi_machine *m, uint32_t cpu, uint32_t vector);
+/* The IRR, the callback vector's doorbell included. EINVAL: no such CPU. [any] */
+VI_MUST_CHECK int vi_lapic_irr(struct vi_machine *m, uint32_t cpu, uint64_t *words);
+/* Clear an IRR bit. Return: 1 it was set, 0 not. EINVAL as above. [cpu] */
+VI_MUST_CHECK int vi_lapic_clear(struct vi_machine *m, uint32_t cpu, uint32_t vector);
+/* Switch the APIC off or on by software. What is requested already stays. EINVAL: no such CPU. */
+VI_MUST_CHECK int vi_lapic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
+/* Let the callback vector wait in the IRR: interrupts are off, or the priority is too low. EINVAL. */
+VI_MUST_CHECK int vi_lapic_hold(struct vi_machine *m, uint32_t cpu, uint32_t held);
+/* EOIs of the callback vector so far; with auto-EOI there are none. [any] */
+uint64_t vi_lapic_eoi_count(struct vi_machine *m, uint32_t cpu);
+
+/* What has happened since the last vi_take_notices() that somebody may be waiting for. */
+enum vi_notice {
+	VI_NOTICE_EOM = 1,		/* EOM was written */
+	VI_NOTICE_EOI = 2,		/* the callback vector was ended by an EOI */
+	VI_NOTICE_VECTOR = 4,	/* a vector other than the callback vector was requested */
+	VI_NOTICE_REGISTERS = 8	/* a SynIC register was set */
+};
+/* Return: enum vi_notice bits, 0 nothing; @cpus: VI_CPU_WORDS words, where. Owner only. */
+uint32_t vi_take_notices(struct vi_machine *m, uint64_t *cpus);
 
 /* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
 

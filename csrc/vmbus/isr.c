@@ -6,6 +6,17 @@
  */
 #include "internals.h"
 
+static void copy_message(const struct vi_message *slot, uint32_t type, struct vi_message *copy)
+{
+	copy->type = type;
+	copy->payload_size = slot->payload_size;
+	/* the host may set its pending bit at any time: no business of the reader */
+	copy->flags = 0;
+	copy->reserved = slot->reserved;
+	copy->origin = slot->origin;
+	memcpy(copy->payload, slot->payload, sizeof(copy->payload));
+}
+
 /*
  * The tasklet behind a full slot: hand a copy to the guest's control path, then free the slot
  * (vmbus_on_msg_dpc).
@@ -18,15 +29,25 @@ void vi_msg_dpc(struct vi_cpu *cpu, void *data)
 	(void)data;
 	if (type == VI_MSG_NONE)
 		return;
-	copy.type = type;
-	copy.payload_size = slot->payload_size;
-	/* the host may set its pending bit at any time: no business of the reader */
-	copy.flags = 0;
-	copy.reserved = slot->reserved;
-	copy.origin = slot->origin;
-	memcpy(copy.payload, slot->payload, sizeof(copy.payload));
+	copy_message(slot, type, &copy);
 	if (cpu->m->hooks.message)
 		cpu->m->hooks.message(cpu, &copy);
+	vi_synic_signal_eom(cpu, slot, type);
+}
+
+/*
+ * The message of a synthetic timer: hv_stimer0_isr(), then the slot is freed, all in the hard
+ * interrupt, so that no tasklet holds a tick up (vmbus_isr).
+ */
+static void take_timer_message(struct vi_cpu *cpu, uint32_t type)
+{
+	struct vi_message *slot = cpu->vmbus_slot, copy;
+
+	vi_count(&cpu->stimer_count, 1);
+	if (cpu->m->hooks.stimer) {
+		copy_message(slot, type, &copy);
+		cpu->m->hooks.stimer(cpu, &copy);
+	}
 	vi_synic_signal_eom(cpu, slot, type);
 }
 
@@ -39,7 +60,7 @@ static __attribute__((noinline)) void take_message(struct vi_cpu *cpu, uint32_t 
 	struct vi_machine *m = cpu->m;
 
 	if (type == VI_MSG_TIMER_EXPIRED)
-		vi_synic_signal_eom(cpu, cpu->vmbus_slot, type);
+		take_timer_message(cpu, type);
 	else if (m->message_desc)
 		m->message_desc->handle_irq(cpu, m->message_desc);
 	else

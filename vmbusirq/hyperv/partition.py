@@ -7,7 +7,6 @@ The host and the guest meet here and in guest memory only. Nothing happens but i
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,7 @@ from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
 from vmbusirq.hyperv.hypercall import HvStatus, hypercall
 from vmbusirq.hyperv.memory import GuestMemory
+from vmbusirq.hyperv.messages import MessageQueues, Outbox
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
@@ -26,11 +26,15 @@ from vmbusirq.hyperv.profiles import Profile, find_profile
 from vmbusirq.hyperv.registers import RegisterFile
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.hyperv.synic_registers import SynicRegisters
+from vmbusirq.hyperv.triggers import Triggers
 from vmbusirq.hyperv.vcpu import Vcpu
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Step
 
-__all__ = ["Partition"]
+__all__ = ["VMBUS_MESSAGE_PORT", "Partition"]
+
+VMBUS_MESSAGE_PORT: Final = 1
+"""The guest's message port for VMBus: the origin of each control message (synic.md 7.1)."""
 
 
 @dataclass(slots=True)
@@ -54,6 +58,7 @@ class Partition:
         vcpus: the VPs by index, with their registers.
         registers: the register file that they share; synic_registers: the SynICs' part of it, with hooks for effects;
             partition_registers: the hypercall page, the assist pages, crashes.
+        messages: what waits for the guest's slots; triggers: what makes it move.
         on_vp_reset: called with a VP that was reset; rooms that keep something per VP forget it there.
         on_reset: called when the whole system was reset, after the VPs.
     """
@@ -70,17 +75,22 @@ class Partition:
         self.profile: Final = find_profile(profile)
         self.features: Final = Features(arch=core.arch) if features is None else features
         self.clock: Final = Clock(core)
-        self.synic: Final = Synic(core)
+        self.synic: Final = Synic(core, self.profile)
         self.registers: Final = RegisterFile(self.features, self.profile)
         self.on_vp_reset: Final[list[Callable[[Vcpu], object]]] = []
         self.on_reset: Final[list[Callable[[], object]]] = []
         self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
         self.partition_registers: Final = PartitionRegisters(self)
         self.synic_registers: Final = SynicRegisters(self)
+        self.synic_registers.changed.append(lambda vcpu, msr, _old, new: self.synic.set_register(vcpu, msr, new))
+        self.synic_registers.eom.append(lambda vcpu: vcpu.apic.eom())
+        self.messages: Final = MessageQueues(self.synic, self.profile)
+        self.triggers: Final = Triggers(self)
+        self._outboxes: dict[tuple[int, int], Outbox] = {}
+        self.on_vp_reset.append(self._reset_vp)
         self._memory = memory
         self._ports = Ports(core)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
-        self._queues: dict[tuple[int, int], deque[tuple[int, bytes]]] = {}
         self._pumps: list[_Pump] = []
         self._checks: list[Callable[[], object]] = []
         self._resume: Timer | None = None
@@ -136,23 +146,29 @@ class Partition:
     def post_to_guest(
         self, vp: int, payload: bytes, *, message_type: int = lib.VI_MSG_VMBUS, sint: int = SINT_VMBUS
     ) -> None:
-        """Queue a message for one VP and SINT; those arrive in the order of posting (synic.md 5.1).
+        """Post a message to one VP and SINT as a patient host does; those arrive in the order of posting.
 
-        One that finds the slot busy, or the SynIC off, waits: :meth:`settle` tries again.
+        One that the hypervisor does not take, because the SynIC is off or the port's buffers are full, is posted
+        again when that may have changed (synic.md 5.1). A host that wants the status has :attr:`messages`.
 
         Raises:
             IrqError: EINVAL for a VP, SINT or type that does not exist, EMSGSIZE for more than 240 bytes.
         """
         self.synic.check_message(vp, payload, message_type, sint)
-        queue = self._queues.setdefault((vp, sint), deque())
-        queue.append((message_type, bytes(payload)))
-        if len(queue) == 1:
-            self._deliver_one(vp, sint)
+        outbox = self._outboxes.get((vp, sint))
+        if outbox is None:
+            outbox = Outbox(self.messages, VMBUS_MESSAGE_PORT, vp, sint, self.profile.posted_depth)
+            self._outboxes[vp, sint] = outbox
+        outbox.post(message_type, bytes(payload))
+
+    def retry_posts(self) -> bool:
+        """Let the host post again what was refused: a SynIC register has changed. True if any was taken."""
+        return any([outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox])
 
     @property
     def messages_waiting(self) -> int:
         """Messages to the guest that no slot had room for yet."""
-        return sum(len(queue) for queue in self._queues.values())
+        return self.messages.waiting() + sum(len(outbox) for outbox in self._outboxes.values())
 
     # ---- hypercalls of the guest
 
@@ -272,7 +288,10 @@ class Partition:
         total, any_moved, moved = 0, False, True
         while moved:
             runs = self.core.settle() if self._guest_runs(guest) else 0
-            moved = self.clock.run_due() | self._monitor.poll() | self._deliver() | bool(runs)
+            moved = self.clock.run_due() | self._monitor.poll() | self.triggers.take() | bool(runs)
+            moved |= self.messages.poll()
+            if self._guest_runs(guest):
+                moved |= self.triggers.run_vectors()
             any_moved |= moved
             total += runs
         return total, any_moved
@@ -288,20 +307,7 @@ class Partition:
         finally:
             pump.running = False
 
-    def _deliver(self) -> bool:
-        waiting = [target for target, queue in self._queues.items() if queue]
-        return sum(self._deliver_one(*target) for target in waiting) > 0
-
-    def _deliver_one(self, vp: int, sint: int) -> bool:
-        """Fill one slot. A busy one gets its pending bit; one that is switched off keeps the queue waiting."""
-        queue = self._queues[vp, sint]
-        message_type, payload = queue[0]
-        try:
-            if not self.synic.post(vp, payload, message_type, sint):
-                return False
-        except IrqError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return False
-        queue.popleft()
-        return True
+    def _reset_vp(self, vcpu: Vcpu) -> None:
+        self.synic.reset(vcpu.index)
+        self.messages.reset(vcpu.index)
+        vcpu.apic.reset()

@@ -6,20 +6,78 @@ See TLFS chapter 11.
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING, Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import IrqError, check
+from vmbusirq.hyperv.profiles import PROFILES, Profile
+from vmbusirq.hyperv.registers import Msr
 from vmbusirq.limits import MSG_PAYLOAD, SINT_FLAGS, SINT_VMBUS, SINTS
 
-__all__ = ["Synic"]
+if TYPE_CHECKING:
+    from vmbusirq.hyperv.vcpu import Vcpu
+
+__all__ = ["Synic", "policy_of"]
+
+
+def policy_of(profile: Profile) -> int:
+    """Return what a profile says about SINTs as C wants it, bits of ``enum vi_synic_policy``."""
+    choices = (
+        (profile.scontrol_gates_messages, lib.VI_SYNIC_CONTROL_GATES_MESSAGES),
+        (profile.scontrol_reset, lib.VI_SYNIC_CONTROL_AT_RESET),
+        (profile.flag_to_masked == "set", lib.VI_SYNIC_MASKED_TAKES_FLAGS),
+        (profile.flag_to_masked == "dropped", lib.VI_SYNIC_QUIET_FLAGS | lib.VI_SYNIC_PRIVATE_PAGES),
+        (profile.message_to_masked == "dropped", lib.VI_SYNIC_MASKED_LOSES_MESSAGES),
+        (not profile.polling_silences, lib.VI_SYNIC_POLLING_INTERRUPTS),
+    )
+    return sum(bits for chosen, bits in choices if chosen)
 
 
 class Synic:
-    """The SynICs of all CPUs of one partition."""
+    """The SynICs of all CPUs of one partition.
 
-    def __init__(self, core: Core) -> None:
+    Args:
+        core: their CPUs.
+        profile: what differs between implementations.
+    """
+
+    def __init__(self, core: Core, profile: Profile = PROFILES["tlfs"]) -> None:
         self._core = core
+        self._last_sint: dict[tuple[int, int], int] = {}
+        lib.vi_synic_set_policy(core.handle, policy_of(profile))
+
+    def registers(self, cpu: int) -> Any:
+        """Return the ``struct vi_synic_registers`` of a CPU, to look at. EINVAL: no such CPU."""
+        return lib.vi_synic_registers(self._core.handle, self._cpu(cpu, "synic: no registers"))
+
+    def set_register(self, vcpu: Vcpu, msr: int, value: int) -> None:
+        """Let SCONTROL, SIEFP, SIMP or a SINT have this value from now on: signals and messages go by it."""
+        machine, cpu = self._core.handle, vcpu.index
+        if msr in _SETTERS:
+            result = _SETTERS[msr](machine, cpu, value)
+        else:
+            sint = msr - Msr.SINT0
+            result = lib.vi_synic_set_sint(machine, cpu, sint, value)
+            if not value & lib.VI_SINT_MASKED:
+                self._last_sint[cpu, value & lib.VI_SINT_VECTOR] = sint
+        check(result, f"synic: cannot set msr {msr:#x} of cpu {cpu}")
+
+    def reset(self, cpu: int) -> None:
+        """Take the registers of a CPU to their reset values and empty its pages. EINVAL: no such CPU."""
+        self._raise(lib.vi_synic_reset(self._core.handle, cpu), f"synic: cannot reset cpu {cpu}", cpu)
+        for place in [place for place in self._last_sint if place[0] == cpu]:
+            del self._last_sint[place]
+
+    def sints_of(self, cpu: int, vector: int, *, last: bool = False) -> list[int]:
+        """Return the unmasked SINTs that request ``vector``; ``last``: only the one that was programmed last."""
+        registers = self.registers(cpu)
+        found = [
+            sint
+            for sint, value in enumerate(ffi.unpack(registers.sint, SINTS))
+            if not value & lib.VI_SINT_MASKED and value & lib.VI_SINT_VECTOR == vector
+        ]
+        return [sint for sint in found if not last or sint == self._last_sint.get((cpu, vector), sint)]
 
     def enable(self, cpu: int) -> None:
         """Switch the SynIC of ``cpu`` on and unmask SINT 2, as hv_synic_init does. EINVAL: no such CPU."""
@@ -57,6 +115,19 @@ class Synic:
             return False
         self._raise(result, what, cpu)
         return True
+
+    def takes_messages(self, cpu: int, sint: int) -> bool:
+        """Return whether a message posted now would not be refused with ENXIO. EINVAL: no such CPU or SINT."""
+        what = f"synic: no sint {sint} on cpu {cpu}"
+        return bool(self._raise(lib.vi_synic_takes_messages(self._core.handle, cpu, sint), what, cpu))
+
+    def deposit(self, cpu: int, sint: int, message_type: int, origin: int, payload: bytes, how: int) -> int:
+        """Put a message into a slot: what ``vi_synic_deposit()`` returns, for the message queues."""
+        return int(
+            lib.vi_synic_deposit(
+                self._core.handle, cpu, sint, message_type, origin, ffi.from_buffer(payload), len(payload), how
+            )
+        )
 
     def check_message(self, cpu: int, payload: bytes, message_type: int, sint: int) -> str:
         """Raise what :meth:`post` would, ENXIO excepted; return what is asked for, as messages put it."""
@@ -103,5 +174,12 @@ class Synic:
         if result >= 0:
             return int(result)
         self._cpu(cpu, what)
-        why = "that SynIC is off, or the SINT masked" if result == -errno.ENXIO else "a number is out of range"
+        why = "that SynIC or page is off, or the SINT masked" if result == -errno.ENXIO else "a number is out of range"
         raise IrqError(-result, f"{what}: {why}")
+
+
+_SETTERS: Final = {
+    Msr.SCONTROL: lib.vi_synic_set_control,
+    Msr.SIEFP: lib.vi_synic_set_siefp,
+    Msr.SIMP: lib.vi_synic_set_simp,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from vmbusirq.hyperv.apic import LocalApic
 from vmbusirq.hyperv.hypercall import HvStatus, HypercallRefused
 from vmbusirq.hyperv.registers import BY_MSR, BY_VP_REGISTER, Msr
 
@@ -40,16 +41,18 @@ class Vcpu:
         partition: whose it is.
         profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
             SynIC in another way (KVM's SYNIC and SYNIC2).
+        apic: its interrupt controller.
         values: what its registers hold, by MSR; those that were never written are missing.
         synic_active: its SynIC exists; false until :meth:`activate_synic` in profiles that want to be asked.
     """
 
-    __slots__ = ("index", "partition", "profile", "synic_active", "values")
+    __slots__ = ("apic", "index", "partition", "profile", "synic_active", "values")
 
     def __init__(self, partition: Partition, index: int) -> None:
         self.partition: Final = partition
         self.index: Final = index
         self.profile = partition.profile
+        self.apic: Final = LocalApic(self)
         self.values: Final[dict[int, int]] = {}
         self.synic_active = False
         if not partition.profile.needs_activation:

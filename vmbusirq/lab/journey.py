@@ -138,6 +138,11 @@ def _synic_vector(event: Event, _: Setting) -> Telling:
     return Telling(HYPERVISOR, f"requests the vector of SINT 2 on CPU {event.cpu}", "TLFS 11.3, SINTx: vector")
 
 
+def _synic_busy(event: Event, _: Setting) -> Telling:
+    what = f"finds a message in the slot of CPU {event.cpu}: marks it, and looks once more"
+    return Telling(HYPERVISOR, what, "TLFS 11.8, message pending flag")
+
+
 def _host_signal(event: Event, _: Setting) -> Telling:
     if event.cpu == NO_CPU:
         what = "signals nobody: the guest has opened the channel without interrupts"
@@ -348,6 +353,7 @@ _TELLERS: Final[Mapping[int, Callable[[Event, Setting], Telling]]] = {
     lib.VI_TRACE_RING_DECIDE: _ring_decide,
     lib.VI_TRACE_SYNIC_FLAG: _synic_flag,
     lib.VI_TRACE_SYNIC_VECTOR: _synic_vector,
+    lib.VI_TRACE_SYNIC_BUSY: _synic_busy,
     lib.VI_TRACE_HOST_SIGNAL: _host_signal,
     lib.VI_TRACE_VECTOR: _vector,
     lib.VI_TRACE_ENTRY: _entry,

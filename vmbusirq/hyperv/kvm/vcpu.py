@@ -115,8 +115,7 @@ class KvmVcpu:
         value = self._sint(sint)
         if value & SINT_MASKED:
             return -errno.ENOENT
-        self.vcpu.apic.request(value & SINT_VECTOR)
-        return int(self.vcpu.apic.enabled)
+        return int(self.vcpu.apic.request(value & SINT_VECTOR))
 
     def eoi(self, vector: int) -> None:
         """Acknowledge every unmasked SINT with that vector: the local APIC ended its service."""

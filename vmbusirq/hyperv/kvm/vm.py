@@ -22,7 +22,6 @@ from vmbusirq.hyperv.kvm.irqfd import Irqfds
 from vmbusirq.hyperv.kvm.routing import GsiRouting
 from vmbusirq.hyperv.kvm.uapi import DEASSIGN, RESAMPLE, HcallExit, KvmCap, SintRoute
 from vmbusirq.hyperv.kvm.vcpu import KvmVcpu
-from vmbusirq.hyperv.registers import Msr
 
 if TYPE_CHECKING:
     from vmbusirq.hyperv.partition import Partition
@@ -67,6 +66,7 @@ class KvmVm:
         partition.registers.after_write.append(self._wrote)
         for vcpu in partition.vcpus:
             vcpu.apic.on_eoi.append(self._eoi)
+            vcpu.apic.on_eom.append(self._eom)
         partition.add_pump(self.irqfds.pump)
 
     def check_owner(self) -> None:
@@ -167,13 +167,13 @@ class KvmVm:
             return HvStatus.INVALID_ALIGNMENT
 
     def _wrote(self, vcpu: Vcpu, msr: int, _value: int, host: bool) -> None:
-        mine = self.vcpus[vcpu.index]
-        if msr == Msr.EOM and not host:
-            mine.eom()
-        mine.wrote(msr, host)
+        self.vcpus[vcpu.index].wrote(msr, host)
 
     def _eoi(self, vcpu: Vcpu, vector: int) -> None:
         self.vcpus[vcpu.index].eoi(vector)
+
+    def _eom(self, vcpu: Vcpu) -> None:
+        self.vcpus[vcpu.index].eom()
 
     def close(self) -> None:
         """Let go of the partition and of all eventfds; the callers' own stay open. A second call does nothing."""
@@ -183,6 +183,7 @@ class KvmVm:
             self.partition.registers.after_write.remove(self._wrote)
             for vcpu in self.partition.vcpus:
                 vcpu.apic.on_eoi.remove(self._eoi)
+                vcpu.apic.on_eom.remove(self._eom)
 
     def __enter__(self) -> Self:
         """Return the VM."""
