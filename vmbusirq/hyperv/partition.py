@@ -7,7 +7,7 @@ The host and the guest meet here and in guest memory only. Nothing happens but i
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
-from vmbusirq.hyperv.hypercall import HvStatus, hypercall
+from vmbusirq.hyperv.hypercall import HvStatus, Hypercalls
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.messages import MessageQueues, Outbox
 from vmbusirq.hyperv.monitor import MonitorPages
@@ -89,6 +89,7 @@ class Partition:
         self._outboxes: dict[tuple[int, int], Outbox] = {}
         self.on_vp_reset.append(self._reset_vp)
         self._memory = memory
+        self._hypercalls = Hypercalls(self)
         self._ports = Ports(core)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
         self._pumps: list[_Pump] = []
@@ -187,22 +188,27 @@ class Partition:
         """
         return self._ports.signal_event(connection_id, flag)
 
-    def hypercall(self, vp: int, control: int, input_value: int, output_gpa: int = 0) -> int:
-        """Make a hypercall in register form, HvPostMessage or HvSignalEvent (synic.md 7.2).
+    def hypercall(
+        self, vp: int, control: int, input_value: int, output_gpa: int = 0, *, more: Sequence[int] = (), cpl: int = 0
+    ) -> int:
+        """Make a hypercall in register form: HvPostMessage, HvSignalEvent, HvGetVpRegisters, HvSetVpRegisters.
 
         Args:
             vp: who makes it.
             control: the control word (RCX).
             input_value: guest-physical address of the input, in the fast form the input itself (RDX).
-            output_gpa: guest-physical address of the output (R8); neither call has one.
+            output_gpa: guest-physical address of the output, in the fast form the second quadword (R8).
+            more: further quadwords of the fast form (XMM0 to XMM5; X4 to X17 on arm64).
+            cpl: at which privilege level.
         Returns:
-            The result word (RAX): an :class:`HvStatus` in bits 15:0.
+            The result word (RAX): an :class:`HvStatus` in bits 15:0, of rep calls the reps completed in 43:32.
         Raises:
             IrqError: EINVAL, there is no such VP.
+            InvalidOpcode: it is not made at CPL 0.
         """
         if not 0 <= vp < self.core.nr_cpus:
             raise IrqError(errno.EINVAL, f"hypercall: there is no vp {vp} (EINVAL); 0 to {self.core.nr_cpus - 1}")
-        return int(hypercall(self, lambda gpa, size: self.memory.read(gpa, size), control, input_value))
+        return int(self._hypercalls.make(self.vcpus[vp], control, (input_value, output_gpa, *more), cpl))
 
     def set_monitor_pages(self, h2g_gpa: int, g2h_gpa: int) -> None:
         """Look at the guest's monitor pages from now on; 0 is no page.
