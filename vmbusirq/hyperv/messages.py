@@ -112,7 +112,8 @@ class MessageQueues:
         """Queue a message behind those that wait for the same VP and SINT, and look at that queue.
 
         Args:
-            vp, sint: where to.
+            vp: whose slot.
+            sint: which slot.
             message_type: not 0; bit 31 is the hypervisor's own.
             payload: up to 240 bytes, or what returns them when the message reaches the slot.
             origin: the header's origin: a port id, or a partition id.
@@ -140,7 +141,11 @@ class MessageQueues:
         """Put a message into the slot or leave it with the caller, past the queue (KVM's timers).
 
         Args:
-            vp, sint, message_type, payload, origin: as :meth:`post`; a payload to be made is made in any case.
+            vp: as in :meth:`post`.
+            sint: as in :meth:`post`.
+            message_type: as in :meth:`post`.
+            payload: as in :meth:`post`; one that is to be made is made in any case.
+            origin: as in :meth:`post`.
             quiet: a full slot does not get its pending bit either.
         """
         what = self._synic.check_message(vp, payload if isinstance(payload, bytes) else b"", message_type, sint)
@@ -199,7 +204,7 @@ class MessageQueues:
         """Where EOM means nothing, look at all queues (OpenVMM, before each entry); True if any message moved."""
         if self._profile.eom_scans_queues or not self._queues:
             return False
-        return any([self.examine(*place) for place in tuple(self._queues)])
+        return sum(self.examine(*place) for place in tuple(self._queues)) > 0
 
     def reset(self, vp: int) -> None:
         """Empty the queues of a VP: it was reset."""

@@ -23,7 +23,7 @@ from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
 from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
-from vmbusirq.hyperv.registers import RegisterFile
+from vmbusirq.hyperv.registers import Msr, RegisterFile
 from vmbusirq.hyperv.synic import Synic
 from vmbusirq.hyperv.synic_registers import SynicRegisters
 from vmbusirq.hyperv.triggers import Triggers
@@ -82,7 +82,7 @@ class Partition:
         self.vcpus: Final = tuple(Vcpu(self, index) for index in range(core.nr_cpus))
         self.partition_registers: Final = PartitionRegisters(self)
         self.synic_registers: Final = SynicRegisters(self)
-        self.synic_registers.changed.append(lambda vcpu, msr, _old, new: self.synic.set_register(vcpu, msr, new))
+        self.synic_registers.changed.append(self._synic_register_changed)
         self.synic_registers.eom.append(lambda vcpu: vcpu.apic.eom())
         self.messages: Final = MessageQueues(self.synic, self.profile)
         self.triggers: Final = Triggers(self)
@@ -164,7 +164,7 @@ class Partition:
 
     def retry_posts(self) -> bool:
         """Let the host post again what was refused: a SynIC register has changed. True if any was taken."""
-        return any([outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox])
+        return sum(outbox.retry() for outbox in tuple(self._outboxes.values()) if outbox) > 0
 
     @property
     def messages_waiting(self) -> int:
@@ -312,6 +312,10 @@ class Partition:
             return bool(pump.work())
         finally:
             pump.running = False
+
+    def _synic_register_changed(self, vcpu: Vcpu, msr: int, _old: int, new: int) -> None:
+        pages = [self.synic_registers.page(vcpu, page) for page in (Msr.SIEFP, Msr.SIMP)]
+        self.synic.set_register(vcpu, msr, new, pages)
 
     def _reset_vp(self, vcpu: Vcpu) -> None:
         self.synic.reset(vcpu.index)

@@ -6,6 +6,7 @@ See TLFS chapter 11.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from vmbusirq._ffi import ffi, lib
@@ -51,17 +52,31 @@ class Synic:
         """Return the ``struct vi_synic_registers`` of a CPU, to look at. EINVAL: no such CPU."""
         return lib.vi_synic_registers(self._core.handle, self._cpu(cpu, "synic: no registers"))
 
-    def set_register(self, vcpu: Vcpu, msr: int, value: int) -> None:
-        """Let SCONTROL, SIEFP, SIMP or a SINT have this value from now on: signals and messages go by it."""
+    def set_register(self, vcpu: Vcpu, msr: int, value: int, pages: Sequence[Any | None]) -> None:
+        """Let SCONTROL, SIEFP, SIMP or a SINT have this value from now on: signals and messages go by it.
+
+        Args:
+            vcpu: whose.
+            msr: which.
+            value: as the guest has it.
+            pages: where event flags and messages are, ``uint8_t *``; None: nowhere, whatever the register says.
+        """
         machine, cpu = self._core.handle, vcpu.index
-        if msr in _SETTERS:
-            result = _SETTERS[msr](machine, cpu, value)
+        what = f"synic: cannot set msr {msr:#x} of cpu {cpu}"
+        if msr in _PAGES:
+            setter, place = _PAGES[msr]
+            if pages[place] is None:
+                check(setter(machine, cpu, value & ~1), what)
+            check(lib.vi_synic_set_pages(machine, cpu, *(page or ffi.NULL for page in pages)), what)
+            if pages[place] is not None:
+                check(setter(machine, cpu, value), what)
+        elif msr == Msr.SCONTROL:
+            check(lib.vi_synic_set_control(machine, cpu, value), what)
         else:
             sint = msr - Msr.SINT0
-            result = lib.vi_synic_set_sint(machine, cpu, sint, value)
+            check(lib.vi_synic_set_sint(machine, cpu, sint, value), what)
             if not value & lib.VI_SINT_MASKED:
                 self._last_sint[cpu, value & lib.VI_SINT_VECTOR] = sint
-        check(result, f"synic: cannot set msr {msr:#x} of cpu {cpu}")
 
     def reset(self, cpu: int) -> None:
         """Take the registers of a CPU to their reset values and empty its pages. EINVAL: no such CPU."""
@@ -178,8 +193,4 @@ class Synic:
         raise IrqError(-result, f"{what}: {why}")
 
 
-_SETTERS: Final = {
-    Msr.SCONTROL: lib.vi_synic_set_control,
-    Msr.SIEFP: lib.vi_synic_set_siefp,
-    Msr.SIMP: lib.vi_synic_set_simp,
-}
+_PAGES: Final = {Msr.SIEFP: (lib.vi_synic_set_siefp, 0), Msr.SIMP: (lib.vi_synic_set_simp, 1)}

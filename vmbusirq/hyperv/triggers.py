@@ -63,7 +63,7 @@ class Triggers:
         machine, apic = self._partition.core.handle, self._partition.vcpus[vp].apic
         if what & lib.VI_NOTICE_VECTOR:
             self._vectors.add(vp)
-        ended = lib.vi_lapic_eoi_count(machine, vp)
+        ended = int(lib.vi_lapic_eoi_count(machine, vp))
         moved = ended != self._eois.get(vp, 0)
         if moved:
             self._eois[vp] = ended

@@ -1,4 +1,4 @@
-"""Where the data plane calls the guest driver: a channel's callback, a packet, a control message out of its slot."""
+"""Where the data plane calls the guest driver: a channel's callback, a packet, a message out of its slot."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def _py_message(cpu: Any, message: Any) -> None:
         owner.keep(error)
 
 
+def _py_stimer(cpu: Any, message: Any) -> None:
+    """Hand a copy of a timer message to the connection, in the hard interrupt; an error is kept, the slot freed."""
+    owner = owner_of(cpu)
+    try:
+        payload = bytes(ffi.buffer(message.payload, min(message.payload_size, lib.VI_MSG_PAYLOAD)))
+        with running(lib.vi_cpu_id(cpu)):
+            owner.rooms[ROOM].on_stimer(lib.vi_cpu_id(cpu), payload)
+    except BaseException as error:
+        owner.keep(error)
+
+
 def _py_packet(cpu: Any, handle: Any, packet: Any) -> None:
     """Hand a copy of a packet that wants attention to who asked for it; an error is kept, the packet is read."""
     try:
@@ -49,4 +60,5 @@ def _py_packet(cpu: Any, handle: Any, packet: Any) -> None:
 
 ffi.def_extern(name="vi_py_channel_callback")(_py_channel_callback)
 ffi.def_extern(name="vi_py_message")(_py_message)
+ffi.def_extern(name="vi_py_stimer")(_py_stimer)
 ffi.def_extern(name="vi_py_packet")(_py_packet)

@@ -118,6 +118,7 @@ class VmbusConnection:
         for name, driver in DRIVERS.items():
             self.devices.drivers[name] = driver(self)
         self._take_messages()
+        self._stimer0_isr: Callable[[int, bytes], object] | None = None
         irq.owner.rooms[ROOM] = self
         irq.owner.set_hooks(message=lib.vi_py_message, packet=lib.vi_py_packet)
         hv.add_pump(self.work.pump, guest=True)
@@ -182,6 +183,19 @@ class VmbusConnection:
     def on_message(self, message_type: int, size: int, payload: bytes) -> None:
         """Take one control message (vmbus_on_msg_dpc)."""
         self.control.on_message(message_type, size, payload)
+
+    def set_stimer0_isr(self, handler: Callable[[int, bytes], object] | None) -> None:
+        """Call ``handler`` with the CPU and the payload of each timer message, in the hard interrupt (hv_stimer0_isr).
+
+        The slot is freed after that. None: timer messages are counted and freed, and nobody is called.
+        """
+        self._stimer0_isr = handler
+        self._irq.owner.set_hooks(stimer=ffi.NULL if handler is None else lib.vi_py_stimer)
+
+    def on_stimer(self, cpu: int, payload: bytes) -> None:
+        """Take one timer message."""
+        if self._stimer0_isr is not None:
+            self._stimer0_isr(cpu, payload)
 
     def shared_pages(self) -> dict[str, tuple[int, ...]]:
         """Return what the host may reach now, by what it is: guest page numbers; none for a CPU's SynIC pages."""
