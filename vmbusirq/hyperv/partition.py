@@ -18,10 +18,10 @@ from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
 from vmbusirq.hyperv.hypercall import HvStatus, Hypercalls
 from vmbusirq.hyperv.memory import GuestMemory
-from vmbusirq.hyperv.messages import MessageQueues, Outbox
+from vmbusirq.hyperv.messages import GuestMessagePort, MessageQueues, Outbox
 from vmbusirq.hyperv.monitor import MonitorPages
 from vmbusirq.hyperv.partition_registers import PartitionRegisters
-from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, MessagePort, Ports
+from vmbusirq.hyperv.ports import MESSAGE_BUFFERS, EventPort, GuestEventPort, MessagePort, Ports
 from vmbusirq.hyperv.profiles import Profile, find_profile
 from vmbusirq.hyperv.registers import Msr, RegisterFile
 from vmbusirq.hyperv.synic import Synic
@@ -90,7 +90,7 @@ class Partition:
         self.on_vp_reset.append(self._reset_vp)
         self._memory = memory
         self._hypercalls = Hypercalls(self)
-        self._ports = Ports(core)
+        self._ports = Ports(core, self.messages, self.synic, self.profile)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
         self._pumps: list[_Pump] = []
         self._checks: list[Callable[[], object]] = []
@@ -124,6 +124,27 @@ class Partition:
     def create_event_port(self, port_id: int) -> EventPort:
         """Make a port for signals of the guest. EINVAL, EEXIST as above; ENOSPC: there are 4096 event ports."""
         return self._ports.create_event_port(port_id)
+
+    def create_guest_message_port(
+        self, port_id: int, vp: int, sint: int, buffers: int | None = MESSAGE_BUFFERS
+    ) -> GuestMessagePort:
+        """Make a port by which messages come to a SINT of a VP of this partition (TLFS; synic.md 7.1).
+
+        Args:
+            port_id: 24 bits; the guest finds it in each message's header.
+            vp: the target, or VP_ANY: whoever has the fewest messages waiting.
+            sint: 1 to 15.
+            buffers: how many messages may wait; None without bound.
+        Raises:
+            IrqError: EINVAL for a number that cannot be, EEXIST if a port has that id.
+        """
+        return self._ports.create_guest_message_port(port_id, vp, sint, buffers)
+
+    def create_guest_event_port(
+        self, port_id: int, vp: int, sint: int, base_flag: int = 0, flag_count: int = 1
+    ) -> GuestEventPort:
+        """Make a port by which some event flags of a SINT are set; errors as above, flags past 2047 too."""
+        return self._ports.create_guest_event_port(port_id, vp, sint, base_flag, flag_count)
 
     def delete_port(self, port_id: int) -> None:
         """Delete a port and what waits in it; senders get INVALID_PORT_ID until they disconnect. ENOENT: none."""
@@ -177,14 +198,16 @@ class Partition:
         """HvPostMessage (synic.md 7.3, 7.4): SUCCESS means queued.
 
         INVALID_PARAMETER: type 0 or with bit 31, more than 240 bytes; INVALID_CONNECTION_ID: not connected;
-        INVALID_PORT_ID: its port was deleted, or takes no messages; INSUFFICIENT_BUFFERS: all of the port's are full.
+        INVALID_PORT_ID: its port was deleted, or takes no messages; INSUFFICIENT_BUFFERS: all of the port's are full;
+        INVALID_SYNIC_STATE, INVALID_VP_INDEX: the target takes no messages, or nobody does.
         """
         return self._ports.post_message(connection_id, message_type, payload)
 
     def hv_signal_event(self, connection_id: int, flag: int = 0) -> HvStatus:
         """HvSignalEvent; a channel's own signals come the same way, in C.
 
-        INVALID_CONNECTION_ID and INVALID_PORT_ID as above; INVALID_PARAMETER: a flag other than 0.
+        INVALID_CONNECTION_ID and INVALID_PORT_ID as above; INVALID_PARAMETER: a flag that the port has not, which of
+        a host's port is any but 0; INVALID_SYNIC_STATE: the target takes no flags.
         """
         return self._ports.signal_event(connection_id, flag)
 

@@ -1,6 +1,7 @@
 """Ports and connections of one partition: where the guest's HvPostMessage and HvSignalEvent arrive (TLFS; synic.md 7).
 
-The receiver, the host, makes a port; a connection id leads a sender to it. Connections lie in a table in C too
+The receiver makes a port; a connection id leads a sender to it. The host's ports take messages and signals out of the
+machine; ports of a guest's lead to a SINT of one of its VPs. Connections lie in a table in C too
 (``csrc/hyperv/connection.c``), so that a channel signals without Python.
 """
 
@@ -9,15 +10,18 @@ from __future__ import annotations
 import errno
 from collections import deque
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, TypeAlias
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError, check
-from vmbusirq.hyperv.hypercall import HvStatus
-from vmbusirq.limits import MSG_PAYLOAD
+from vmbusirq.hyperv.hypercall import VP_ANY, HvStatus
+from vmbusirq.hyperv.messages import GuestMessagePort, MessageQueues
+from vmbusirq.hyperv.profiles import Profile
+from vmbusirq.hyperv.synic import Synic
+from vmbusirq.limits import MSG_PAYLOAD, SINT_FLAGS, SINTS
 
-__all__ = ["ID_MAX", "MESSAGE_BUFFERS", "EventPort", "MessagePort", "Ports"]
+__all__ = ["ID_MAX", "MESSAGE_BUFFERS", "EventPort", "GuestEventPort", "MessagePort", "Ports"]
 
 ID_MAX: Final[int] = lib.VI_CONNECTION_ID_MAX
 """Port and connection ids have 24 bits; connection 0 is none."""
@@ -65,13 +69,64 @@ class EventPort:
         self.signals = 0
 
 
-class Ports:
-    """All ports of a partition, and what is connected to them."""
+class GuestEventPort:
+    """An event port of a guest's: some flags of one SINT of one VP (TLFS; synic.md 7.1).
 
-    def __init__(self, core: Core) -> None:
+    Attributes:
+        id: its port id.
+        vp: the target; another one from the next signal on when it is set, and a flag that is set stays where it is.
+            VP_ANY: the lowest VP that takes it.
+        sint: which SINT.
+        base_flag, flag_count: a sender's flag f is flag ``base_flag + f``, for f below the count.
+    """
+
+    __slots__ = ("_core", "_synic", "base_flag", "flag_count", "id", "sint", "vp")
+
+    def __init__(self, core: Core, synic: Synic, port_id: int, vp: int, sint: int, flags: range) -> None:
         self._core = core
-        self._ports: dict[int, MessagePort | EventPort] = {}
-        self._connections: dict[int, MessagePort | EventPort] = {}
+        self._synic = synic
+        self.id: Final = port_id
+        self.vp = vp
+        self.sint: Final = sint
+        self.base_flag: Final = flags.start
+        self.flag_count: Final = len(flags)
+
+    def signal(self, flag: int) -> HvStatus:
+        """Set a flag. INVALID_PARAMETER: it has no such one; INVALID_VP_INDEX, INVALID_SYNIC_STATE: nobody takes it."""
+        if not 0 <= flag < self.flag_count:
+            return HvStatus.INVALID_PARAMETER
+        targets = range(self._core.nr_cpus) if self.vp == VP_ANY else [self.vp]
+        if not all(0 <= vp < self._core.nr_cpus for vp in targets):
+            return HvStatus.INVALID_VP_INDEX
+        for vp in targets:
+            try:
+                self._synic.signal(vp, self.base_flag + flag, self.sint)
+            except IrqError:
+                continue  # that VP's SynIC or page is off, or its SINT masked
+            return HvStatus.SUCCESS
+        return HvStatus.INVALID_VP_INDEX if self.vp == VP_ANY else HvStatus.INVALID_SYNIC_STATE
+
+
+Port: TypeAlias = MessagePort | EventPort | GuestMessagePort | GuestEventPort
+
+
+class Ports:
+    """All ports of a partition, and what is connected to them.
+
+    Args:
+        core: whose.
+        queues: where messages to the guest wait.
+        synic: where its event flags are.
+        profile: what differs between implementations.
+    """
+
+    def __init__(self, core: Core, queues: MessageQueues, synic: Synic, profile: Profile) -> None:
+        self._core = core
+        self._queues = queues
+        self._synic = synic
+        self._profile = profile
+        self._ports: dict[int, Port] = {}
+        self._connections: dict[int, Port] = {}
         self._by_index: dict[int, EventPort] = {}
         self._free_indices: list[int] = []
         self._signalled: set[EventPort] = set()
@@ -97,6 +152,29 @@ class Ports:
         self._ports[port_id] = self._by_index[port.index] = port
         return port
 
+    def create_guest_message_port(self, port_id: int, vp: int, sint: int, buffers: int | None) -> GuestMessagePort:
+        """Make a port; errors as :meth:`Partition.create_guest_message_port`."""
+        what = self._check_target(port_id, vp, sint)
+        if buffers is not None and buffers < 1:
+            raise IrqError(errno.EINVAL, f"{what} with {buffers} buffers: it needs one at least (EINVAL)")
+        port = GuestMessagePort(self._queues, port_id, vp, sint, buffers)
+        self._ports[port_id] = port
+        return port
+
+    def create_guest_event_port(
+        self, port_id: int, vp: int, sint: int, base_flag: int, flag_count: int
+    ) -> GuestEventPort:
+        """Make a port; errors as :meth:`Partition.create_guest_event_port`."""
+        what = self._check_target(port_id, vp, sint)
+        if base_flag < 0 or flag_count < 1 or base_flag + flag_count > SINT_FLAGS:
+            raise IrqError(
+                errno.EINVAL, f"{what} with {flag_count} flags from {base_flag}: a SINT has {SINT_FLAGS} (EINVAL)"
+            )
+        flags = range(base_flag, base_flag + flag_count)
+        port = GuestEventPort(self._core, self._synic, port_id, vp, sint, flags)
+        self._ports[port_id] = port
+        return port
+
     def delete_port(self, port_id: int) -> None:
         """Delete a port and what waits in it; errors as :meth:`Partition.delete_port`."""
         port = self._find(port_id, f"cannot delete port {port_id:#x}")
@@ -108,6 +186,9 @@ class Ports:
             self._signalled.discard(port)
             del self._by_index[port.index]
             heappush(self._free_indices, port.index)
+        if isinstance(port, GuestMessagePort):
+            for vp in range(self._core.nr_cpus):  # its target may have been another one
+                self._queues.withdraw(vp, port.sint, port.buffers)
         del self._ports[port_id]
 
     def connect(self, connection_id: int, port_id: int) -> None:
@@ -153,7 +234,17 @@ class Ports:
             raise IrqError(errno.EEXIST, f"{what}: there is one (EEXIST); delete it first")
         return what
 
-    def _find(self, port_id: int, what: str) -> MessagePort | EventPort:
+    def _check_target(self, port_id: int, vp: int, sint: int) -> str:
+        what = self._check_new(port_id)
+        if not (0 <= vp < self._core.nr_cpus or vp == VP_ANY) or not 0 < sint < SINTS:
+            raise IrqError(
+                errno.EINVAL,
+                f"{what} for sint {sint} of vp {vp}: SINTs are 1 to {SINTS - 1}, as 0 has the intercepts, and VPs "
+                f"0 to {self._core.nr_cpus - 1} (EINVAL)",
+            )
+        return what
+
+    def _find(self, port_id: int, what: str) -> Port:
         if port_id not in self._ports:
             raise IrqError(errno.ENOENT, f"partition: {what}: there is no such port (ENOENT)")
         return self._ports[port_id]
@@ -167,15 +258,35 @@ class Ports:
         port = self._connections.get(connection_id)
         if port is None:
             return HvStatus.INVALID_CONNECTION_ID
-        if self._ports.get(port.id) is not port or not isinstance(port, MessagePort):
+        if self._ports.get(port.id) is not port:
+            return HvStatus.INVALID_PORT_ID
+        if isinstance(port, GuestMessagePort):
+            return self._post_to_guest(port, message_type, bytes(payload))
+        if not isinstance(port, MessagePort):
             return HvStatus.INVALID_PORT_ID
         if len(port) >= port.buffers:
             return HvStatus.INSUFFICIENT_BUFFERS
         port._waiting.append(bytes(payload))
         return HvStatus.SUCCESS
 
+    def _post_to_guest(self, port: GuestMessagePort, message_type: int, payload: bytes) -> HvStatus:
+        if port.vp != VP_ANY:
+            if not 0 <= port.vp < self._core.nr_cpus:
+                return HvStatus.INVALID_VP_INDEX
+            return port.post(message_type, payload)
+        takers = [vp for vp in range(self._core.nr_cpus) if self._synic.takes_messages(vp, port.sint)]
+        if not takers:
+            return HvStatus.INVALID_VP_INDEX
+        vp = min(takers, key=lambda vp: (self._queues.waiting(vp, port.sint), vp))
+        return self._queues.post(vp, port.sint, message_type, payload, origin=port.id, buffers=port.buffers)
+
     def signal_event(self, connection_id: int, flag: int) -> HvStatus:
         """HvSignalEvent: as :meth:`Partition.hv_signal_event`."""
-        if not 0 < connection_id <= ID_MAX:
-            return HvStatus.INVALID_CONNECTION_ID
+        if connection_id > ID_MAX:
+            return HvStatus(self._profile.wide_connection_status)
+        port = self._connections.get(connection_id)
+        if port is None:
+            return HvStatus(self._profile.unknown_connection_status)
+        if isinstance(port, GuestEventPort) and self._ports.get(port.id) is port:
+            return port.signal(flag)
         return HvStatus(lib.vi_signal_event(self._core.handle, connection_id, 1 if flag else 0))

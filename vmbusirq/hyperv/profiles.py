@@ -40,6 +40,7 @@ class Profile:
         stimer_lazy: D13, the lazy bit is looked at: a lazy timer is never caught up.
         posted_depth: D14, undelivered messages of a port, None without bound.
         unknown_connection_status: D15, SignalEvent to nobody.
+        wide_connection_status: SignalEvent by an id with more than 24 bits.
         oversized_payload_status: D16, PostMessage with more than 240 bytes.
         straddling_input_status: D17, hypercall input across a page.
         eom_scans_queues: D18, EOM delivers what waits; False: it would be delivered anyway.
@@ -76,6 +77,7 @@ class Profile:
     stimer_lazy: bool = True
     posted_depth: int | None = 16
     unknown_connection_status: int = 0x12
+    wide_connection_status: int = 0x12
     oversized_payload_status: int = 5
     straddling_input_status: int = 4
     eom_scans_queues: bool = True
@@ -108,6 +110,7 @@ _KVM: Final = Profile(
     late_periodic="phase",
     stimer_lazy=False,
     unknown_connection_status=0x11,
+    wide_connection_status=3,
     needs_activation=True,
     host_inactive_write="zero",
     host_writes_sversion=True,

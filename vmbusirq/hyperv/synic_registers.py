@@ -68,8 +68,8 @@ class SynicRegisters:
         key = vcpu.index, msr
         if key not in self._overlays:
             handle = self._partition.core.handle
-            get = lib.vi_synic_slot if msr == Msr.SIMP else lib.vi_synic_flags
-            data = ffi.cast("uint8_t *", get(handle, vcpu.index, 0))
+            own = lib.vi_synic_own_messages if msr == Msr.SIMP else lib.vi_synic_own_flags
+            data = ffi.cast("uint8_t *", own(handle, vcpu.index))
             name = "message page" if msr == Msr.SIMP else "event flag page"
             self._overlays[key] = Overlay(f"{name} of vp {vcpu.index}", data=data)
         return self._overlays[key]

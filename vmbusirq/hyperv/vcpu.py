@@ -42,6 +42,8 @@ class Vcpu:
         profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
             SynIC in another way (KVM's SYNIC and SYNIC2).
         apic: its interrupt controller.
+        profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
+            SynIC in another way (KVM's SYNIC and SYNIC2).
         values: what its registers hold, by MSR; those that were never written are missing.
         synic_active: its SynIC exists; false until :meth:`activate_synic` in profiles that want to be asked.
     """
