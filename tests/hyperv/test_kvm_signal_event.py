@@ -140,6 +140,13 @@ def test_where_the_memory_form_may_lie(address, status):
         assert counter(fd) == (status == 0)
 
 
+def test_the_memory_form_exits_with_the_input_in_place_of_its_address():
+    """kvm_hvcall_signal_event() of v6.16 reads over it; the control word still says memory form."""
+    with made() as vm:
+        vm.partition.memory.write(0x3000, (0x77).to_bytes(8, "little"))
+        assert [HcallExit(MEMORY, (0x77, 0))] == called(vm, (MEMORY, 0x3000))[1]
+
+
 @pytest.mark.parametrize("control", [1 << 32, 1 << 48, 1 << 17, 1 << 27, 1 << 44, 1 << 60])
 @pytest.mark.parametrize("call", [FAST, POST])
 def test_reserved_rep_and_variable_bits_come_before_the_body(control, call):

@@ -22,6 +22,7 @@ from vmbusirq.hyperv.kvm.irqfd import Irqfds
 from vmbusirq.hyperv.kvm.routing import GsiRouting
 from vmbusirq.hyperv.kvm.uapi import DEASSIGN, RESAMPLE, HcallExit, KvmCap, SintRoute
 from vmbusirq.hyperv.kvm.vcpu import KvmVcpu
+from vmbusirq.hyperv.memory import HV_PAGE
 
 if TYPE_CHECKING:
     from vmbusirq.hyperv.partition import Partition
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KvmVm"]
 
+_INPUT: Final = 8
+"""Bytes of input of HvSignalEvent."""
 _U32_END: Final = 1 << 32
 _U64_END: Final = 1 << 64
 _PRIVILEGE: Final = {HVCALL_POST_MESSAGE: Feature.POST_MESSAGES, HVCALL_SIGNAL_EVENT: Feature.SIGNAL_EVENTS}
@@ -136,7 +139,8 @@ class KvmVm:
             output: output address.
         Returns:
             The result word; or the exit for user space, which answers it: PostMessage always, SignalEvent when no
-            eventfd is meant. Other calls are the partition's.
+            eventfd is meant. Other calls are the partition's. SignalEvent in memory form exits with the input itself
+            in place of its address, and nothing says so: kvm_hvcall_signal_event() reads over it (v6.16).
         """
         if not all(0 <= word < _U64_END for word in (control, value, output)):
             raise IrqError(errno.EINVAL, "kvm: a hypercall's registers have 64 bits (EINVAL)")
@@ -149,22 +153,23 @@ class KvmVm:
         if word.reserved or word.rep_count or word.rep_start or word.variable:
             return HvStatus.INVALID_HYPERCALL_INPUT
         if word.code == HVCALL_SIGNAL_EVENT:
-            status = self._signal_event(word.fast, value)
-            if status != HvStatus.INVALID_PORT_ID:
+            parameter = value if word.fast else self._read(value)
+            status = HvStatus.INVALID_ALIGNMENT if parameter is None else self.connections.signal(parameter)
+            if parameter is None or status != HvStatus.INVALID_PORT_ID:
                 return status
+            value = parameter
         if not vcpu.synic_active:  # user space has no way to answer
             return HvStatus.INVALID_HYPERCALL_INPUT
         return HcallExit(control, (value, output))
 
-    def _signal_event(self, fast: bool, value: int) -> HvStatus:
-        if fast:
-            return self.connections.signal(value)
-        if value % 8 or value % 4096 + 8 > 4096:
-            return HvStatus.INVALID_ALIGNMENT
+    def _read(self, gpa: int) -> int | None:
+        """Return the input of HvSignalEvent in memory form; None where it may not lie."""
+        if gpa % _INPUT or gpa % HV_PAGE + _INPUT > HV_PAGE:
+            return None
         try:
-            return self.connections.signal(int.from_bytes(self.partition.memory.read(value, 8), "little"))
+            return int.from_bytes(self.partition.memory.read(gpa, _INPUT), "little")
         except IrqError:
-            return HvStatus.INVALID_ALIGNMENT
+            return None
 
     def _wrote(self, vcpu: Vcpu, msr: int, _value: int, host: bool) -> None:
         self.vcpus[vcpu.index].wrote(msr, host)
