@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from tests.vmbus.scripted import Guest, offer_of, refused
+from vmbusirq._ffi import lib
 from vmbusirq.wire.packet import COMPLETION_REQUESTED, Packet
 from vmbusirq.wire.protocol import (
     AllOffersDelivered,
@@ -46,6 +47,42 @@ def test_check_01_and_02_top_level_counts_messages_only(engine: str) -> None:
     guest.settle()
     assert (before + 1, 2) == (guest.hyp(), guest.vmbus.channels[5].stats.interrupts)
     assert guest.synic.take_message(0) is None
+
+
+@pytest.mark.parametrize("design", ["legacy", "rfc"])
+def test_check_03_a_timer_message_alone_counts_in_hyp_and_is_freed_in_the_hard_interrupt(
+    engine: str, design: str
+) -> None:
+    """HYP + 1 in either design; the handler runs before the slot is freed and EOM written; no tasklet (vmbus_isr)."""
+    guest = Guest(engine=engine, design=design)
+    machine = guest.core.handle
+    seen: list[tuple[int, bytes, int, int]] = []
+
+    def stimer0_isr(cpu: int, payload: bytes) -> None:
+        eoms = lib.vi_synic_eom_count(machine, cpu)
+        seen.append((cpu, payload, lib.vi_synic_slot(machine, cpu, 2).type, eoms))
+
+    guest.vmbus.set_stimer0_isr(stimer0_isr)
+    hyp, eoms = guest.hyp(1), lib.vi_synic_eom_count(machine, 1)
+    tasklets = guest.core.counters.softirq[lib.VI_SOFTIRQ_STRIDE + lib.VI_SOFTIRQ_TASKLET]
+    messages = sum(guest.vmbus.messages_received.values())
+    payloads = [struct.pack("<IIQQ", 0, 0, due, due + 3) for due in (1000, 2000)]
+    for payload in payloads:
+        guest.partition.post_to_guest(1, payload, message_type=lib.VI_MSG_TIMER_EXPIRED)
+    guest.settle()
+    assert [(1, payload, lib.VI_MSG_TIMER_EXPIRED, eoms + n) for n, payload in enumerate(payloads)] == seen
+    assert (hyp + 2, eoms + 1, 2) == (
+        guest.hyp(1),
+        lib.vi_synic_eom_count(machine, 1),
+        lib.vi_synic_stimer_count(machine, 1),
+    )
+    assert tasklets == guest.core.counters.softirq[lib.VI_SOFTIRQ_STRIDE + lib.VI_SOFTIRQ_TASKLET]
+    assert messages == sum(guest.vmbus.messages_received.values())
+    assert guest.synic.take_message(1) is None
+    guest.vmbus.set_stimer0_isr(None)
+    guest.partition.post_to_guest(1, payloads[0], message_type=lib.VI_MSG_TIMER_EXPIRED)
+    guest.settle()
+    assert (2, 3) == (len(seen), lib.vi_synic_stimer_count(machine, 1))
 
 
 def test_check_06_three_signals_before_the_scan_are_one_interrupt(engine: str) -> None:

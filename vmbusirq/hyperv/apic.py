@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError, check
+from vmbusirq.hyperv.registers import Msr
 
 if TYPE_CHECKING:
     from vmbusirq.hyperv.partition import Partition
     from vmbusirq.hyperv.vcpu import Vcpu
 
-__all__ = ["LocalApic", "callback_vector"]
+__all__ = ["LocalApic", "callback_vector", "serve_apic"]
 
 VECTORS: Final[int] = lib.VI_VECTORS
 VECTOR_MIN: Final[int] = lib.VI_VECTOR_MIN
@@ -36,6 +37,22 @@ def callback_vector(arch: str) -> int:
 def bitmap(words: object) -> int:
     """Return four 64-bit words of C as one number, bit v for vector v."""
     return sum(int(word) << number * _WORD for number, word in enumerate(ffi.unpack(words, lib.VI_IRR_WORDS)))
+
+
+def serve_apic(partition: Partition) -> None:
+    """Put the rules of the EOI, ICR and TPR registers in force; of TPR the low 8 bits count, as in KVM."""
+    serve = partition.registers.serve
+
+    def write_tpr(vcpu: Vcpu, _msr: int, value: int, _host: bool) -> None:
+        vcpu.apic.tpr = value & 0xFF
+
+    serve([Msr.EOI], None, lambda vcpu, _msr, _value, _host: _ignore(vcpu.apic.eoi()))
+    serve([Msr.ICR], lambda vcpu, _msr: vcpu.apic.icr, lambda vcpu, _msr, value, _host: _ignore(vcpu.apic.send(value)))
+    serve([Msr.TPR], lambda vcpu, _msr: vcpu.apic.tpr, write_tpr)
+
+
+def _ignore(_result: object) -> None:
+    """An MSR write returns nothing."""
 
 
 def _class_of(vector: int) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.apic import serve_apic
 from vmbusirq.hyperv.clock import Clock, Timer
 from vmbusirq.hyperv.cpuid import Features
 from vmbusirq.hyperv.hypercall import HvStatus, Hypercalls
@@ -88,6 +89,7 @@ class Partition:
         self.triggers: Final = Triggers(self)
         self._outboxes: dict[tuple[int, int], Outbox] = {}
         self.on_vp_reset.append(self._reset_vp)
+        serve_apic(self)
         self._memory = memory
         self._hypercalls = Hypercalls(self)
         self._ports = Ports(core, self.messages, self.synic, self.profile)
