@@ -118,6 +118,8 @@ class Machine:
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
         self.vcpus: Final[Sequence[Vcpu]] = self.partition.vcpus
+        for vcpu in self.vcpus:
+            vcpu.activate_synic()  # what a VMM has to ask KVM for
         self.log: Final = Log(lambda: self.core.now)
         self.host_log: Final = Log(lambda: self.core.now)
         self.irq: Final = self._make_irq_core(nr_irqs)

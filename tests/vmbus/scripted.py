@@ -384,7 +384,7 @@ class Guest:
     def footprint(self) -> dict[str, Any]:
         """Return what an operation that fails must leave as it was; see also the channel's own :func:`traces`."""
         return {
-            "pages": self.memory.allocated_pages,
+            "pages": self.pages_allocated,
             "mappings": self.mappings,
             "irqs": sorted(self.irq.descs),
             "actions": {irq: len(desc.actions) for irq, desc in self.irq.descs.items()},
@@ -394,6 +394,11 @@ class Guest:
             "requests": list(self.vmbus.control.requests),
             "relids": sorted(self.vmbus.channels),
         }
+
+    @property
+    def pages_allocated(self) -> int:
+        """Pages that the guest's driver has allocated, those of the SynICs and of hypercalls aside."""
+        return self.memory.allocated_pages - self.vmbus.synic.pages_in_use
 
     def pages_in_use(self) -> int:
         """Return the pages that the guest should have: its connection's, its rings', those that a host kept."""

@@ -27,12 +27,12 @@ def test_a_probe_that_was_given_up_leaves_its_channel_closed_and_can_be_tried_ag
             channel.rings,
             channel.irq_requested,
         )
-        assert (0, 3) == (guest.vmbus.stranded_pages, guest.partition.memory.allocated_pages)
+        assert (0, 3) == (guest.vmbus.stranded_pages, guest.pages_allocated)
     guest.host.rescind(5)
     guest.settle()
 
     assert (0, {}) == (guest.vmbus.stranded_pages, dict(guest.vmbus.channels))
-    assert 3 == guest.partition.memory.allocated_pages
+    assert 3 == guest.pages_allocated
 
 
 def test_a_sub_channel_without_a_directory_is_refused_and_its_relid_released() -> None:

@@ -83,7 +83,7 @@ def test_no_message_of_the_host_harms(engine: str, design: str, part: int, seed:
     assert 0 == guest.partition.messages_waiting
     assert all(guest.synic.take_message(cpu) is None for cpu in range(4))
     assert [] == guest.vmbus.work.stuck
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated
     assert 0 == guest.vmbus.manager.offers_in_progress
     assert works(guest)
     assert len(guest.log) < 3000
@@ -106,12 +106,12 @@ def test_no_message_harms_while_an_operation_waits(part: int, seed: int) -> None
                 action(channel)
     guest.settle()
     assert [] == guest.vmbus.control.requests
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated
     for relid in tuple(guest.vmbus.channels):
         guest.host.rescind(relid)
     guest.settle()
     assert {} == dict(guest.vmbus.channels)
-    assert 3 + guest.vmbus.stranded_pages == guest.memory.allocated_pages
+    assert 3 + guest.vmbus.stranded_pages == guest.pages_allocated
 
 
 def corrupt(draw: random.Random, guest: Guest, relid: int) -> None:
@@ -153,7 +153,7 @@ def test_no_contents_of_a_ring_harm(engine: str, name: str, seed: int) -> None:
     guest.host.rescind(relid)
     guest.settle()
     assert relid not in guest.vmbus.channels
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated
     others = [other for other in CLASSES.values() if other != relid]
     for other in others:
         guest.host.write(other, Packet(b"x" * 40))

@@ -351,10 +351,10 @@ class GuestMachine(RuleBasedStateMachine):
         waiting_close = sum(
             len(pfns) for name, pfns in self.guest.vmbus.shared_pages().items() if name.startswith("GPADL")
         )
-        assert self.guest.pages_in_use() <= self.guest.memory.allocated_pages
+        assert self.guest.pages_in_use() <= self.guest.pages_allocated
         if not self.guest.vmbus.work.stuck:
-            assert self.guest.pages_in_use() == self.guest.memory.allocated_pages
-        assert waiting_close <= self.guest.memory.allocated_pages
+            assert self.guest.pages_in_use() == self.guest.pages_allocated
+        assert waiting_close <= self.guest.pages_allocated
 
     @invariant()
     def counts_are_conserved(self) -> None:
@@ -398,12 +398,12 @@ class GuestMachine(RuleBasedStateMachine):
         assert [] == left, guest.vmbus.work.stuck
         assert self.fixed + len(self.mapped()) == len(guest.irq.descs)
         assert [] == guest.vmbus.work.stuck
-        assert guest.pages_in_use() == guest.memory.allocated_pages
+        assert guest.pages_in_use() == guest.pages_allocated
         if guest.vmbus.control.connected:
             guest.vmbus.unload()
             assert 0 == guest.vmbus.stranded_pages or guest.vmbus.control.version == Version.V2_4  # has no UNLOAD
         if not guest.vmbus.channels:
-            assert CONNECTION_PAGES + guest.vmbus.stranded_pages == guest.memory.allocated_pages
+            assert CONNECTION_PAGES + guest.vmbus.stranded_pages == guest.pages_allocated
             assert 1 == guest.mappings  # the memory's own
 
 

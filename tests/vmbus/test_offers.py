@@ -104,7 +104,7 @@ def test_a_sub_channel_of_another_class_than_its_instance_is_refused() -> None:
     assert [RelidReleased(6)] == guest.host.of_type(RelidReleased)
     guest.host.rescind(5)
     guest.settle()
-    assert 3 == guest.memory.allocated_pages
+    assert 3 == guest.pages_allocated
 
 
 def test_a_sub_channel_without_a_primary_becomes_a_device() -> None:
@@ -115,7 +115,7 @@ def test_a_sub_channel_without_a_primary_becomes_a_device() -> None:
     assert ChannelState.OPENED is channel.state
     guest.host.rescind(6)
     guest.settle()
-    assert ({}, 3) == (dict(guest.vmbus.channels), guest.memory.allocated_pages)
+    assert ({}, 3) == (dict(guest.vmbus.channels), guest.pages_allocated)
 
 
 @pytest.mark.parametrize("fields", [{"connection_id": 0xFFFF_FFFF}, {"connection_id": 0}, {"monitorid": 200}])
@@ -323,7 +323,7 @@ def test_a_rescind_while_the_probe_waits(silent: type) -> None:
     assert ["hv_pri_chan"] == [line.partition(":")[0] for line in guest.vmbus.work.stuck]
     guest.host.rescind(5)
     guest.settle()
-    assert ({}, 3) == (dict(guest.vmbus.channels), guest.memory.allocated_pages)
+    assert ({}, 3) == (dict(guest.vmbus.channels), guest.pages_allocated)
     assert [RelidReleased(5)] == guest.host.of_type(RelidReleased)
     assert any("probe failed" in text and "(-19)" in text for text in guest.log.texts(Level.ERR))
     assert [] == guest.vmbus.work.stuck
@@ -338,7 +338,7 @@ def test_a_rescind_waits_for_the_offers_in_progress() -> None:
         guest.settle()
     assert {} == dict(guest.vmbus.channels)
     assert [RelidReleased(5)] * 5 == guest.host.of_type(RelidReleased)
-    assert 3 == guest.memory.allocated_pages
+    assert 3 == guest.pages_allocated
 
 
 def test_a_device_whose_driver_cannot_let_go_is_removed_all_the_same() -> None:
@@ -350,7 +350,7 @@ def test_a_device_whose_driver_cannot_let_go_is_removed_all_the_same() -> None:
     guest.settle()
     assert channel.gone
     assert any("hv_utils could not let go" in text for text in guest.log.texts(Level.ERR))
-    assert 3 == guest.memory.allocated_pages
+    assert 3 == guest.pages_allocated
 
 
 # ---- sub-channels
@@ -381,7 +381,7 @@ def test_the_close_of_a_primary_closes_its_sub_channels_first() -> None:
     with_sub(guest)
     guest.vmbus.close(guest.vmbus.channels[5])
     assert [CloseChannel(6), CloseChannel(5)] == guest.host.of_type(CloseChannel)
-    assert guest.pages_in_use() == guest.memory.allocated_pages == 3
+    assert guest.pages_in_use() == guest.pages_allocated == 3
 
 
 def test_a_rescind_of_an_open_sub_channel_waits_for_its_primary() -> None:
@@ -399,7 +399,7 @@ def test_a_rescind_of_an_open_sub_channel_waits_for_its_primary() -> None:
     assert [5] == list(guest.vmbus.channels)
     assert [RelidReleased(6)] == guest.host.of_type(RelidReleased)
     guest.settle()
-    assert 3 == guest.memory.allocated_pages
+    assert 3 == guest.pages_allocated
 
 
 def test_a_rescind_of_a_closed_sub_channel_removes_it_at_once() -> None:
@@ -420,7 +420,7 @@ def test_a_rescind_of_the_primary_takes_open_sub_channels_with_it() -> None:
     guest.host.rescind(5)
     guest.host.rescind(6)
     guest.settle()
-    assert ({}, 3) == (dict(guest.vmbus.channels), guest.memory.allocated_pages)
+    assert ({}, 3) == (dict(guest.vmbus.channels), guest.pages_allocated)
     assert [5, 6] == sorted(message.child_relid for message in guest.host.of_type(RelidReleased))
 
 
@@ -433,7 +433,7 @@ def test_sub_channels_that_nobody_closes_go_with_their_primary(order: tuple[int,
     for relid in order:
         guest.host.rescind(relid)
         guest.settle()
-    assert ({}, 3) == (dict(guest.vmbus.channels), guest.memory.allocated_pages)
+    assert ({}, 3) == (dict(guest.vmbus.channels), guest.pages_allocated)
     assert 0 == guest.vmbus.manager.close_on_suspend
 
 

@@ -175,7 +175,7 @@ def test_large_pages_leave_a_gap_behind_the_ring_header(device_class: str, page_
     channel.send(b"up")
     assert [b"up".ljust(8, b"\0")] == [p.payload for p in RingReader(guest.host.rings[5][1]).packets()]
     guest.vmbus.close(channel)
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated
 
 
 # ---- error paths
@@ -281,7 +281,7 @@ def test_a_host_that_never_answers_leaves_the_channel_closed(design: str, silent
     assert opens(guest, channel)
     guest.host.rescind(5)  # now the host has let go
     guest.settle()
-    assert (3, 0) == (guest.memory.allocated_pages, guest.vmbus.stranded_pages)
+    assert (3, 0) == (guest.pages_allocated, guest.vmbus.stranded_pages)
     assert not any("GPADL" in name for name in guest.vmbus.shared_pages())
 
 
@@ -296,7 +296,7 @@ def test_a_close_that_the_host_does_not_answer_closes_all_the_same(strict_rfc: b
         guest.vmbus.close(channel)
     assert (ChannelState.OPEN, None, strict_rfc, 0) == traces(channel)[:4]
     assert 8 == guest.vmbus.stranded_pages
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated
     guest.host.mute.clear()
     if not strict_rfc:
         assert opens(guest, channel)
@@ -358,7 +358,7 @@ def test_a_rescind_ends_an_open_that_waits(silent: type[Message], together: bool
     guest.settle()
     assert channel.gone
     assert {} == dict(guest.vmbus.channels)
-    assert 3 == guest.memory.allocated_pages == guest.pages_in_use()
+    assert 3 == guest.pages_allocated == guest.pages_in_use()
     assert [RelidReleased(5)] == guest.host.of_type(RelidReleased)
     assert [] == guest.host.of_type(GpadlTeardown)
     assert not any("GPADL" in name for name in guest.vmbus.shared_pages())
@@ -373,7 +373,7 @@ def test_a_rescind_ends_a_close_that_waits() -> None:
     guest.host.instead[GpadlTeardown] = lambda message: guest.host.rescind(5)
     guest.vmbus.close(channel)
     guest.settle()
-    assert (True, 0, 3) == (channel.gone, guest.vmbus.stranded_pages, guest.memory.allocated_pages)
+    assert (True, 0, 3) == (channel.gone, guest.vmbus.stranded_pages, guest.pages_allocated)
     assert ChannelState.OPEN is channel.state
 
 
@@ -422,7 +422,7 @@ def test_check_17_strict_rfc_keeps_the_irq_at_close_and_cannot_open_again() -> N
     assert ["heartbeat"] == [action.name for action in guest.irq.irq_to_desc(channel.irq).actions]
     with refused(errno.EBUSY):
         guest.vmbus.open(channel)
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated
     guest.host.rescind(5)  # the relid's unmapping frees it
     guest.settle()
     assert [] == sorted(guest.irq.descs)

@@ -39,7 +39,7 @@ def test_check_18_suspend_and_resume_with_another_relid(design: str, engine: str
     assert ({}, 2, None) == (dict(guest.vmbus.channels), guest.vmbus.manager.fixup_on_resume, guest.vmbus.version)
     assert Unload() == guest.host.got[-1]
     assert [] == sorted(guest.irq.descs)
-    assert 3 == guest.memory.allocated_pages
+    assert 3 == guest.pages_allocated
 
     guest.host.offers = [offer_of("heartbeat", 6, "beat"), offer_of("scsi", 9, "disk", connection_id=0x4321)]
     guest.host.got.clear()
@@ -125,7 +125,7 @@ def test_sub_channels_and_sockets_go_before_a_suspend() -> None:
     assert 2 == guest.vmbus.manager.close_on_suspend
     guest.vmbus.suspend()
     assert (0, 2) == (guest.vmbus.manager.close_on_suspend, guest.vmbus.manager.fixup_on_resume)
-    assert 3 == guest.memory.allocated_pages
+    assert 3 == guest.pages_allocated
     guest.host.offers = list(TWO)
     guest.vmbus.resume()
     guest.settle()

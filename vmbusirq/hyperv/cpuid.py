@@ -58,7 +58,6 @@ _GEN2: Final = frozenset(
         *{Feature.HYPERCALL, Feature.VP_INDEX, Feature.RESET, Feature.REFERENCE_TSC, Feature.GUEST_IDLE},
         *{Feature.FREQUENCY, Feature.REENLIGHTENMENT, Feature.POST_MESSAGES, Feature.SIGNAL_EVENTS},
         *{Feature.VP_REGISTERS, Feature.XMM_INPUT, Feature.FREQUENCY_USABLE, Feature.CRASH, Feature.STIMER_DIRECT},
-        Feature.AUTO_EOI_DEPRECATED,
     }
 )
 
@@ -76,6 +75,8 @@ class CpuidLeaf:
 @dataclass(frozen=True, slots=True)
 class Features:
     """What is offered; the default is all that Linux expects of a Generation 2 guest, TSC invariance excepted.
+
+    Auto-EOI is not deprecated: a guest then saves the EOI of each callback vector.
 
     Attributes:
         offered: the bits that are 1.

@@ -34,6 +34,7 @@ from vmbusirq.vmbus.monitor import Monitors
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
 from vmbusirq.vmbus.retarget import Retarget
+from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.vmbus.toplevel import make_domain, request_message_irq, request_ppi
 from vmbusirq.vmbus.work import WorkQueues
 from vmbusirq.wire.protocol import (
@@ -75,6 +76,7 @@ class VmbusConnection:
         work: the work queues.
         retarget: which CPU channels interrupt.
         monitors: the monitor pages.
+        synic: the SynICs as the guest programs them.
         manager: channels from offer to removal.
         leaving, hibernation: unload, kexec and crash; suspend and resume.
     """
@@ -111,7 +113,8 @@ class VmbusConnection:
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
         self.retarget.perf_channel_on = self.manager.perf_channel_on
-        self.leaving: Final = Leaving(self._ctx, self._opener, self.retarget, self._pages)
+        self.synic: Final = GuestSynic(hv)
+        self.leaving: Final = Leaving(self._ctx, self._opener, self.retarget, self._pages, self.synic)
         self.hibernation: Final = Hibernation(
             self._ctx, self.manager, self.devices, self.work, unload=self.leaving.unload, negotiate=self._negotiate
         )
@@ -198,10 +201,10 @@ class VmbusConnection:
             self._stimer0_isr(cpu, payload)
 
     def shared_pages(self) -> dict[str, tuple[int, ...]]:
-        """Return what the host may reach now, by what it is: guest page numbers; none for a CPU's SynIC pages."""
+        """Return what the host may reach now, by what it is: guest page numbers."""
         gpadls = {f"GPADL {handle:#x}": gpadl.pfns for handle, gpadl in self._opener.gpadls.items()}
         synics: dict[str, tuple[int, ...]] = {
-            f"cpu {cpu}: message page, event flag page": ()
+            f"cpu {cpu}: message page, event flag page": self.synic.pages[cpu]
             for cpu in range(self._irq.nr_cpus)
             if self.synic_online >> cpu & 1
         }
@@ -216,8 +219,9 @@ class VmbusConnection:
 
     def synic_init(self, cpus: Iterable[int]) -> None:
         """Switch the SynICs of CPUs on (hv_synic_init)."""
+        cpus = list(cpus)
+        self.synic.enable(cpus)
         for cpu in cpus:
-            self._hv.synic.enable(cpu)
             self.retarget.synic_online |= 1 << cpu
 
     def connect(self) -> None:

@@ -15,6 +15,7 @@ from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import GuestPages
 from vmbusirq.vmbus.retarget import Retarget
+from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.wire.protocol import MessageType, Unload, Unlock
 
 __all__ = ["Leaving"]
@@ -32,13 +33,22 @@ class Leaving:
         opener: who knows what the host may reach.
         retarget: who knows which SynICs are on.
         pages: the connection's own, by name.
+        synic: who programs the SynICs.
     """
 
-    def __init__(self, context: Context, opener: Opener, retarget: Retarget, pages: dict[str, GuestPages]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        opener: Opener,
+        retarget: Retarget,
+        pages: dict[str, GuestPages],
+        synic: GuestSynic,
+    ) -> None:
         self._ctx = context
         self._opener = opener
         self._retarget = retarget
         self._pages = pages
+        self._synic = synic
 
     def unload(self) -> Steps[None]:
         """Leave the host; nothing happens if the guest is not connected (vmbus_initiate_unload)."""
@@ -58,13 +68,14 @@ class Leaving:
         self._opener.let_go()
         for cpu in range(self._ctx.irq.nr_cpus):
             self._synic_cleanup(cpu)
+        self._synic.cleanup(0)
         for pages in self._pages.values():
             pages.free()
         self._pages.clear()
 
     def _synic_cleanup(self, cpu: int) -> None:
         if self._retarget.synic_online >> cpu & 1:
-            self._ctx.hv.synic.disable(cpu)
+            self._synic.disable(cpu)
             self._retarget.synic_online &= ~(1 << cpu)
 
     def panic(self, cpu: int) -> Steps[None]:
@@ -78,6 +89,7 @@ class Leaving:
                 self._opener.let_go()
                 self._pages.clear()  # the host lets go of them too; the pages are never used again
         self._synic_cleanup(cpu)
+        self._synic.cleanup(cpu)
 
     def _poll_for_unload(self) -> Steps[bool]:
         """Read every CPU's slot until the answer to UNLOAD is in one (vmbus_wait_for_unload)."""
