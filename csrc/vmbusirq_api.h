@@ -1442,7 +1442,7 @@ VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, u
 #define VI_SYNIC_BENCH_PAYLOAD 64	/* bytes of each message */
 /* What vi_synic_bench_run() repeats. */
 enum vi_synic_contender {
-	VI_SYNIC_BENCH_FLOOR = 0,	/* the limit: one locked instruction sets, one clears a flag */
+	VI_SYNIC_BENCH_FLOOR = 0,	/* the limit: two locked instructions, set and clear */
 	VI_SYNIC_BENCH_CONNECTION = 1,	/* guest to host: from a connection id to its port's bit */
 	VI_SYNIC_BENCH_FLAG = 2,	/* host to guest: a flag from 0 to 1; it is cleared again */
 	VI_SYNIC_BENCH_SET = 3,		/* host to guest: a flag that is set already */
@@ -1458,8 +1458,8 @@ struct vi_synic_work {
 	uint32_t count;
 };
 /*
- * On CPU 0, whose SINT is set up, flag 77 clear and slot free. EINVAL: no such contender or SINT, or
- * TAKE of a SINT other than VMBus's; EBADMSG: something did not go as it should.
+ * On CPU 0, whose SINT is set up, flag 77 clear and slot free. EINVAL: no such contender or SINT,
+ * or TAKE of a SINT other than VMBus's; EBADMSG: something did not go as it should.
  */
 VI_MUST_CHECK int vi_synic_bench_run(struct vi_machine *m, const struct vi_synic_work *work,
 				     uint64_t *ns);

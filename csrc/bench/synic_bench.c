@@ -53,12 +53,13 @@ static bool take_message(struct vi_machine *m, uint32_t sint)
 	return full && vi_synic_eom(m, CPU, sint, VI_MSG_VMBUS) == 0;
 }
 
-/* Return: how many of @count went as they should. Every branch of the switch is a loop of its own. */
+/* Return: how many of @count went as they should. Every branch is a loop of its own. */
 static uint32_t loop(struct vi_machine *m, const struct vi_synic_work *work, uint64_t *word,
 		     const uint8_t *payload)
 {
 	const uint32_t sint = work->sint;
-	const int interrupts = vi_load(&vi_cpu_of(m, CPU)->route[sint]) & VI_ROUTE_INTERRUPT ? 1 : 0;
+	const uint32_t route = vi_load(&vi_cpu_of(m, CPU)->route[sint]);
+	const int interrupts = route & VI_ROUTE_INTERRUPT ? 1 : 0;
 	uint32_t i, good = 0;
 
 	switch (work->contender) {
