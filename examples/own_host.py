@@ -9,7 +9,7 @@ guest of your own can stand in its place if it posts to the partition's connecti
     relid 7 is irq 24, hyperv_keyboard has it
     sent 1 packet: 1 interrupt on cpu 0, completed: b'a key!!!'
     guest: RelidReleased
-    irq 24 is gone, and all but 3 pages of the guest's memory
+    irq 24 is gone, and all but 8 pages of the guest's memory
 """
 
 from __future__ import annotations

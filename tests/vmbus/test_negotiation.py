@@ -46,7 +46,10 @@ def test_a_host_that_speaks_none_is_edom_and_nothing_stays_shared() -> None:
     guest = Guest(version=Version.V1_1, connect=False)
     with refused(errno.EDOM, "5.3, 5.2, 5.1, 5.0, 4.1, 4.0, 3.0, 2.4"):
         guest.vmbus.connect()
-    assert (0, {}) == (guest.pages_allocated, {k: v for k, v in guest.vmbus.shared_pages().items() if not k.startswith("cpu ")})
+    assert (0, {}) == (
+        guest.pages_allocated,
+        {k: v for k, v in guest.vmbus.shared_pages().items() if not k.startswith("cpu ")},
+    )
     assert guest.vmbus.version is None
     with refused(errno.EDOM):  # again, and no worse
         guest.vmbus.connect()
