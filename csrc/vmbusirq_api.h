@@ -403,8 +403,8 @@ struct vi_hooks {
 	 */
 	void (*packet)(struct vi_cpu *cpu, void *handle, const struct vi_packet *packet);
 	/*
-	 * A timer message, in the hard interrupt (hv_stimer0_isr): a copy; the slot is freed and EOM
-	 * written afterwards.
+	 * A timer message, in the hard interrupt (hv_stimer0_isr): a copy; the slot is freed, and
+	 * EOM written, afterwards.
 	 */
 	void (*stimer)(struct vi_cpu *cpu, const struct vi_message *message);
 };
@@ -628,8 +628,8 @@ VI_MUST_CHECK int vi_generic_handle_domain_irq(struct vi_machine *m, uint32_t cp
 /* ---- hyperv/: SynIC registers, event flags and message slots --------------------------------- */
 
 /*
- * SynIC registers of a CPU as last set, for who wants to look. What they mean for a signal is worked
- * out when they are set, not when it comes.
+ * SynIC registers of a CPU as last set, for who wants to look. What they mean for a signal is
+ * worked out when they are set, not when it comes.
  */
 struct vi_synic_registers {
 	uint64_t scontrol;		/* bit 0: enabled */
@@ -691,8 +691,8 @@ const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32
  */
 VI_MUST_CHECK int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /*
- * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested, if it
- * can be), 0 it was set already, or is not set without anybody being told (VI_SYNIC_QUIET_FLAGS).
+ * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested, if
+ * it can be), 0 it was set already, or is not set and nobody is told (VI_SYNIC_QUIET_FLAGS).
  * EINVAL: CPU, SINT or flag does not exist; ENXIO: SynIC or page is off, or the SINT masked; the
  * flag is untouched. [any]
  */
@@ -746,7 +746,7 @@ VI_MUST_CHECK int vi_lapic_irr(struct vi_machine *m, uint32_t cpu, uint64_t *wor
 VI_MUST_CHECK int vi_lapic_clear(struct vi_machine *m, uint32_t cpu, uint32_t vector);
 /* Switch the APIC off or on by software. What is requested already stays. EINVAL: no such CPU. */
 VI_MUST_CHECK int vi_lapic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
-/* Let the callback vector wait in the IRR: interrupts are off, or the priority is too low. EINVAL. */
+/* Let the callback vector wait in the IRR: interrupts are off, or its priority too low. EINVAL. */
 VI_MUST_CHECK int vi_lapic_hold(struct vi_machine *m, uint32_t cpu, uint32_t held);
 /* EOIs of the callback vector so far; with auto-EOI there are none. [any] */
 uint64_t vi_lapic_eoi_count(struct vi_machine *m, uint32_t cpu);

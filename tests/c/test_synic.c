@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_synic.c - SINTs with real threads: of several that set one flag, one requests the interrupt
- * (synic.md 16, row 61); a message that races with the guest's freeing of its slot is in the slot or
- * announced, never stranded (row 42); a requested vector is always noticed.
+ * (synic.md 16, row 61); a message that races with the guest's freeing of its slot is in the slot
+ * or announced, never stranded (row 42); a requested vector is always noticed.
  */
 #include "internals.h"
 
