@@ -1,4 +1,4 @@
-"""Rescinds in any order, of channels whose probes and opens wait for one another: none of them may wait for the next."""
+"""Rescinds in any order, of channels whose probes and opens wait for one another: none may wait for the next."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def check_all_gone(guest: Guest, *relids: int) -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("order", list(permutations((5, 6, 7))), ids=str)
 @pytest.mark.parametrize("silent", [GpadlHeader, OpenChannel])
-def test_devices_whose_probes_wait_in_line_go_in_any_order(
-    silent: type, order: tuple[int, ...], at_once: bool
-) -> None:
+def test_devices_whose_probes_wait_in_line_go_in_any_order(silent: type, order: tuple[int, ...], at_once: bool) -> None:
     """hv_pri_chan probes 5, whose answer will not come; 6 and 7 are behind it.
 
     A rescind ends what its own channel waits for before it waits for a probe (vmbus_onoffer_rescind), so that the

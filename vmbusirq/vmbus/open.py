@@ -273,7 +273,7 @@ class Opener:
         yield from self._ctx.control.wait(point, lambda: sub.state is not ChannelState.OPENING)
 
     def _wait_for_probe(self, sub: Channel) -> Steps[None]:
-        """Whoever works on a rescinded sub-channel is done then; its removal may be queued behind that of its primary."""
+        """Whoever works on a rescinded sub-channel is done then; its removal may be in line behind its primary's."""
         point = f"channel {sub.relid}: wait for its probe"
         yield from self._ctx.control.wait(point, lambda: sub.probe_done or sub.gone)
 
