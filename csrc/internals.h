@@ -433,6 +433,9 @@ int vi_channels_init(struct vi_machine *m);
 void vi_channels_exit(struct vi_machine *m);
 uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch);
 uint32_t vi_chan_arrival_traced(struct vi_cpu *cpu, struct vi_channel *ch);
+void vi_channel_apply(struct vi_channel *ch);
+uint32_t vi_callback_count(struct vi_cpu *cpu, uint32_t irq, void *context);
+void vi_on_event(struct vi_cpu *cpu, void *data);
 void vi_channels_refresh(struct vi_machine *m);
 
 #endif

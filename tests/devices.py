@@ -31,7 +31,8 @@ class GuestEnd:
         self.device = None
         self.irq_name = device_class.name
         self.target_cpu = index
-        self.rescinded = False
+        self.rescinded = self.gone = False
+        self.stats = SimpleNamespace(replies=0)  # every packet goes to the driver
         self.requestor = None
         self.change_target_cpu = None
         self.opened = False
@@ -116,6 +117,12 @@ class FakePages:
     def byte_count(self):
         return len(self.data)
 
+    def hold(self):
+        return self
+
+    def release(self):
+        pass
+
 
 class World:
     """A bus with a driver, the devices on it, and a host. ``cpus``: how many are online."""
@@ -181,10 +188,14 @@ class World:
         self.story.append("gpadl")
         return self._handle
 
-    def teardown_gpadl_steps(self, channel, handle):
+    def teardown_gpadl_steps(self, channel, handle, pages):
+        if not handle:
+            pages.free()
+            return
         yield Step("teardown")
         del self.gpadls[handle]
         channel.device.host_end(channel).gpadls.pop(handle, None)
+        pages.free()
         self.story.append("teardown")
 
     def alloc_pages(self, count):

@@ -21,7 +21,7 @@ STOREYS = (
     {"irq", "wire", "hyperv"},
     {"vmbus", "host"},
     {"scenario", "fs"},
-    {"platform", "script"},
+    {"platform", "script", "hotplug"},
     {"machine"},
     {"lab"},
     {"report", "plots"},

@@ -98,6 +98,11 @@ def test_scenario_may_be_a_path(tmp_path: Path) -> None:
         (lambda: Machine(2).attach("scsi", 5, scsi_host=-4), errno.EINVAL, "0 to 65535"),
         (lambda: Machine(2).attach("scsi", 5, sub=-1), errno.EINVAL, "sub-channel -1"),
         (lambda: Machine(2).attach("scsi", 5, device="a\nb"), errno.EINVAL, "printable"),
+        (lambda: Machine(2).attach("kvp", 5, device="kvp-4", sub=1), errno.EINVAL, "one channel"),
+        (lambda: Machine(2).attach("scsi", 1.5), errno.EINVAL, "1 to 2047"),  # type: ignore[arg-type]
+        (lambda: Machine(2).attach("avma1", 5), errno.EIO, "binds no device of class avma1"),
+        (lambda: Machine(2).vmbus.panic(2), errno.EINVAL, "0 to 1"),
+        (lambda: Machine(2).vmbus.panic(-1), errno.EINVAL, "0 to 1"),
         (lambda: Machine(2).synic.signal(2, 5), errno.EINVAL, "0 to 1"),
         (lambda: Machine(2).synic.signal(0, 2048), errno.EINVAL, "2047"),
         (lambda: Machine(2).host.post_message(bytes(241)), errno.EMSGSIZE, "240"),
@@ -111,3 +116,25 @@ def test_bad_input_is_an_errno_and_a_sentence(make: Callable[[], object], number
     assert number == error.value.errno
     assert says in str(error.value)
     assert errno.errorcode[number] in str(error.value)
+
+
+def test_an_offer_that_comes_to_nothing_is_taken_back() -> None:
+    """The host keeps no device that the guest has not taken up, and says what was wrong."""
+    machine = Machine(2)
+    for _ in range(2):
+        with pytest.raises(IrqError, match="avma1"):
+            machine.attach("avma1")
+    assert (0, {}) == (len(machine.host.devices), dict(machine.vmbus.channels))
+
+
+def test_devices_without_a_name_or_a_relid_are_numbered() -> None:
+    """Each gets the lowest relid that is free; two of a class do not get in each other's way."""
+    machine = Machine(2)
+    assert [1, 2, 3] == [machine.attach(kind).relid for kind in ("keyboard", "keyboard", "mouse")]
+    assert ["keyboard-1", "keyboard-2", "mouse-1"] == [device.name for device in machine.host.devices]
+
+
+def test_a_number_is_no_data_to_write() -> None:
+    """bytes(3) would be three zero bytes."""
+    with pytest.raises(TypeError):
+        Machine(2).fs.write("/proc/irq/default_smp_affinity", 3)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from vmbusirq.errors import Hung, IrqError
-from vmbusirq.steps import Context, Lock, LockKind, Step, holding, run
+from vmbusirq.steps import Context, Lock, LockKind, Step, each, holding, run
 
 MUTEX = Lock("mutex", LockKind.SLEEPING)
 SPIN = Lock("spin")
@@ -122,3 +122,21 @@ def test_interrupts_are_off_under_raw_locks_and_in_hard_interrupts(step, off):
 def test_steps_are_values():
     """Equal by what they say; the condition is no part of it."""
     assert Step("a", ready=lambda: True) == Step("a")
+
+
+def test_each_runs_all_and_raises_the_first_error():
+    """An error of one operation keeps none of the others from running."""
+    done = []
+
+    def failing(name):
+        yield Step(name)
+        done.append(name)
+        raise ValueError(name)
+
+    def working(name):
+        yield Step(name)
+        done.append(name)
+
+    with pytest.raises(ValueError, match=r"^b$"):
+        run(each(working("a"), failing("b"), failing("c"), working("d")))
+    assert ["a", "b", "c", "d"] == done

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from uuid import UUID
 
 import pytest
 
 from tests.footprint import footprint
-from vmbusirq import Machine
+from vmbusirq import IrqError, Machine
 from vmbusirq.host.vsp import make_vsp
 
 MOUSE = UUID("58f75a6d-d949-4320-99e1-a2a2576d581c")
@@ -16,6 +17,36 @@ NIC = UUID("5b1fe2c4-7d06-4f3a-8a2b-94c0d7e6135a")
 
 def add(machine: Machine, device_class: str, instance: UUID, subs: int = 0) -> None:
     machine.host.add_device(make_vsp(device_class, max_sub_channels=subs), instance, name=device_class)
+
+
+def test_a_device_attached_while_suspended_waits_for_the_resume() -> None:
+    """Whoever connects anew would lose every device: EBUSY, and the host gets nothing; a resume brings all back."""
+    machine = Machine(4)
+    machine.attach("keyboard", 5)
+    machine.vmbus.suspend()
+    for attempt in (machine.connect, lambda: machine.attach("mouse", 6)):
+        with pytest.raises(IrqError, match="resume first") as caught:
+            attempt()
+        assert errno.EBUSY == caught.value.errno
+    assert 1 == len(machine.host.devices)
+    machine.vmbus.resume()
+    machine.settle()
+    machine.attach("mouse", 6)
+    assert {5, 6} == set(machine.host.channels) == set(machine.vmbus.channels)
+
+
+def test_a_machine_whose_guest_has_left_cannot_connect_again() -> None:
+    """Its channels would be open to the guest and closed to the host."""
+    machine = Machine(4)
+    machine.attach("keyboard", 5)
+    machine.vmbus.unload()
+    for attempt in (machine.connect, machine.vmbus.connect):
+        with pytest.raises(IrqError, match="left of a connection") as caught:
+            attempt()
+        assert errno.EBUSY == caught.value.errno
+    with pytest.raises(IrqError, match="not suspended"):
+        machine.vmbus.resume()
+    assert {} == dict(machine.host.channels)
 
 
 @pytest.mark.parametrize("device_class", ["netvsc", "scsi", "keyboard", "heartbeat"])

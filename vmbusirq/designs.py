@@ -36,6 +36,10 @@ class Design:
         toplevel_flow: flow handler of the arm64 PPI, a value of ``enum vi_flow``.
         toplevel_hidden: the PPI is marked IRQ_HIDDEN.
         message_irq: control messages have an IRQ of their own, hwirq 0 of the domain.
+        wait_modifychannel: a CPU that goes offline waits for the MODIFYCHANNELs that are under way (RFC patch 11).
+        set_affinity_lock: a move, from its look at the SynICs to the new target, and the search for channels on a CPU
+            that goes offline exclude each other (RFC patch 12); nothing to ask for without channel IRQs, where moves
+            hold cpus_read_lock instead.
         source: where the design comes from.
     """
 
@@ -48,6 +52,8 @@ class Design:
     toplevel_flow: int
     toplevel_hidden: bool
     message_irq: bool
+    wait_modifychannel: bool
+    set_affinity_lock: bool
     source: str
 
 
@@ -62,6 +68,8 @@ _ALL = (
         toplevel_flow=lib.VI_FLOW_PERCPU_DEVID,
         toplevel_hidden=False,
         message_irq=False,
+        wait_modifychannel=False,
+        set_affinity_lock=False,
         source="drivers/hv/vmbus_drv.c, v6.10",
     ),
     Design(
@@ -74,7 +82,9 @@ _ALL = (
         toplevel_flow=lib.VI_FLOW_PERCPU_DEMUX,
         toplevel_hidden=False,
         message_irq=False,
-        source="RFC patches 06 to 09",
+        wait_modifychannel=True,
+        set_affinity_lock=True,
+        source="RFC patches 06 to 12",
     ),
     Design(
         name="mgmt-irq",
@@ -86,6 +96,8 @@ _ALL = (
         toplevel_flow=lib.VI_FLOW_PERCPU_DEVID,
         toplevel_hidden=False,
         message_irq=True,
+        wait_modifychannel=True,
+        set_affinity_lock=True,
         source="review of RFC patch 06, second proposal",
     ),
     Design(
@@ -98,6 +110,8 @@ _ALL = (
         toplevel_flow=lib.VI_FLOW_PERCPU_NOSTAT,
         toplevel_hidden=False,
         message_irq=True,
+        wait_modifychannel=True,
+        set_affinity_lock=True,
         source="review of RFC patch 06, last proposal, row kept",
     ),
     Design(
@@ -110,6 +124,8 @@ _ALL = (
         toplevel_flow=lib.VI_FLOW_PERCPU_NOSTAT,
         toplevel_hidden=True,
         message_irq=True,
+        wait_modifychannel=True,
+        set_affinity_lock=True,
         source="review of RFC patch 06, last proposal, as agreed",
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,10 +20,12 @@ from vmbusirq.fs import FileSystem, StatPresets, kernel_files
 from vmbusirq.fs.sysfs.vmbus import add_vmbus_files
 from vmbusirq.generations import DEFAULT_GENERATION, X86_ROWS, ArchRow, Generation, nr_irqs_at_boot
 from vmbusirq.generations import generation as find_generation
+from vmbusirq.host.channel import HostChannel
 from vmbusirq.host.device import HostDevice
 from vmbusirq.host.options import HostOptions, by_interface
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp import make_vsp
+from vmbusirq.hotplug import CpuSwitch
 from vmbusirq.hyperv.clock import Clock
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.hyperv.synic import Synic
@@ -36,6 +39,8 @@ from vmbusirq.script import Progress, Script
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
+from vmbusirq.wire.devices import SUB_CHANNEL_CLASSES, UNSUPPORTED_CLASS_IDS
+from vmbusirq.wire.protocol import INVALID_RELID
 
 __all__ = ["Machine", "Progress"]
 
@@ -48,7 +53,7 @@ class Machine:
 
     Args:
         cpus, arch: possible CPUs, 1 to 2048, and ``"x86"`` or ``"arm64"``, of a machine without devices.
-        design: a name of :data:`vmbusirq.designs.DESIGNS`.
+        design: a name of :data:`vmbusirq.designs.DESIGNS`, or a record of one's own.
         generation: a name of :data:`vmbusirq.generations.GENERATIONS`.
         engine: ``"fast"``, or ``"linux"`` for v6.10's own steps.
         simd: widest vectors of the scanner.
@@ -63,6 +68,7 @@ class Machine:
         fs: the files: ``read(path)``, ``write(path, data)``, ``listdir(path)``.
         host: the host: ``send(relid=..., packets=...)``, ``post_message(...)``.
         vmbus: the guest driver: ``channels`` by relid.
+        hotplug: CPUs that go offline and come back, as steps: ``hotplug.down(cpu)``, ``hotplug.up(cpu)``.
         log: the guest's log; ``host_log``: what the host has to say about its guest.
         partition: what the guest gets from its hypervisor; ``clock`` and ``synic`` are its.
         clock: virtual time.
@@ -74,7 +80,7 @@ class Machine:
         cpus: int = 8,
         *,
         arch: str = "x86",
-        design: str = DEFAULT_DESIGN,
+        design: str | Design = DEFAULT_DESIGN,
         generation: str = DEFAULT_GENERATION.name,
         engine: str = "fast",
         simd: str = "best",
@@ -84,14 +90,14 @@ class Machine:
     ) -> None:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise IrqError(errno.EINVAL, f"seed: {seed!r} is no whole number below 2**64 (EINVAL)")
-        if design not in DESIGNS:
+        if not isinstance(design, Design) and design not in DESIGNS:
             raise IrqError(errno.EINVAL, f"design: no {design!r} (EINVAL); choose from {', '.join(DESIGNS)}")
         if scenario is None:
             if not isinstance(cpus, int) or not 1 <= cpus <= CPUS_MAX:
                 raise IrqError(errno.EINVAL, f"machine: cannot have {cpus!r} CPUs; 1 to {CPUS_MAX} (EINVAL)")
             scenario = bare_scenario(cpus, arch)
         self.scenario: Final = scenario
-        self.design: Final[Design] = DESIGNS[design]
+        self.design: Final[Design] = design if isinstance(design, Design) else DESIGNS[design]
         self.generation: Final[Generation] = find_generation(generation)
         self.seed: Final = seed
         self.strict_rfc: Final = strict_rfc
@@ -119,6 +125,10 @@ class Machine:
         self.host: Final = self._make_host()
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
+        hotpluggable = self.present_mask & ~1 if self.arch == "x86" else self.present_mask
+        self.hotplug: Final = CpuSwitch(
+            self.irq, self.partition, self.vmbus, present=self.present_mask, hotpluggable=hotpluggable
+        )
         self.fs: Final[FileSystem] = kernel_files(self)
         add_vmbus_files(self.fs, self.vmbus)
         self.script: Final = Script(self)
@@ -128,7 +138,7 @@ class Machine:
         cls,
         scenario: str | PathLike[str] | Scenario,
         *,
-        design: str = DEFAULT_DESIGN,
+        design: str | Design = DEFAULT_DESIGN,
         generation: str = DEFAULT_GENERATION.name,
         engine: str = "fast",
         simd: str = "best",
@@ -187,7 +197,7 @@ class Machine:
             self.irq,
             self.partition,
             self.design,
-            nodes=[node & self.online_mask for node in cpus.nodes],
+            nodes=cpus.nodes,
             options=GuestOptions(
                 strict_rfc=self.strict_rfc,
                 isolated=cpus.isolated,
@@ -242,6 +252,15 @@ class Machine:
     def present_mask(self) -> int:
         """CPUs that the host really has."""
         return cpumask_all(self.scenario.cpus.present)
+
+    @property
+    def hotpluggable_mask(self) -> int:
+        """CPUs that can go offline: on x86 all that are present but CPU 0."""
+        return self.hotplug.hotpluggable
+
+    def set_cpu_online(self, cpu: int, online: bool) -> None:
+        """Take a CPU offline or bring it back: :meth:`offline_cpu`, :meth:`online_cpu`."""
+        self.hotplug.set_online(cpu, online)
 
     @property
     def online_mask(self) -> int:
@@ -303,19 +322,23 @@ class Machine:
         Args:
             device_class: short name of its class.
             relid: the relid it gets; None: the lowest that is free.
-            device: name of its device; a sub-channel joins the one of that name.
+            device: name of its device, made from class and number if none is given; a sub-channel joins the one of
+                that name.
             sub: 0 for a primary channel; else the next sub-channel of a device that is there.
             scsi_host: number of the SCSI host that the guest makes of it; None: the lowest that is free.
             instance: the device's instance GUID, made from class and name if none is given.
         Raises:
-            IrqError: EINVAL for an unknown class, a bad name or number or a relid outside 1..2047, EEXIST for a relid,
-                a device or an instance in use, ENOENT for a sub-channel of nobody, EIO if the guest did not take the
-                offer up (see the log).
+            IrqError: EINVAL for an unknown class, a bad name or number, a relid outside 1..2047, a sub-channel of a
+                class that has none; EEXIST for a relid, a device or an instance in use; ENOENT for a sub-channel of
+                nobody; ENOSPC if every relid is taken, EIO if the guest did not take the offer up: it is taken back;
+                as :meth:`connect`.
         """
         self.connect()
-        name = device or f"{device_class}-{relid}"
+        name = device or self._free_name(device_class, relid)
         _check_device(name, sub, scsi_host)
         if sub:
+            if device_class not in SUB_CHANNEL_CLASSES:
+                raise IrqError(errno.EINVAL, f"device {name}: class {device_class} has one channel (EINVAL)")
             channel = self._find_device(device_class, name).add_sub_channel(relid, sub)
         else:
             guid = instance or self.make_instance(device_class, name)
@@ -324,8 +347,27 @@ class Machine:
             channel = self._add_device(device_class, name, relid, (), instance).primary
         self.settle()
         if channel.relid not in self.vmbus.channels:
-            raise IrqError(errno.EIO, f"channel {relid}: the guest did not take up the offer (EIO); see the log")
+            raise self._take_offer_back(channel)
         return self.vmbus.channels[channel.relid]
+
+    def _free_name(self, device_class: str, relid: int | None) -> str:
+        taken = {device.name for device in self.host.devices if device.vsp.class_name == device_class}
+        numbers = itertools.count(1) if relid is None else [relid]
+        return next((name for n in numbers if (name := f"{device_class}-{n}") not in taken), f"{device_class}-{relid}")
+
+    def _take_offer_back(self, channel: HostChannel) -> IrqError:
+        """Undo an offer that came to nothing; return why."""
+        name, relid = channel.name, channel.relid
+        if channel.sub_channel_index == 0:
+            self.host.remove_device(channel.device)
+        elif channel.is_offered:
+            self.host.rescind(relid)
+        self.settle()
+        if relid == INVALID_RELID:
+            return IrqError(errno.ENOSPC, f"device {name}: no relid is left (ENOSPC); detach another channel first")
+        known = channel.device.vsp.class_name not in UNSUPPORTED_CLASS_IDS
+        why = "see the log" if known else f"it binds no device of class {channel.device.vsp.class_name}"
+        return IrqError(errno.EIO, f"channel {relid} ({name}): the guest did not take up the offer (EIO); {why}")
 
     def detach(self, relid: int) -> None:
         """Let the host rescind a channel, with a primary its device, and the guest see to it. ENOENT: there is none."""
@@ -333,7 +375,7 @@ class Machine:
         self.settle()
 
     def connect(self) -> None:
-        """Connect guest and host; nothing happens if they are connected."""
+        """Connect guest and host; nothing happens if they are connected. EBUSY: the guest is suspended, or has left."""
         if not self.vmbus.control.connected:
             self.vmbus.connect()
             self.settle()
@@ -368,6 +410,20 @@ class Machine:
         raise IrqError(errno.ENOENT, f"host: there is no {device_class} {name} (ENOENT); attach its primary first")
 
     # ---- running
+
+    def offline_cpu(self, cpu: int) -> None:
+        """Take a CPU offline, as a 0 in its ``online`` file does; nothing happens to one that is offline.
+
+        Raises:
+            IrqError: EINVAL no such CPU is present; EPERM it cannot go offline at all, as CPU 0 of x86; EBUSY it is the
+                last one, control messages come to it, a channel interrupts it, or its event flags are not served: the
+                machine is as it was.
+        """
+        self.hotplug.set_online(cpu, False)
+
+    def online_cpu(self, cpu: int) -> None:
+        """Bring a CPU back; nothing happens to one that is online. EINVAL: no such CPU is present."""
+        self.hotplug.set_online(cpu, True)
 
     def settle(self) -> int:
         """Deliver until nothing is deliverable; return how often a CPU had something to do.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from vmbusirq.host.stats import Traffic
 from vmbusirq.host.vsp.hv_sock import HvSockVsp, Service
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
+from vmbusirq.limits import RELID_MAX, RELID_MIN
 from vmbusirq.scenario.spec import DeviceSpec, EventSpec, Scenario
 from vmbusirq.scenario.timeline import plan
 from vmbusirq.steps import Steps, run
@@ -114,6 +116,7 @@ class Script:
         self._specs: Final = {device.name: device for device in scenario.devices}
         rows = sorted(scenario.channels, key=lambda spec: spec.sub)
         self._relids = {name: [spec.relid for spec in rows if spec.device == name] for name in self._specs}
+        self._open_before: set[tuple[str, int]] = set()  # the suspend
         self._devices: dict[str, list[HostDevice]] = {name: [] for name in self._specs}
         self._sockets: dict[str, tuple[UUID, HvSockVsp]] = {}
         self._sockets_made = 0
@@ -252,7 +255,8 @@ class Script:
         if host is None or guest is None:
             return self._stage.vmbus.version is None, "not offered"
         irq = f", irq {guest.irq}" if guest.irq else ""
-        return host.is_open, f"relid {host.relid}{irq}, cpu {guest.target_cpu}"
+        where = f"relid {host.relid}{irq}, cpu {guest.target_cpu}"
+        return host.is_open, where if host.is_open else f"{where}: not open; see dmesg"
 
     def _rescind(self, event: EventSpec) -> tuple[bool, str]:
         host = self._stage.host
@@ -267,6 +271,7 @@ class Script:
         return self.channel(event.device, event.sub) is None, "gone"
 
     def _suspend(self, _event: EventSpec) -> tuple[bool, str]:
+        self._open_before = {place for place in self._places() if self._is_open(*place)}
         self._stage.vmbus.suspend()
         self._sockets.clear()
         return True, "suspended"
@@ -276,20 +281,47 @@ class Script:
             self._renumber()
         self._stage.vmbus.resume()
         self._stage.settle()
-        missing = [name for name in self._present() if not self._describe(name, 0)[0]]
+        self._let_probes_end()
+        present = self._present()
+        back = {(name, 0) for name in present} | {place for place in self._open_before if place[0] in present}
+        missing = [f"{name}/{sub}" if sub else name for name, sub in sorted(back) if not self._is_open(name, sub)]
         return not missing, f"without {', '.join(missing)}" if missing else "resumed"
 
+    def _places(self) -> Iterator[tuple[str, int]]:
+        return ((spec.device, spec.sub) for spec in self._stage.scenario.channels)
+
+    def _is_open(self, device: str, sub: int) -> bool:
+        channel = self.channel(device, sub)
+        return channel is not None and channel.is_open
+
     def _renumber(self) -> None:
-        """Give every channel the next one's relid, the last the first one's: all differ, and the same are in use."""
+        """Give every channel another relid: the next one's, the last the first one's.
+
+        A primary keeps the directory that its first relid has named, so that none of its sub-channels may get that one
+        (vmbus.md 7.4); if going further round does not help either, relids that nobody has are taken.
+        """
         names = list(self._present())
         used = sorted(relid for name in names for relid in self._relids[name])
-        following = dict(zip(used, [*used[1:], *used[:1]], strict=True))
+        free = [relid for relid in range(RELID_MIN, RELID_MAX + 1) if relid not in used]
+        rounds = ([*used[n:], *used[:n]] for n in range(1, len(used)))
+        fresh = (free[n : n + len(used)] for n in range(max(1, len(free) - len(used) + 1)))
+        for numbers in chain(rounds, fresh):
+            following = dict(zip(used, numbers, strict=False))
+            if len(following) == len(used) and not any(self._collides(name, following) for name in names):
+                break
+        else:
+            return  # every relid there is, on one device: they stay
         for device in self._present().values():
             self._stage.host.remove_device(device)
         for name in names:
             self._relids[name] = [following[relid] for relid in self._relids[name]]
         for name in names:
             self._plug(name)
+
+    def _collides(self, name: str, following: Mapping[int, int]) -> bool:
+        device = self._stage.vmbus.devices.get(self._devices[name][-1].instance)
+        kept = device.primary.dir_name if device is not None else ""
+        return any(str(following[relid]) == kept for relid in self._relids[name][1:])
 
     def _affinity(self, event: EventSpec) -> tuple[bool, str]:
         host = self.channel(event.device, event.sub)

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from vmbusirq.errors import Hung
 
-__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "holding", "run"]
+__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "each", "holding", "run"]
 
 T = TypeVar("T")
 
@@ -31,15 +31,25 @@ class LockKind(Enum):
     """How the kernel's lock waits."""
 
     RAW = "raw"  # spins, interrupts off
+    SPINNING = "spinning"  # spins, interrupts stay as they are
     SLEEPING = "sleeping"  # a mutex: its holder may be scheduled away
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock of the kernel, by name: ``irq 28 desc->lock``."""
+    """A lock of the kernel, by name: ``irq 28 desc->lock``.
+
+    Attributes:
+        shared: taken by a reader, of which there may be several; the name is that of the writer's lock.
+    """
 
     name: str
     kind: LockKind = LockKind.RAW
+    shared: bool = False
+
+    def excludes(self, other: Lock) -> bool:
+        """Return whether two operations cannot hold these at once."""
+        return self.name == other.name and not (self.shared and other.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,8 @@ class Step:
 Steps: TypeAlias = Generator[Step, None, T]
 
 
-HANGS_MAX: Final = 16
-"""Waits that one operation may be thrown out of: its error path may wait as well."""
+HANGS_MAX: Final = 4096
+"""Waits that one operation may be thrown out of: its error path may wait as well, and a close does for each channel."""
 
 
 def run(steps: Steps[T], idle: Callable[[Step], object] | None = None) -> T:
@@ -126,3 +136,15 @@ def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:
     except StopIteration as end:
         value: T = end.value
         return value
+
+
+def each(*operations: Steps[object]) -> Steps[None]:
+    """Yield the steps of all operations in turn, whatever becomes of those before; then raise the first error."""
+    failure: Exception | None = None
+    for operation in operations:
+        try:
+            yield from operation
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * channel.c - the hot state of a channel in the guest: what an arrival calls, in which mode, and
- * who reads the ring (drivers/hv/{vmbus_drv,connection}.c, v6.10). How it is read is reading.c's.
- *
- * linux engine: vi_chan_arrival() makes v6.10's run-time checks under sched_lock. fast engine: the
- * same decisions are taken once, when something changes (apply()), and put into the action's
- * handler; the arrival itself decides nothing.
+ * channel.c - the state of a channel in the guest and how it changes: mapping, rings, callback,
+ * CPU, signal (drivers/hv/{vmbus_drv,connection}.c, v6.10). What an arrival does is arrival.c's,
+ * how the ring is read reading.c's.
  */
 #include "internals.h"
 
@@ -41,171 +38,6 @@ void vi_channels_exit(struct vi_machine *m)
 static bool is_mapped(const struct vi_channel *ch)
 {
 	return ch->m->channel[ch->relid] == ch;
-}
-
-/* ---- callbacks ------------------------------------------------------------------------------- */
-
-/* Aligned, so that what is linked before it does not change what the benchmarks' calls cost. */
-static __attribute__((aligned(64))) uint32_t callback_count(struct vi_cpu *cpu, uint32_t irq,
-							    void *context)
-{
-	uint64_t *calls = context;
-
-	(void)cpu;
-	(void)irq;
-	++*calls;
-	return VI_IRQ_HANDLED;
-}
-
-/* vmbus_on_event(): once; in batched mode again if something raced in while the ring was masked */
-static void on_event(struct vi_cpu *cpu, void *data)
-{
-	struct vi_channel *ch = data;
-	vi_handler_t callback = vi_load(&ch->callback);
-	uint32_t raced;
-
-	if (!callback)
-		return;
-	vi_trace(cpu->m, VI_TRACE_CALLBACK, cpu->id, ch->relid, ch->callback_mode);
-	callback(cpu, ch->column, ch->context);
-	if (ch->callback_mode != VI_CALL_BATCHED)
-		return;
-	raced = vi_ring_end_read(&ch->in);
-	vi_trace(cpu->m, VI_TRACE_UNMASK, cpu->id, ch->relid, raced);
-	if (!raced)
-		return;
-	vi_ring_begin_read(&ch->in);
-	vi_tasklet_schedule(cpu, &ch->tasklet);
-	vi_trace(cpu->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
-}
-
-/* ---- arrivals -------------------------------------------------------------------------------- */
-
-#define ARRIVAL static inline __attribute__((always_inline)) uint32_t
-
-ARRIVAL arrival(struct vi_cpu *cpu, struct vi_channel *ch, const bool traced)
-{
-	vi_handler_t callback;
-
-	vi_lock(&ch->sched_lock);
-	callback = ch->callback;
-	if (unlikely(!callback)) {
-		ch->no_callback++;
-		vi_count(&cpu->lost.no_callback, 1);
-		vi_trace_if(traced, VI_TRACE_CHANNEL_CLOSED, ch->relid, 0);
-		goto out;
-	}
-	ch->interrupts++;
-	switch (ch->callback_mode) {
-	case VI_CALL_ISR:
-		vi_trace_if(traced, VI_TRACE_CHANNEL, ch->relid, VI_CALL_ISR);
-		callback(cpu, ch->column, ch->context);
-		break;
-	case VI_CALL_BATCHED:
-		vi_ring_begin_read(&ch->in);
-		vi_tasklet_schedule(cpu, &ch->tasklet);
-		vi_trace_if(traced, VI_TRACE_CHANNEL, ch->relid, VI_CALL_BATCHED);
-		break;
-	default:
-		vi_tasklet_schedule(cpu, &ch->tasklet);
-		vi_trace_if(traced, VI_TRACE_CHANNEL, ch->relid, ch->callback_mode);
-		break;
-	}
-out:
-	vi_unlock(&ch->sched_lock);
-	return VI_IRQ_HANDLED;
-}
-
-/**
- * vi_chan_arrival() - v6.10's steps for one claimed flag of a channel that is not rescinded:
- * sched_lock, callback, mode
- * Return: VI_IRQ_HANDLED, always.
- */
-uint32_t vi_chan_arrival(struct vi_cpu *cpu, struct vi_channel *ch)
-{
-	return arrival(cpu, ch, false);
-}
-
-uint32_t vi_chan_arrival_traced(struct vi_cpu *cpu, struct vi_channel *ch)
-{
-	return arrival(cpu, ch, true);
-}
-
-ARRIVAL batched(struct vi_cpu *cpu, struct vi_channel *ch, const bool traced)
-{
-	vi_ring_begin_read(&ch->in);
-	vi_tasklet_schedule(cpu, &ch->tasklet);
-	vi_trace_if(traced, VI_TRACE_CHANNEL, ch->relid, VI_CALL_BATCHED);
-	return VI_IRQ_HANDLED;
-}
-
-ARRIVAL direct(struct vi_cpu *cpu, struct vi_channel *ch, const bool traced)
-{
-	vi_tasklet_schedule(cpu, &ch->tasklet);
-	vi_trace_if(traced, VI_TRACE_CHANNEL, ch->relid, VI_CALL_DIRECT);
-	return VI_IRQ_HANDLED;
-}
-
-ARRIVAL closed(struct vi_cpu *cpu, struct vi_channel *ch, const bool traced)
-{
-	ch->no_callback++;
-	vi_count(&cpu->lost.no_callback, 1);
-	vi_trace_if(traced, VI_TRACE_CHANNEL_CLOSED, ch->relid, 0);
-	return VI_IRQ_HANDLED;
-}
-
-static uint32_t chan_linux(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
-{
-	(void)irq;
-	return vi_chan_arrival(cpu, dev_id);
-}
-
-static uint32_t chan_linux_traced(struct vi_cpu *cpu, uint32_t irq, void *dev_id)
-{
-	(void)irq;
-	return vi_chan_arrival_traced(cpu, dev_id);
-}
-
-/* The handlers of an action, each with the twin that tells a tracer what it does. */
-#define DEFINE_CHAN(kind)                                                                    \
-	static uint32_t chan_##kind(struct vi_cpu *cpu, uint32_t irq, void *dev_id)          \
-	{                                                                                    \
-		(void)irq;                                                                   \
-		return kind(cpu, dev_id, false);                                             \
-	}                                                                                    \
-                                                                                             \
-	static uint32_t chan_##kind##_traced(struct vi_cpu *cpu, uint32_t irq, void *dev_id) \
-	{                                                                                    \
-		(void)irq;                                                                   \
-		return kind(cpu, dev_id, true);                                              \
-	}
-
-DEFINE_CHAN(batched)
-DEFINE_CHAN(direct)
-DEFINE_CHAN(closed)
-
-/* What the channel's action calls in its present state. */
-static void apply(struct vi_channel *ch)
-{
-	struct vi_irqaction *action = ch->action;
-	const bool python = ch->callback_kind == VI_CALLBACK_HOOK, traced = ch->m->trace;
-
-	if (!action)
-		return;
-	action->dev_id = ch;
-	action->exact = python && ch->callback_mode == VI_CALL_ISR;
-	if (ch->m->engine == VI_ENGINE_LINUX) {
-		action->handler = traced ? chan_linux_traced : chan_linux;
-	} else if (!ch->callback) {
-		action->handler = traced ? chan_closed_traced : chan_closed;
-	} else if (ch->callback_mode == VI_CALL_ISR) {
-		action->handler = ch->callback;
-		action->dev_id = ch->context;
-	} else if (ch->callback_mode == VI_CALL_BATCHED) {
-		action->handler = traced ? chan_batched_traced : chan_batched;
-	} else {
-		action->handler = traced ? chan_direct_traced : chan_direct;
-	}
 }
 
 /* ---- control --------------------------------------------------------------------------------- */
@@ -257,7 +89,7 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
 	ch->callback_mode = mode;
 	hold_tasklet(ch);
 	ch->tasklet.data = ch;
-	ch->tasklet.func = on_event;
+	ch->tasklet.func = vi_on_event;
 	vi_store(&ch->tasklet.running, 0);
 	*result = ch;
 	return 0;
@@ -317,7 +149,7 @@ static struct vi_irq_desc *hidden_desc(struct vi_channel *ch)
 	memset(&ch->own_action, 0, sizeof(ch->own_action));
 	ch->own_action.irq = desc->irq;
 	ch->action = &ch->own_action;
-	apply(ch);
+	vi_channel_apply(ch);
 	desc->action = &ch->own_action;
 	desc->nr_actions = 1;
 	return desc;
@@ -394,7 +226,7 @@ int vi_channel_unmap(struct vi_channel *ch)
 void vi_channel_bind_action(struct vi_channel *ch, struct vi_irqaction *action)
 {
 	ch->action = action;
-	apply(ch);
+	vi_channel_apply(ch);
 }
 
 static bool reads_ring(const struct vi_channel *ch, uint32_t callback)
@@ -431,7 +263,7 @@ static void release(struct vi_channel *ch, struct vi_irq_desc *desc)
 {
 	ch->looks = vi_looks_of(ch->callback_kind, ch->attention);
 	vi_unlock(&ch->sched_lock);
-	apply(ch);
+	vi_channel_apply(ch);
 	if (desc) {
 		vi_slot_refresh(ch->m, desc);
 		vi_unlock(&desc->lock);
@@ -452,7 +284,7 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 {
 	static const vi_handler_t builtin[] = {
 		[VI_CALLBACK_NONE] = NULL, [VI_CALLBACK_DRAIN] = vi_read_drain,
-		[VI_CALLBACK_NAPI] = vi_read_napi, [VI_CALLBACK_COUNT] = callback_count,
+		[VI_CALLBACK_NAPI] = vi_read_napi, [VI_CALLBACK_COUNT] = vi_callback_count,
 		[VI_CALLBACK_HOOK] = NULL, [VI_CALLBACK_UTIL] = vi_read_drain,
 	};
 	const bool hook = callback == VI_CALLBACK_HOOK, count = callback == VI_CALLBACK_COUNT;
@@ -470,7 +302,7 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 	vi_store(&ch->callback, hook ? fn : builtin[callback]);
 	ch->callback_kind = callback;
 	ch->context = hook || count ? context : ch;
-	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? vi_read_napi_poll : on_event;
+	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? vi_read_napi_poll : vi_on_event;
 	release(ch, desc);
 	return 0;
 }

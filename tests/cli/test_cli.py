@@ -79,7 +79,7 @@ def test_run_says_what_went_wrong_in_a_scenario(tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr()
 
     assert "CPU0" in told.out
-    assert "relid 5: 9 interrupts did not come: the channel is not open; see dmesg" in told.err
+    assert "d/0 (relid 5 of the scenario): 9 interrupts did not come: the channel is not open; see dmesg" in told.err
     assert "50 s: affinity d/0: " in told.err
 
 
@@ -113,6 +113,12 @@ def test_dmesg(capsys: pytest.CaptureFixture[str]) -> None:
     assert "offer of relid 14: scsi, cpu 0, irq 28" in capsys.readouterr().out
     assert 0 == main(["dmesg", "--json"])
     assert "time_100ns" in json.loads(capsys.readouterr().out)[0]
+
+
+def test_explain_shows_the_rfc_as_posted(capsys: pytest.CaptureFixture[str]) -> None:
+    """--strict-rfc keeps the IRQ of a closed channel: it counts, and nobody is called (vmbus.md 11, check 7)."""
+    assert 0 == main(["explain", "--relid", "14", "--state", "closed", "--strict-rfc"])
+    assert "IRQ 28 cnt on CPU" in capsys.readouterr().out
 
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,12 +31,17 @@ class Kernel:
         self.rig = Rig(nr_cpus, config=config, **options)
         self.irq = self.rig.core
         self.present_mask = self.irq.possible
+        self.hotpluggable_mask = self.present_mask & ~1
         self.arch_rows = tuple(row for row in X86_ROWS if row.label in rows) if arch == "x86" else ()
         self.ipi_irqs = tuple(self._ipi() for _ in self.generation.arm64_ipis) if arch == "arm64" else ()
         self.now = 600_000_000  # one minute
         self.btime = 1_718_000_000
         self.stat_presets = StatPresets()
         self.fs = kernel_files(self)
+
+    def set_cpu_online(self, cpu, online):
+        """Nobody but the core is asked."""
+        self.irq.set_cpu_online(cpu, online)
 
     def _ipi(self):
         irq = self.irq.alloc_descs(from_=1)

@@ -217,6 +217,34 @@ def test_signals_that_tell_nothing_are_counted() -> None:
     assert (5, 5) == (rig.channel(1).unnecessary_signals, rig.bus.throttle.unnecessary)
 
 
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("throttle_window_ticks", 1, 0),
+        ("throttle_ticks", 1, 0),
+        ("throttle_after", 0, -1),
+        ("modify_delay_ticks", 0, -1),
+        ("accept_timeout_ticks", 0, -1),
+        ("gpadl_quota_bytes", 0, -1),
+        ("monitor_latency", 0xFFFF, 0x10000),
+    ],
+)
+def test_options_that_no_host_can_have_are_einval(field: str, good: int, bad: int) -> None:
+    """At the public edge, not in the pump."""
+    HostOptions(**{field: good})  # type: ignore[arg-type]
+    with pytest.raises(IrqError, match=field) as caught:
+        HostOptions(**{field: bad})  # type: ignore[arg-type]
+    assert errno.EINVAL == caught.value.errno
+
+
+def test_the_smallest_window_of_a_throttle() -> None:
+    """Signals of one tick."""
+    rig, _vsp, _rings = opened(HostOptions(throttle_after=0, throttle_window_ticks=1, throttle_ticks=1))
+    rig.signal(1)
+    rig.run()
+    assert rig.partition.guest_suspended
+
+
 def test_a_guest_that_signals_too_much_is_suspended() -> None:
     """vmbus.md 1.9: hosts throttle; after how many, in which time, for how long, are parameters of ours."""
     rig, _vsp, _rings = opened(HostOptions(throttle_after=3, throttle_window_ticks=100, throttle_ticks=500))

@@ -179,9 +179,9 @@ def test_the_fast_engine_of_the_rfc() -> None:
         "vmbus_isr",
         "take_vector",
         "vi_do_softirq",
-        "on_event",
+        "vi_on_event",
         "drain",
-        "on_event",
+        "vi_on_event",
         "vi_vcpu_run",
     ] == functions(explanation)
     assert (28, 0, 0, "BATCHED", "idle") == (

@@ -380,6 +380,43 @@ def test_progress_counts_interrupts() -> None:
     machine = machine_of(event(50, "hot-add", device="nic"))
     machine.run(lambda done, total, what: heard.append((done, total, what)))
 
-    assert heard[0] == (0, 6000, "traffic")
+    assert heard[:2] == [(0, 7, "boot"), (0, 6000, "traffic")]
     assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
     assert all(done < total for done, total, _ in heard)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_no_sub_channel_gets_the_directory_of_its_primary(count: int) -> None:
+    """vmbus.md 7.4: channels/<first relid> stays with the primary, whatever relid it has after a resume."""
+    events = "".join(event(10 * n, ("suspend", "resume")[n % 2 == 0]) for n in range(1, 7))
+    text = f"""duration_s = 100
+[cpus]
+possible = 4
+[host]
+relids_change_on_resume = true
+[[device]]
+name = "disk"
+class = "scsi"
+[[channel]]
+device = "disk"
+relid = 1
+count = {count}
+interrupts = 300
+"""
+    machine = Machine.load(parse_scenario(text + events, "one disk"))
+    machine.run()
+    assert all(happened.ok for happened in machine.script.happened)
+    assert {} == machine.script.undelivered
+    assert count == len(machine.vmbus.channels)
+
+
+def test_a_resume_without_a_sub_channel_says_so() -> None:
+    """What was open before the suspend is looked for, sub-channels too."""
+    machine = machine_of(event(10, "suspend") + event(20, "resume"), present="true")
+    machine.boot()
+    nic = next(device for device in machine.host.devices if device.name == "nic")
+    nic.vsp.max_sub_channels = 0
+    nic.max_sub_channels = 0
+    machine.run()
+    resumed = machine.script.happened[-1]
+    assert (False, "without nic/1, nic/2, nic/3") == (resumed.ok, resumed.result)

@@ -17,7 +17,7 @@ import pytest
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_S, Core
-from vmbusirq.designs import DESIGNS
+from vmbusirq.designs import DESIGNS, Design
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
@@ -283,7 +283,7 @@ class Guest:
     """A guest with 4 CPUs, a partition, and a scripted host.
 
     Args:
-        design, engine, cpus, nodes: as the guest's own.
+        design, engine, cpus, nodes: as the guest's own; a design by name, or a record of one's own.
         version: the newest that the host speaks.
         buffers: of the port that the host receives messages at.
         connect: negotiate now.
@@ -294,7 +294,7 @@ class Guest:
 
     def __init__(
         self,
-        design: str = "rfc",
+        design: str | Design = "rfc",
         *,
         cpus: int = 4,
         nodes: Iterable[int] | None = None,
@@ -306,7 +306,7 @@ class Guest:
         offers: Iterable[OfferChannel] = (),
         **options: Any,
     ) -> None:
-        record = DESIGNS[design]
+        record = design if isinstance(design, Design) else DESIGNS[design]
         self.core = Core(cpus, hyp_count=record.hyp_count, channel_irqs=record.channel_irqs, engine=engine)
         self.partition = Partition(self.core)
         self.synic = self.partition.synic

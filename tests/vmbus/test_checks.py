@@ -8,6 +8,8 @@ import struct
 import pytest
 
 from tests.vmbus.scripted import Guest, offer_of, refused
+from vmbusirq._ffi import ffi, lib
+from vmbusirq.vmbus.channel import Channel
 from vmbusirq.wire.packet import COMPLETION_REQUESTED, Packet
 from vmbusirq.wire.protocol import (
     AllOffersDelivered,
@@ -66,6 +68,59 @@ def test_check_07_a_closed_channel_under_strict_rfc_counts_on_its_irq_only(engin
     guest.synic.signal(0, 5)
     guest.settle()
     assert (1, 0, 1) == (int(guest.irq.counts[24].sum()), channel.stats.interrupts, channel.stats.no_callback)
+
+
+def late_packet(guest: Guest, device_class: str, *, drained: bool) -> tuple[Channel, list[bool], int]:
+    """Deliver a packet, in whose tasklet another comes: after the ring was read to its end, or before.
+
+    Returns:
+        The channel, whether the host signalled, packet by packet, and the rounds of tasklets that followed.
+    """
+    channel = guest.offered(device_class)
+    packet = ffi.new("struct vi_packet *")
+    signalled: list[bool] = []
+
+    def callback(channel: Channel) -> None:
+        reader = lib.vi_channel_in(channel.c)
+        if not drained and len(signalled) == 1:
+            signalled.append(guest.host.write(5, Packet(b"late")))
+            return
+        while lib.vi_ring_first(reader, packet) > 0:
+            lib.vi_ring_skip(reader)
+        lib.vi_ring_close(reader)
+        if len(signalled) == 1:
+            signalled.append(guest.host.write(5, Packet(b"late")))
+
+    guest.vmbus.open(channel, callback)
+    before = int(guest.core.counters.softirq[lib.VI_SOFTIRQ_TASKLET])  # of CPU 0, which both channels interrupt
+    signalled.append(guest.host.write(5, Packet(b"first")))
+    guest.settle()
+    return channel, signalled, int(guest.core.counters.softirq[lib.VI_SOFTIRQ_TASKLET]) - before
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_check_08_a_packet_while_the_tasklet_of_a_batched_channel_runs_needs_no_signal(
+    engine: str, drained: bool
+) -> None:
+    """BATCHED: the mask is 1, so the host does not signal; the tasklet runs again; interrupts unchanged."""
+    guest = Guest(engine=engine, drivers=False)
+    channel, signalled, rounds = late_packet(guest, "keyboard", drained=drained)
+    assert [True, False] == signalled
+    assert (1, 2) == (channel.stats.interrupts, rounds)
+    assert (0, 0) == (channel.ring_in.interrupt_mask, channel.ring_in.bytes_to_read)
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_check_09_a_packet_while_the_tasklet_of_a_direct_channel_runs_is_signalled_if_the_ring_was_empty(
+    engine: str, drained: bool
+) -> None:
+    """DIRECT: the mask is never touched; a signal, and an interrupt of its own, only for a ring that was empty."""
+    guest = Guest(engine=engine, drivers=False)
+    channel, signalled, rounds = late_packet(guest, "heartbeat", drained=drained)
+    assert [True, drained] == signalled
+    runs = 2 if drained else 1
+    assert (runs, runs) == (channel.stats.interrupts, rounds)
+    assert drained == (channel.ring_in.bytes_to_read == 0)
 
 
 def test_check_10_and_11_the_cpu_file(engine: str) -> None:

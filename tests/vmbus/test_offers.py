@@ -471,3 +471,8 @@ def test_new_id_binds_what_waits_for_it() -> None:
         guest.vmbus.new_id("hv_pci", device.class_id)
     with refused(errno.ENODEV):
         guest.vmbus.new_id("nobody", device.class_id)
+    with refused(errno.ENODEV, "no driver 'nobody'"):
+        guest.vmbus.remove_id("nobody", device.class_id)
+    guest.vmbus.remove_id("hv_pci", device.class_id)
+    with refused(errno.ENODEV):
+        guest.vmbus.remove_id("hv_pci", device.class_id)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
-from tests.vmbus.scripted import Guest, offer_of, refused
+from tests.vmbus.scripted import CONNECTION_PAGES, Guest, offer_of, refused
 from vmbusirq.core import TICKS_PER_S
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.log import Level
+from vmbusirq.steps import run
 from vmbusirq.vmbus.channel import ChannelState
+from vmbusirq.vmbus.pages import HV_PAGE
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import (
     INVALID_RELID,
     GpadlHeader,
     InitiateContact,
+    MessageType,
     RequestOffers,
     Unload,
     Version,
@@ -91,6 +95,99 @@ def test_a_missing_device_is_waited_for_10_seconds_and_fails_the_next_suspend() 
     guest.host.post(TWO[0])  # it comes after all
     guest.settle()
     guest.vmbus.suspend()
+
+
+def test_a_device_that_a_resume_has_missed_is_opened_when_its_offer_comes() -> None:
+    """It has its driver already: nobody probes it, so the offer itself must see to it."""
+    guest = Guest(offers=TWO)
+    channel = guest.vmbus.channels[5]
+    guest.vmbus.suspend()
+    guest.host.offers = [TWO[1]]
+    guest.vmbus.resume()
+    guest.host.post(offer_of("scsi", 9, "disk"))
+    guest.settle()
+    assert ({6, 9}, channel) == (set(guest.vmbus.channels), guest.vmbus.channels[9])
+    assert (ChannelState.OPENED, 0) == (channel.state, guest.vmbus.manager.fixup_on_resume)
+    guest.host.write(9, Packet(b"after"))
+    guest.settle()
+    assert 1 == channel.stats.packets
+    guest.vmbus.suspend()
+    assert CONNECTION_PAGES == guest.memory.allocated_pages
+
+
+def test_a_device_that_was_never_probed_and_missed_by_a_resume_is_probed_when_its_offer_comes() -> None:
+    """What came while probing was blocked stays on the list (device_unblock_probing)."""
+    guest = Guest(offers=[TWO[1]])
+    steps = guest.vmbus.hibernation.suspend()
+    while not guest.vmbus.devices.probing_blocked:
+        next(steps)
+    guest.host.post(TWO[0])
+    guest.settle()
+    run(steps, guest.partition.idle)
+    guest.vmbus.resume()  # without it
+    channel = next(device.primary for device in guest.vmbus.devices.values() if device.driver is None)
+    guest.host.post(TWO[0])
+    guest.settle()
+    assert (5, ChannelState.OPENED) == (channel.relid, channel.state)
+
+
+def test_an_unload_that_is_not_answered_leaves_the_guest_suspended() -> None:
+    """Everything is closed by then: resume is the way back, and nothing else."""
+    guest = Guest(offers=TWO)
+    guest.host.mute = {Unload}
+    with refused(errno.ETIMEDOUT, "UNLOAD_RESPONSE"):
+        guest.vmbus.suspend()
+    with refused(errno.EBUSY, "resume first"):
+        guest.vmbus.connect()
+    guest.vmbus.resume()
+    guest.settle()
+    assert [ChannelState.OPENED] * 2 == [channel.state for channel in guest.vmbus.channels.values()]
+
+
+@pytest.mark.parametrize("silent", ["contact", "offers"])
+def test_a_resume_that_does_not_reach_the_host_leaves_the_guest_suspended(silent: str) -> None:
+    """Nothing that the host says then is taken up; another resume brings all back."""
+    guest = Guest(offers=TWO)
+    guest.vmbus.suspend()
+    post = guest.partition.hv_post_message
+    if silent == "contact":
+        guest.host.mute = {InitiateContact}
+    else:
+        guest.partition.hv_post_message = unless(MessageType.REQUESTOFFERS, post)  # type: ignore[assignment, method-assign]
+    with refused(errno.ETIMEDOUT if silent == "contact" else errno.EINVAL):
+        guest.vmbus.resume()
+    assert (None, True) == (guest.vmbus.version, guest.vmbus.manager.ignore_offers)
+    guest.host.post(offer_of("keyboard", 9, "new"))
+    guest.settle()
+    assert {} == dict(guest.vmbus.channels)
+    guest.host.mute = set()
+    guest.partition.hv_post_message = post  # type: ignore[method-assign]
+    guest.vmbus.resume()
+    guest.settle()
+    assert [ChannelState.OPENED] * 2 == [channel.state for channel in guest.vmbus.channels.values()]
+
+
+def unless(kind: MessageType, post: Callable[[int, int, bytes], int]) -> Callable[[int, int, bytes], int]:
+    """Return a hypercall that refuses messages of one type."""
+
+    def hv_post_message(connection_id: int, message_type: int, payload: bytes) -> int:
+        return HvStatus.INVALID_PARAMETER if payload[0] == kind else post(connection_id, message_type, payload)
+
+    return hv_post_message
+
+
+def test_a_connect_that_cannot_ask_for_offers_leaves_its_host_and_can_be_tried_again() -> None:
+    """A guest that stayed connected would never be offered anything."""
+    guest = Guest(connect=False, offers=TWO)
+    post = guest.partition.hv_post_message
+    guest.partition.hv_post_message = unless(MessageType.REQUESTOFFERS, post)  # type: ignore[assignment, method-assign]
+    with refused(errno.EINVAL, "REQUESTOFFERS"):
+        guest.vmbus.connect()
+    assert (None, Unload()) == (guest.vmbus.version, guest.host.got[-1])
+    guest.partition.hv_post_message = post  # type: ignore[method-assign]
+    guest.vmbus.connect()
+    guest.settle()
+    assert [5, 6] == sorted(guest.vmbus.channels)
 
 
 def test_a_driver_that_cannot_suspend_fails_it_all_and_the_others_are_resumed() -> None:
@@ -194,10 +291,35 @@ def test_kexec_leaves_nothing_shared() -> None:
     assert 5 + 4 == len(guest.vmbus.shared_pages())
     assert {} == guest.vmbus.kexec()
     assert {} == guest.vmbus.shared_pages()
-    assert 0 == guest.vmbus.synic_online
+    assert 0 == guest.vmbus.synics_on
     assert 1 == len(guest.host.of_type(Unload))
     with pytest.raises(OSError, match="ENXIO"):
         guest.synic.signal(0, 5)
+
+
+@pytest.mark.parametrize("engine", ["fast", "linux"])
+@pytest.mark.parametrize("fields", [{"monitorid": 3, "monitor_allocated": 1}, {"is_dedicated_interrupt": 0}])
+def test_after_kexec_no_channel_signals_through_pages_that_are_another_s(engine: str, fields: dict[str, int]) -> None:
+    """Interrupt page and monitor pages are freed, and what a channel still sends changes none of them."""
+    guest = Guest(engine=engine, offers=[offer_of("keyboard", 5, "a", **fields)])
+    channel = guest.vmbus.channels[5]
+    guest.vmbus.kexec()
+    pages = guest.vmbus.alloc_pages(CONNECTION_PAGES)
+    channel.send(b"x" * 8)
+    guest.settle()
+    assert bytes(CONNECTION_PAGES * HV_PAGE) == pages.read(0, CONNECTION_PAGES * HV_PAGE)
+    with refused(errno.EBUSY):
+        guest.vmbus.connect()
+
+
+def test_kexec_ends_a_suspend() -> None:
+    """Nobody is left to resume."""
+    guest = Guest(offers=TWO)
+    guest.vmbus.suspend()
+    guest.vmbus.kexec()
+    assert 0 == guest.memory.allocated_pages
+    with refused(errno.EINVAL, "not suspended"):
+        guest.vmbus.resume()
 
 
 def test_a_kexec_that_the_host_does_not_answer_hangs() -> None:
@@ -213,7 +335,7 @@ def test_a_panic_revokes_its_own_cpu_only() -> None:
     guest = Guest(offers=TWO)
     shared = guest.vmbus.panic(1)
     assert {f"cpu {cpu}: message page, event flag page" for cpu in (0, 2, 3)} == set(shared)
-    assert 0b1101 == guest.vmbus.synic_online
+    assert 0b1101 == guest.vmbus.synics_on
     assert guest.core.now < TICKS_PER_S
     assert guest.synic.take_message(0) is None
 
@@ -253,4 +375,4 @@ def test_a_panic_while_not_connected_only_switches_its_synic_off() -> None:
     """vmbus.md 2.10: unload is an exchange to DISCONNECTED; if it already was, nothing."""
     guest = Guest(connect=False)
     guest.vmbus.panic(2)
-    assert (0b1011, []) == (guest.vmbus.synic_online, guest.host.got)
+    assert (0b1011, []) == (guest.vmbus.synics_on, guest.host.got)

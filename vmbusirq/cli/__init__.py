@@ -29,10 +29,9 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add_json(listing)
     listing.add_argument("-l", dest="long", action="store_true", help="with mode and size")
     add_json(command("dmesg", "print the guest's log after the scenario has run"))
-    explain = command("explain", "explain one interrupt, step by step, from a trace of it")
+    explain = command("explain", "explain one interrupt after boot, step by step, from a trace of it")
     explain.add_argument("--relid", type=int, required=True, metavar="N", help="the channel")
     explain.add_argument("--cpu", type=int, metavar="N", help="the CPU the host signals; default: the guest's choice")
     states = ("idle", "busy", "masked", "closed")

@@ -15,7 +15,12 @@ __all__ = ["command"]
 def command(args: argparse.Namespace) -> int:
     """Boot the machine, let the host send one packet, print what happens."""
     machine = Machine.load(
-        args.scenario, design=args.design, generation=args.generation, engine=args.engine, seed=args.seed
+        args.scenario,
+        design=args.design,
+        generation=args.generation,
+        engine=args.engine,
+        seed=args.seed,
+        strict_rfc=args.strict_rfc,
     )
     machine.boot()
     prepare(machine, args.relid, args.state)

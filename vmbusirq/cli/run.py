@@ -81,5 +81,7 @@ def _complain(machine: Machine) -> None:
         if not happened.ok:
             event = happened.event
             print(f"{event.at / TICKS_PER_S:g} s: {event.action} {event.what}: {happened.result}", file=sys.stderr)
+    names = {spec.relid: f"{spec.device}/{spec.sub}" for spec in machine.scenario.channels}
     for relid, count in machine.script.undelivered.items():
-        print(f"relid {relid}: {count} interrupts did not come: the channel is not open; see dmesg", file=sys.stderr)
+        what = f"{names[relid]} (relid {relid} of the scenario)"
+        print(f"{what}: {count} interrupts did not come: the channel is not open; see dmesg", file=sys.stderr)

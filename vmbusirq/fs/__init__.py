@@ -11,7 +11,7 @@ from vmbusirq.fs.procfs.interrupts import InterruptsText
 from vmbusirq.fs.procfs.irq import ProcIrqDir
 from vmbusirq.fs.procfs.softirqs import SoftirqsText
 from vmbusirq.fs.procfs.stat import StatText
-from vmbusirq.fs.sysfs.cpu import cpu_list_files
+from vmbusirq.fs.sysfs.cpu import CpuRootDir
 from vmbusirq.fs.sysfs.kernel_irq import SysKernelIrqDir
 from vmbusirq.fs.view import CpuTimes, KernelView, StatPresets
 
@@ -44,6 +44,5 @@ def kernel_files(view: KernelView) -> FileSystem:
     files.add("/proc", File("stat", 0o444, PROCFS, StatText(view).show))
     files.add("/proc", File("softirqs", 0o444, PROCFS, SoftirqsText(view).show))
     files.add("/sys/kernel", SysKernelIrqDir(view))
-    for file in cpu_list_files(view):
-        files.add("/sys/devices/system/cpu", file)
+    files.add("/sys/devices/system", CpuRootDir(view))
     return files

@@ -104,7 +104,7 @@ class Handle:
                 what the kernel returns for ``data``.
         """
         self._check(self._writable, "writing")
-        raw = data.encode() if isinstance(data, str) else bytes(data)
+        raw = data.encode() if isinstance(data, str) else bytes(memoryview(data))  # a number is no data
         taken = self._node.write(raw, self.path)
         self.position += taken
         return taken

@@ -69,6 +69,13 @@ class KernelView(Protocol):
         """CPUs that are there, online or not: between ``irq.online`` and ``irq.possible``."""
 
     @property
+    def hotpluggable_mask(self) -> int:
+        """CPUs of them that can go offline at all, and so have a file ``online``."""
+
+    def set_cpu_online(self, cpu: int, online: bool) -> None:
+        """Take a CPU offline or bring it back; IrqError: what the kernel refuses with."""
+
+    @property
     def arch_rows(self) -> tuple[ArchRow, ...]:
         """x86: the rows shown below the IRQs, in the order of X86_ROWS, and whether each is part of the total."""
 

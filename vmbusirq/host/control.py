@@ -111,9 +111,8 @@ class ChannelControl:
         except IrqError:
             rings.close()
             raise
-        gpadl.users += 1
         channel.rings_made(rings)
-        channel.ring_gpadl = gpadl
+        channel.ring_gpadl = gpadl.hold()
         channel.target_vp = vp
 
     def _target(self, message: OpenChannel | OpenReservedChannel) -> int:
@@ -183,8 +182,7 @@ class ChannelControl:
         """Give the memory of the rings back: the guest may be told now that it was torn down."""
         gpadl, channel.ring_gpadl = channel.ring_gpadl, None
         if gpadl is not None:
-            gpadl.users -= 1
-            self._connection.gpadl_control.unused(gpadl)
+            gpadl.release()
 
     def _finish_close(self, channel: HostChannel) -> None:
         """The device has answered. Sub-channels are rescinded before the guest hears that its memory is free."""

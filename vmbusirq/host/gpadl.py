@@ -25,6 +25,7 @@ class GpadlState(Enum):
     ACCEPTED = "the device has it"
     TEARING_DOWN = "the device is asked to let go"
     OFFERED_TEARING_DOWN = "the device is asked, and will have to let go"
+    TORN_DOWN = "the guest has it back"
 
 
 class HostGpadl:
@@ -35,7 +36,7 @@ class HostGpadl:
         channel: whose it is.
         state: see :class:`GpadlState`.
         ranges: the memory; empty while messages are coming in.
-        users: rings that lie in it.
+        users: rings that lie in it, and buffers that a VSP has made of it; it is not torn down before they are gone.
     """
 
     def __init__(self, memory: GuestMemory, channel: HostChannel, header: GpadlHeader, charge: int) -> None:
@@ -54,11 +55,21 @@ class HostGpadl:
         """Bytes of all ranges."""
         return sum(item.byte_count for item in self.ranges)
 
+    def hold(self) -> HostGpadl:
+        """Begin to use the memory."""
+        self.users += 1
+        return self
+
+    def release(self) -> None:
+        """Cease to: a guest that has asked for it gets it back when nobody uses it."""
+        self.users -= 1
+        self.channel.device.connection.gpadl_control.unused(self)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return bytes of the memory, its ranges one behind the other.
 
         Raises:
-            IrqError(EFAULT): not all of them are inside.
+            IrqError(EFAULT): not all of them are inside, or it is not the host's.
         """
         return b"".join(self._memory.read(gpa, length) for gpa, length in self._pieces(offset, size))
 
@@ -66,7 +77,7 @@ class HostGpadl:
         """Write bytes of the memory.
 
         Raises:
-            IrqError(EFAULT): not all of them are inside; nothing is written.
+            IrqError(EFAULT): not all of them are inside, or it is not the host's; nothing is written.
         """
         at = 0
         for gpa, length in self._pieces(offset, len(data)):
@@ -75,6 +86,8 @@ class HostGpadl:
 
     def _pieces(self, offset: int, size: int) -> list[tuple[int, int]]:
         """Return (guest-physical address, bytes) of each page's part."""
+        if self.state is not GpadlState.ACCEPTED and not (self.state is GpadlState.TEARING_DOWN and self.users):
+            raise IrqError(errno.EFAULT, f"gpadl {self.handle:#x}: {self.state.value}: not the host's to use (EFAULT)")
         if offset < 0 or size < 0 or offset + size > self.byte_count:
             raise IrqError(
                 errno.EFAULT,
@@ -187,3 +200,4 @@ class GpadlTable:
                 del self._incomplete[gpadl.handle]
             self._quota.give(gpadl.charge)
             gpadl.assembly = None
+            gpadl.state = GpadlState.TORN_DOWN

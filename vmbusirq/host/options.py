@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from vmbusirq.errors import IrqError
 from vmbusirq.wire.protocol import FeatureFlags, Version
 
 if TYPE_CHECKING:
@@ -23,6 +25,22 @@ FEATURES: Final = (
     | FeatureFlags.PAUSE_RESUME
 )
 """Features of 6.0 that the host has. The others need a paravisor, confidential memory or pages of the host."""
+
+_MOST: Final = 1 << 60
+_RANGES: Final = (
+    ("modify_delay_ticks", 0, _MOST),
+    ("open_delay_ticks", 0, _MOST),
+    ("close_delay_ticks", 0, _MOST),
+    ("gpadl_delay_ticks", 0, _MOST),
+    ("accept_timeout_ticks", 0, _MOST),
+    ("gpadl_quota_bytes", 0, _MOST),
+    ("gpadls_max", 0, _MOST),
+    ("throttle_after", 0, _MOST),
+    ("throttle_window_ticks", 1, _MOST),
+    ("throttle_ticks", 1, _MOST),
+    ("monitor_latency", 0, 0xFFFF),
+)
+"""Fields with the least and the most that they can be."""
 
 
 def _drop(_text: str) -> None:
@@ -72,6 +90,13 @@ class HostOptions:
     features: FeatureFlags = FEATURES
     monitor_latency: int = 1000
     log: Callable[[str], object] = _drop
+
+    def __post_init__(self) -> None:
+        """Refuse what no host can be. EINVAL."""
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise IrqError(errno.EINVAL, f"host: {name}={value!r} (EINVAL); it is {least} to {most}")
 
     def quota(self, version: Version) -> int:
         """Return the bytes of guest memory that a host of this version takes in GPADLs."""

@@ -171,7 +171,7 @@ class HostBus:
 
     def _check_relids(self, client: HostConnection, relids: list[int]) -> None:
         for number in relids:
-            if not RELID_MIN <= number <= RELID_MAX:
+            if not isinstance(number, int) or not RELID_MIN <= number <= RELID_MAX:
                 raise IrqError(errno.EINVAL, f"host: relid {number}: relids are {RELID_MIN} to {RELID_MAX} (EINVAL)")
             if self._fixed[client][number] or relids.count(number) > 1:
                 raise IrqError(errno.EEXIST, f"host: relid {number} is kept for {self._owner(client, number)} (EEXIST)")
@@ -262,7 +262,10 @@ class HostBus:
                 off, EIO a guest's ring is broken.
         """
         self.pump()
-        return bulk.drive(self.partition.core, [(item, self._open_channel(item.relid)) for item in traffic], seed)
+        lines = [(item, self._open_channel(item.relid)) for item in traffic]
+        if any(channel.unanswered for _, channel in lines):  # let the guest answer: C does not tell answers apart
+            self.partition.settle()
+        return bulk.drive(self.partition.core, lines, seed)
 
     def _open_channel(self, relid: int) -> HostChannel:
         channel = self.default.channel(relid)
@@ -296,13 +299,13 @@ class HostBus:
     # ---- running
 
     def pump(self) -> bool:
-        """Take the guest's messages in order, do what is due, serve signalled channels; True if there was anything."""
+        """Do what is due, take the guest's messages in order, serve signalled channels; True if there was anything."""
         if self._pumping:
             return False  # a VSP's own call came back here
         self._pumping = True
         try:
-            moved = self._router.receive()
-            moved |= self._run_due()
+            moved = self._run_due()  # it was due before what lies in the port was posted, or at the same time
+            moved |= self._router.receive()
             return self._serve() or moved
         finally:
             self._pumping = False

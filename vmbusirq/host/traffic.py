@@ -67,10 +67,14 @@ def drive(core: Core, lines: Sequence[tuple[Traffic, HostChannel]], seed: int) -
 
 @contextmanager
 def _asking(channels: Sequence[HostChannel]) -> Iterator[None]:
-    """Let the packets of devices that have a template be requests, for a while."""
+    """Let the packets of devices that have a template be requests, for a while.
+
+    The answers are read and counted in C, except on a channel where a request of the VSP's own is still unanswered.
+    """
     asking = [channel for channel in channels if channel.device.vsp.bulk_template]
     for channel in asking:
         set_template(channel, channel.device.vsp.bulk_template)
+        lib.vi_vsp_set_drains(channel.handle, not channel.unanswered)
     try:
         yield
     finally:

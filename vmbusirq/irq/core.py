@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError, check
 from vmbusirq.irq.callbacks import Owner
-from vmbusirq.irq.domain import DomainLayer, IrqDomain
+from vmbusirq.irq.cpuhotplug import CpuHotplugLayer
+from vmbusirq.irq.domain import IrqDomain
 from vmbusirq.log import Level
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["IrqCore"]
 BOGUS_REPORTS_MAX = 100  # kernel/irq/spurious.c, report_bad_irq
 
 
-class IrqCore(DomainLayer):
+class IrqCore(CpuHotplugLayer):
     """genirq over a ``struct vi_machine *``.
 
     The machine is kept alive as long as this object. Everything that changes something belongs to the thread that made

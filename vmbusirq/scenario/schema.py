@@ -32,7 +32,7 @@ from vmbusirq.scenario.spec import (
 from vmbusirq.scenario.table import COUNT_MAX, ScenarioError, Table
 from vmbusirq.scenario.timeline import check_traffic
 from vmbusirq.vmbus.drivers.catalogue import CATALOGUE, UNKNOWN, DeviceClass
-from vmbusirq.wire.devices import UNSUPPORTED_CLASS_IDS
+from vmbusirq.wire.devices import SUB_CHANNEL_CLASSES, UNSUPPORTED_CLASS_IDS
 from vmbusirq.wire.protocol import Version
 
 __all__ = [
@@ -202,8 +202,9 @@ def _read_page_kib(platform: Table, arch: str) -> int:
 
 
 def _read_host(table: Table) -> HostSpec:
+    text = table.take("version", str, str(Version.V5_3))
     try:
-        version = Version.parse(table.take("version", str, str(Version.V5_3)))
+        version = Version.parse(text)
     except ValueError as error:
         raise table.fail("version", str(error)) from None
     quota = table.number("gpadl_quota_mb", -1, 1 << 20, -1)
@@ -317,7 +318,7 @@ def _sub_channels_asked_for(device_class: str, cpus: int) -> tuple[int, str]:
     if device_class == "netvsc":
         asked = min(NETVSC_CHANNELS, cpus) - 1
         return asked, f"netvsc has min({NETVSC_CHANNELS}, CPUs) channels, and there are {cpus} CPUs"
-    if device_class in ("scsi", "fc"):
+    if device_class in SUB_CHANNEL_CLASSES:
         return cpus - 1, f"storvsc wants CPUs - 1, and there are {cpus} CPUs"
     return 0, f"a device of class {device_class} has one channel"
 

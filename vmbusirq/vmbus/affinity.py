@@ -5,7 +5,7 @@ See RFC patches 10 and 12.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 __all__ = ["CONNECT_CPU", "CpuPicker", "VpAssignment"]
@@ -17,15 +17,15 @@ class VpAssignment:
     """The state behind init_vp_index (drivers/hv/channel_mgmt.c, v6.10): who has which CPU of which NUMA node.
 
     Args:
-        nodes: mask of the CPUs of each node; online CPUs only.
+        nodes: mask of the CPUs of each node.
         housekeeping: CPUs that may be chosen, all possible ones unless isolcpus=managed_irq names some.
+        online: says which CPUs are online, all of them if it is not given.
     """
 
-    def __init__(self, nodes: Sequence[int], housekeeping: int) -> None:
-        if not any(node & housekeeping for node in nodes):
-            housekeeping = 0  # an isolated-everything machine: the kernel falls back to the connect CPU
-        self._nodes = tuple(nodes)
+    def __init__(self, nodes: Sequence[int], housekeeping: int, online: Callable[[], int] | None = None) -> None:
+        self._possible_nodes = tuple(nodes)
         self._housekeeping = housekeeping
+        self._online = online
         self._next_node = 0
         self.allocated = [0] * len(nodes)
 
@@ -37,12 +37,13 @@ class VpAssignment:
             sub_channel_index: 0 for a primary channel.
             device_cpus: targets of the device's other channels.
         """
-        if not perf or not self._housekeeping:
+        nodes = self._nodes
+        if not perf or not any(node & self._housekeeping for node in nodes):
             if perf:
                 self.mark(CONNECT_CPU)
             return CONNECT_CPU
         used = set(device_cpus)
-        online = sum(node.bit_count() for node in self._nodes)
+        online = sum(node.bit_count() for node in nodes)
         for attempt in range(1, online + 2):
             node = self._take_node()
             cpu = self._lowest_available(node)
@@ -59,21 +60,31 @@ class VpAssignment:
         """Give ``cpu`` back; the caller knows that no other performance channel is there (hv_clear_allocated_cpu)."""
         self.allocated[self._node_of(cpu)] &= ~(1 << cpu)
 
+    @property
+    def _nodes(self) -> tuple[int, ...]:
+        """The online CPUs of each node (cpumask_of_node)."""
+        if self._online is None:
+            return self._possible_nodes
+        online = self._online()
+        return tuple(node & online for node in self._possible_nodes)
+
     def _node_of(self, cpu: int) -> int:
-        return next((i for i, node in enumerate(self._nodes) if node >> cpu & 1), 0)
+        return next((i for i, node in enumerate(self._possible_nodes) if node >> cpu & 1), 0)
 
     def _take_node(self) -> int:
+        nodes = self._nodes
         while True:
             node = self._next_node
-            self._next_node = (self._next_node + 1) % len(self._nodes)
-            if self._nodes[node] & self._housekeeping:
+            self._next_node = (self._next_node + 1) % len(nodes)
+            if nodes[node] & self._housekeeping:
                 return node
 
     def _lowest_available(self, node: int) -> int:
-        available = (self.allocated[node] ^ self._nodes[node]) & self._housekeeping & self._nodes[node]
+        usable = self._nodes[node] & self._housekeeping
+        available = usable & ~self.allocated[node]
         if not available:
             self.allocated[node] = 0
-            available = self._nodes[node] & self._housekeeping
+            available = usable
         return (available & -available).bit_length() - 1
 
 

@@ -234,13 +234,14 @@ class Channel(Sender):
         self.relid = relid
 
     def rescind(self) -> None:
-        """Let no arrival through any more, and no packet out."""
+        """Let no arrival through any more, and no packet out. ENODEV: the channel is gone."""
+        lib.vi_channel_set_rescind(self._present(), 1)
         self.rescinded = True
-        lib.vi_channel_set_rescind(self.c, 1)
 
     def set_cpu(self, cpu: int) -> None:
-        """Expect interrupts on ``cpu``; other CPUs still take theirs, by the slower path."""
-        check(lib.vi_channel_set_cpu(self.c, cpu), f"channel {self.relid}: cannot move to cpu {cpu}: there is none")
+        """Expect interrupts on ``cpu``; others still take theirs, by the slower path. ENODEV: the channel is gone."""
+        result = lib.vi_channel_set_cpu(self._present(), cpu)
+        check(result, f"channel {self.relid}: cannot move to cpu {cpu}: there is none")
         self.target_cpu = cpu
 
     def set_signal(
@@ -271,18 +272,19 @@ class Channel(Sender):
 
     def map(self, irq: int) -> None:
         """Let flags of this relid reach ``irq``, or the channel itself where there is none."""
-        check(lib.vi_channel_map(self.c, irq), f"channel {self.relid}: cannot be mapped to irq {irq}")
+        check(lib.vi_channel_map(self._present(), irq), f"channel {self.relid}: cannot be mapped to irq {irq}")
         self.irq = irq
         self.mapped = True
 
     def unmap(self) -> None:
         """Undo :meth:`map`. EDEADLK from inside an interrupt."""
-        check(lib.vi_channel_unmap(self.c), f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+        result = lib.vi_channel_unmap(self._present())
+        check(result, f"channel {self.relid}: cannot be unmapped from inside an interrupt")
         self.mapped = False
 
     def bind_action(self, action: Any) -> None:
         """Fill a ``struct vi_irqaction *`` so that it runs this channel."""
-        lib.vi_channel_bind_action(self.c, action)
+        lib.vi_channel_bind_action(self._present(), action)
 
     def share_rings(self, rings: RingPair | None) -> None:
         """Take the guest's ends of two rings, or give them up. ENODEV: the channel is gone."""
@@ -350,5 +352,5 @@ class Channel(Sender):
 
     def destroy(self) -> None:
         """Free the C half; the channel must be closed and unmapped."""
-        lib.vi_channel_destroy(self.c)
+        lib.vi_channel_destroy(self._present())
         self.c = ffi.NULL

@@ -18,6 +18,7 @@ from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.affinity import VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
+from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers.catalogue import find_class
 from vmbusirq.vmbus.open import Opener
@@ -48,6 +49,8 @@ class ChannelManager:
         offers_in_progress: offers queued and not yet processed; a rescind waits for 0.
         close_on_suspend: sub-channels and hv_sock channels that must go before a suspend can end.
         fixup_on_resume: primaries that wait for their next offer after a suspend.
+        resuming: a resume waits for the offers, and sees to the devices that they bring back.
+        take_up_late: sees to a device whose offer comes after that.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class ChannelManager:
         self.offers_in_progress = 0
         self.close_on_suspend = 0
         self.fixup_on_resume = 0
+        self.resuming = False
+        self.take_up_late: Callable[[HvDevice], Steps[None]] | None = None
 
     # ---- what the tasklet queues
 
@@ -232,6 +237,8 @@ class ChannelManager:
         what = " and another connection id" if changed else ""
         self._log.info(f"hv_vmbus: {channel.irq_name} is back as relid {relid}{what}")
         self.fixup_on_resume -= 1
+        if not self.resuming and self.take_up_late is not None and channel.device is not None:
+            self._work.pri_chan.queue(f"resume channel {relid}", self.take_up_late(channel.device))
 
     # ---- rescind
 
@@ -257,7 +264,7 @@ class ChannelManager:
         """Let nothing through any more, and end every wait for the host."""
         channel.rescind_ref = True
         yield Step(f"channel {channel.relid}: rescind")
-        if channel.gone:
+        if channel.gone:  # its device could not be added, and it was removed for that
             return
         channel.clear_callback()
         channel.rescind()

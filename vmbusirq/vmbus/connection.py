@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from vmbusirq._ffi import ffi, lib
-from vmbusirq.core import TICKS_PER_MS, TICKS_PER_S, Core
+from vmbusirq.core import Core
 from vmbusirq.designs import Design
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.hyperv.monitor import GROUP_BITS, GROUPS, PENDING
@@ -25,6 +26,7 @@ from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.channel_mgmt import ChannelManager
 from vmbusirq.vmbus.context import Context, GuestOptions
 from vmbusirq.vmbus.control import Control, Request
+from vmbusirq.vmbus.cpuhp import CpuHotplug
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
@@ -53,10 +55,6 @@ __all__ = ["VmbusConnection"]
 
 T = TypeVar("T")
 
-RESUME_TIMEOUT_TICKS: Final = 10 * TICKS_PER_S
-CRASH_POLL_TICKS: Final = 10 * TICKS_PER_MS
-CRASH_POLLS: Final = 10_000  # 100 s
-CRASH_NOTICE_POLLS: Final = 500
 _ISOLATION_MIN: Final = Version.V5_2
 
 
@@ -65,7 +63,7 @@ class VmbusConnection:
 
     Args:
         hv: the partition: hypercalls, memory, SynICs, time.
-        nodes: mask of online CPUs of each NUMA node.
+        nodes: mask of the CPUs of each NUMA node.
         ppi_irq: Linux IRQ of the per-CPU interrupt that serves the top level (arm64), 0 on x86.
 
     Attributes:
@@ -74,6 +72,7 @@ class VmbusConnection:
         channels: offered channels by relid.
         work: the work queues.
         retarget: which CPU channels interrupt.
+        cpuhp: CPUs that come and go.
         monitors: the monitor pages.
         manager: channels from offer to removal.
         leaving, hibernation: unload, kexec and crash; suspend and resume.
@@ -102,18 +101,25 @@ class VmbusConnection:
         self._pages: Final[dict[str, GuestPages]] = {}
         self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
-        assignment = VpAssignment(nodes, irq.possible & ~options.isolated)
+        assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
         self.retarget: Final = Retarget(self._ctx, assignment)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
-        self._opener: Final = Opener(self._ctx)
+        self._opener: Final = Opener(self._ctx, self.work.system.queue)
         self.devices: Final = Devices(irq.log, self._opener.abandon)
+        self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, self.devices)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )
         self.retarget.perf_channel_on = self.manager.perf_channel_on
-        self.leaving: Final = Leaving(self._ctx, self._opener, self.retarget, self._pages)
+        self.leaving: Final = Leaving(self._ctx, self._opener, self.cpuhp, self._pages, self.devices.all_channels)
         self.hibernation: Final = Hibernation(
-            self._ctx, self.manager, self.devices, self.work, unload=self.leaving.unload, negotiate=self._negotiate
+            self._ctx,
+            self.manager,
+            self.devices,
+            self.work,
+            unload=self.leaving.unload,
+            negotiate=self._negotiate,
+            request_offers=self._request_offers,
         )
         for name, driver in DRIVERS.items():
             self.devices.drivers[name] = driver(self)
@@ -166,9 +172,9 @@ class VmbusConnection:
         return self.options.isolated
 
     @property
-    def synic_online(self) -> int:
+    def synics_on(self) -> int:
         """CPUs whose SynIC takes interrupts."""
-        return self.retarget.synic_online
+        return self.cpuhp.synics_on
 
     def cpu_to_node(self, cpu: int) -> int:
         """Return the NUMA node of a CPU."""
@@ -189,7 +195,7 @@ class VmbusConnection:
         synics: dict[str, tuple[int, ...]] = {
             f"cpu {cpu}: message page, event flag page": ()
             for cpu in range(self._irq.nr_cpus)
-            if self.synic_online >> cpu & 1
+            if self.synics_on >> cpu & 1
         }
         return {**{name: tuple(pages.pfns) for name, pages in self._pages.items()}, **gpadls, **synics}
 
@@ -203,8 +209,16 @@ class VmbusConnection:
     def synic_init(self, cpus: Iterable[int]) -> None:
         """Switch the SynICs of CPUs on (hv_synic_init)."""
         for cpu in cpus:
-            self._hv.synic.enable(cpu)
-            self.retarget.synic_online |= 1 << cpu
+            self._run(self.cpuhp.synic_init(cpu))
+
+    def synic_cleanup(self, cpu: int) -> None:
+        """Switch the SynIC of a CPU off that is to go offline (hv_synic_cleanup).
+
+        Raises:
+            IrqError: EBUSY the connect CPU, a CPU that a channel interrupts, or one with flags that nobody serves;
+                everything is as it was then.
+        """
+        self._run(self.cpuhp.synic_cleanup(cpu))
 
     def connect(self) -> None:
         """Agree on a version and ask for the offers, which come as the machine runs.
@@ -217,11 +231,11 @@ class VmbusConnection:
         """Yield the steps of negotiation and REQUESTOFFERS (vmbus_connect, vmbus_request_offers).
 
         Raises:
-            IrqError: EDOM the host speaks none of our versions; else as posting.
+            IrqError: EBUSY it is connected, suspended, or has channels of a connection that it left; EDOM the host
+                speaks none of our versions; else as posting.
         """
         self._irq.check_owner()
-        if self.control.connected:
-            raise IrqError(errno.EBUSY, f"vmbus: is connected at version {self.version} already (EBUSY)")
+        self._refuse_second_connection()
         self._allocate_pages()
         newest = Version(self.options.max_version)
         tried = [version for version in LINUX_VERSIONS if version <= newest]
@@ -240,7 +254,29 @@ class VmbusConnection:
             spoken = ", ".join(str(version) for version in tried) or "none"
             raise IrqError(errno.EDOM, f"vmbus: the host speaks none of our versions (EDOM); tried: {spoken}")
         self.log.info(f"hv_vmbus: Vmbus version:{self.version}")
-        yield from self.control.post(RequestOffers())
+        yield from self._request_offers()
+
+    def _refuse_second_connection(self) -> None:
+        if self.control.connected:
+            raise IrqError(errno.EBUSY, f"vmbus: is connected at version {self.version} already (EBUSY)")
+        if self.control.suspended:
+            raise IrqError(errno.EBUSY, "vmbus: cannot connect: it is suspended (EBUSY); resume first")
+        left = sum(1 for _ in self.devices.all_channels())
+        if left:
+            raise IrqError(
+                errno.EBUSY,
+                f"vmbus: cannot connect: {left} channels are left of a connection that is over (EBUSY); suspend and "
+                "resume instead",
+            )
+
+    def _request_offers(self) -> Steps[None]:
+        """Post REQUESTOFFERS (vmbus_request_offers); a guest that cannot leaves its host again."""
+        try:
+            yield from self.control.post(RequestOffers())
+        except Exception:
+            with suppress(IrqError):  # the first error is the one that counts
+                yield from self.leaving.unload()
+            raise
 
     def _allocate_pages(self) -> None:
         for name in ("interrupt page", "monitor page 1", "monitor page 2"):
@@ -272,6 +308,7 @@ class VmbusConnection:
             return False
         if multi_client:
             control.msg_conn_id = answer.msg_conn_id
+        self._opener.let_go()  # to a host, first contact is an unload as well (vmbus.md 2.10)
         control.version = version
         control.connected = True
         return True
@@ -317,12 +354,16 @@ class VmbusConnection:
         yield from self._opener.close(channel, subs, self.manager.process_removal)
 
     def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
-        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded."""
-        return (yield from self._opener.establish_gpadl(channel, pages.pfns))
+        """Share pages with the host; the result is the handle. EDQUOT: refused; ENODEV: rescinded.
 
-    def teardown_gpadl_steps(self, channel: Channel, handle: int) -> Steps[None]:
-        """Take shared pages back."""
-        yield from self._opener.teardown_gpadl(channel, handle)
+        The pages are not the caller's any more, whatever happens: an error frees them, or keeps them from everybody if
+        the host may know of them.
+        """
+        return (yield from self._opener.share(channel, pages))
+
+    def teardown_gpadl_steps(self, channel: Channel, handle: int, pages: GuestPages) -> Steps[None]:
+        """Have the host let go of shared pages, and free them; if it does not, nobody gets them."""
+        yield from self._opener.unshare(channel, handle, pages)
 
     def alloc_pages(self, pages: int) -> GuestPages:
         """Return contiguous pages of 4096 bytes to share."""
@@ -388,7 +429,7 @@ class VmbusConnection:
     def remove_id(self, driver: str, class_id: UUID) -> None:
         """Take a class of :meth:`new_id` back; what is bound stays bound. ENODEV: it was not added."""
         self._irq.check_owner()
-        self.devices.remove_id(self.devices.drivers[driver], class_id)
+        self.devices.remove_id(self.devices.driver(driver), class_id)
 
     def _run(self, steps: Steps[T]) -> T:
         self._irq.check_owner()
@@ -420,12 +461,16 @@ class VmbusConnection:
 
         Returns:
             What stays shared, as :meth:`shared_pages`.
+        Raises:
+            IrqError(EINVAL): there is no such CPU.
         """
-        self._run(self.leaving.panic(cpu))
+        self._run(self.panic_steps(cpu))
         return self.shared_pages()
 
     def panic_steps(self, cpu: int) -> Steps[None]:
         """Yield the steps of :meth:`panic`."""
+        if not isinstance(cpu, int) or not 0 <= cpu < self._irq.nr_cpus:
+            raise IrqError(errno.EINVAL, f"panic on cpu {cpu}: there is none (EINVAL); 0 to {self._irq.nr_cpus - 1}")
         yield from self.leaving.panic(cpu)
 
     def suspend(self) -> None:

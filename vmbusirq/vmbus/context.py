@@ -13,9 +13,10 @@ from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.control import Control
 from vmbusirq.vmbus.pages import HV_PAGE
 
-__all__ = ["CHANNEL_MUTEX", "Context", "GuestOptions"]
+__all__ = ["CHANNEL_MUTEX", "SET_AFFINITY_LOCK", "Context", "GuestOptions"]
 
 CHANNEL_MUTEX = Lock("channel_mutex", LockKind.SLEEPING)
+SET_AFFINITY_LOCK = Lock("set_affinity_lock", LockKind.SPINNING)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from vmbusirq._ffi import lib
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import Hung, IrqError
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.log import Level, Log
-from vmbusirq.steps import Step, Steps
+from vmbusirq.steps import Lock, Step, Steps, holding
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.wire.protocol import (
     VMBUS_MESSAGE_CONNECTION_ID,
@@ -36,6 +36,7 @@ __all__ = ["Control", "Hypervisor", "Request"]
 POST_ATTEMPTS: Final = 100
 _TICKS_PER_US: Final = 10
 _DOUBLINGS: Final = 21  # 1, 2, 4 ... 2 097 152 microseconds
+_ONCE_ONLY: Final = frozenset((MessageType.GPADL_CREATED, MessageType.GPADL_TORNDOWN))  # no handle is used twice
 _SHORT_DELAY_US: Final = 1000  # below, the kernel spins: here others get a turn and no time passes
 
 
@@ -76,12 +77,14 @@ class Request:
         kind: the type of the answer.
         key: what the answer must name: a relid, a GPADL handle, nothing.
         channel: whose rescind ends the wait.
+        late: called in the tasklet with an answer that comes when nobody waits for it any more.
         answer: the message that came; ``rescinded``: none will.
     """
 
     kind: MessageType
     key: tuple[int, ...] = ()
     channel: Channel | None = None
+    late: Callable[[Message], object] | None = None
     answer: Message | None = None
     rescinded: bool = False
 
@@ -98,9 +101,11 @@ class Control:
     Attributes:
         version: agreed upon last; None before.
         connected: the host knows the guest.
+        suspended: a suspend has left the host, and resume alone brings the guest back.
         msg_conn_id: connection that messages are posted to.
         received: messages that were taken out of the slot, by type.
         requests: what is being waited for.
+        given_up: requests whose wait was given up: the next answers of their kind and key are theirs.
         handlers: who takes a message of each type, in the tasklet.
         traces: hears of the tracepoints of system hyperv, if set.
     """
@@ -109,9 +114,11 @@ class Control:
     log: Log
     version: Version | None = None
     connected: bool = False
+    suspended: bool = False
     msg_conn_id: int = VMBUS_MESSAGE_CONNECTION_ID
     received: dict[int, int] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+    given_up: list[Request] = field(default_factory=list)
     handlers: dict[MessageType, Callable[[Message], object]] = field(default_factory=dict)
     traces: Callable[[str], object] | None = None
 
@@ -177,19 +184,47 @@ class Control:
         self.log.err(f"hv_vmbus: hv_post_msg() failed; error code:{int(status)}")
         return errno.EINVAL
 
-    def ask(self, request: Request, *messages: Message) -> Steps[Message | None]:
-        """Post messages and wait, without limit, for the answer; None: the channel was rescinded instead."""
+    def ask(self, request: Request, *messages: Message, lock: Lock | None = None) -> Steps[Message | None]:
+        """Post messages and wait, without limit, for the answer; None: the channel was rescinded instead.
+
+        A host answers in the order of the questions: as long as one of the same kind and key is unanswered, its answer
+        comes first. If no other follows, the host has dropped that question, and what it said is the answer to ours.
+
+        Args:
+            request: what is asked.
+            messages: how.
+            lock: held while they are posted and dropped for the wait.
+        Raises:
+            Hung: the host will not answer; what it says later is not taken for the answer to another question.
+        """
         self.requests.append(request)
         try:
             for message in messages:
-                yield from self.post(message)
-            yield from self.wait(f"wait for {request.kind.name}", lambda: request.done)
+                yield from self.post(message) if lock is None else holding(lock, self.post(message))
+            earlier = [other for other in self.given_up if (other.kind, other.key) == (request.kind, request.key)]
+            try:
+                yield from self.wait(f"wait for {request.kind.name}", lambda: request.done)
+            except Hung:
+                said = [other.answer for other in earlier if other.answer is not None]
+                if not said:
+                    self._give_up(request)
+                    raise
+                request.answer = said[-1]
         finally:
             self.requests.remove(request)
         return request.answer
 
+    def _give_up(self, request: Request) -> None:
+        if request.kind not in _ONCE_ONLY:
+            self.given_up.append(request)
+
+    def forget(self, channel: Channel | None = None) -> None:
+        """Expect no late answers any more, of one channel or at all: the host has let go."""
+        self.given_up[:] = [request for request in self.given_up if channel not in (None, request.channel)]
+
     def rescind_channel(self, channel: Channel) -> None:
         """End every wait that belongs to a channel."""
+        self.forget(channel)
         for request in self.requests:
             if request.channel is channel:
                 request.rescinded = True
@@ -212,8 +247,15 @@ class Control:
             handler(message)
 
     def answer(self, message: Message, *key: int) -> bool:
-        """Hand an answer to the first request that waits for it; return False if none does."""
+        """Hand an answer to the first request that waits for it, or has given up; return False if there is none."""
         self.trace_received(message)
+        for request in self.given_up:
+            if (request.kind, request.key) == (message.msgtype, key):
+                self.given_up.remove(request)
+                request.answer = message
+                if request.late is not None:
+                    request.late(message)
+                return True
         for request in self.requests:
             if (request.kind, request.key) == (message.msgtype, key) and not request.done:
                 request.answer = message

@@ -103,11 +103,16 @@ class Devices(Mapping[UUID, HvDevice]):
             yield from self._attach(device)
 
     def allow_probing(self) -> Steps[None]:
-        """Probe what came while probing was blocked (device_unblock_probing, drivers/base/dd.c)."""
+        """Probe what came while probing was blocked (device_unblock_probing, drivers/base/dd.c).
+
+        What a resume has missed stays on the list until its offer comes.
+        """
         self.probing_blocked = False
         deferred, self._deferred = self._deferred, []
         for device in deferred:
-            if device.registered and device.driver is None and device.primary.mapped:
+            if device.registered and not device.primary.mapped:
+                self._deferred.append(device)
+            elif device.registered and device.driver is None:
                 yield from self._attach(device)
 
     def _attach(self, device: HvDevice) -> Steps[None]:

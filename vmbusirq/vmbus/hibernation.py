@@ -18,7 +18,7 @@ from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.work import WorkQueues
-from vmbusirq.wire.protocol import RequestOffers, Version
+from vmbusirq.wire.protocol import Version
 
 __all__ = ["Hibernation"]
 
@@ -35,6 +35,7 @@ class Hibernation:
         work: the queues that must be empty.
         unload: leaves the host.
         negotiate: tries one version.
+        request_offers: posts REQUESTOFFERS, or leaves the host again.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Hibernation:
         *,
         unload: Callable[[], Steps[None]],
         negotiate: Callable[[Version], Steps[bool]],
+        request_offers: Callable[[], Steps[None]],
     ) -> None:
         self._ctx = context
         self._manager = manager
@@ -53,16 +55,20 @@ class Hibernation:
         self._work = work
         self._unload = unload
         self._negotiate = negotiate
+        self._request_offers = request_offers
         self._wait = context.control.wait
+        manager.take_up_late = self.take_up_late
 
     def suspend(self) -> Steps[None]:
         """Suspend every device, then the bus (vmbus_suspend of the devices, vmbus_bus_suspend).
 
         An error, and a host that does not answer, leave the guest as it was: devices that were suspended are resumed.
+        The UNLOAD is beyond that: whatever becomes of it, the guest is suspended, and resume brings it back.
 
         Raises:
             IrqError: EINVAL it is not connected; EOPNOTSUPP a driver cannot suspend, or a channel is open that no
-                driver looks after; EBUSY a device of an earlier resume is still missing.
+                driver looks after; EBUSY a device of an earlier resume is still missing; ETIMEDOUT (Hung) the host does
+                not answer, UNLOAD among others.
         """
         if not self._ctx.control.connected:
             raise IrqError(errno.EINVAL, "vmbus: cannot suspend: it is not connected (EINVAL)")
@@ -77,10 +83,13 @@ class Hibernation:
                 yield from self._devices.under_lock(device, self._suspend_device(device))
             yield from self._suspend_bus()
         except IrqError:
-            for device in reversed(suspended):
+            # a device whose offer came meanwhile, after a resume had missed it, is closed still
+            late = [device for device in tuple(self._devices.values()) if device not in suspended]
+            for device in (*late, *reversed(suspended)):
                 yield from self._devices.under_lock(device, self._resume_device(device))
             yield from self._devices.allow_probing()
             raise
+        self._ctx.control.suspended = True
         yield from self._unload()
 
     def _suspend_device(self, device: HvDevice) -> Steps[None]:
@@ -125,22 +134,38 @@ class Hibernation:
     def resume(self) -> Steps[None]:
         """Connect at the same version, take up the offers again, resume every device (vmbus_bus_resume).
 
+        If the host cannot be reached the guest stays suspended.
+
         Raises:
-            IrqError: EINVAL there was no suspend; EPROTO the host does not speak the version any more.
+            IrqError: EINVAL there was no suspend; EPROTO the host does not speak the version any more; else as posting.
         """
-        version, manager = self._ctx.control.version, self._manager
-        if version is None or self._ctx.control.connected:
+        control, manager = self._ctx.control, self._manager
+        version = control.version
+        if version is None or not control.suspended:
             raise IrqError(errno.EINVAL, "vmbus: cannot resume: it was not suspended (EINVAL)")
-        manager.ignore_offers = False
-        if not (yield from self._negotiate(version)):
-            raise IrqError(errno.EPROTO, f"vmbus: the host does not speak version {version} any more (EPROTO)")
-        yield from self._ctx.control.post(RequestOffers())
-        point = "resume: wait for the offers"
-        if not (yield from self._wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
-            self._ctx.irq.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
+        manager.ignore_offers, manager.resuming = False, True
+        try:
+            yield from self._reconnect(version)
+            control.suspended = False
+            point = "resume: wait for the offers"
+            if not (yield from self._wait(point, lambda: manager.fixup_on_resume == 0, RESUME_TIMEOUT_TICKS)):
+                self._ctx.irq.log.err("hv_vmbus: Some vmbus device is missing after suspending?")
+        finally:
+            manager.ignore_offers, manager.resuming = control.suspended, False
         for device in tuple(self._devices.values()):
             yield from self._devices.under_lock(device, self._resume_device(device))
         yield from self._devices.allow_probing()
+
+    def _reconnect(self, version: Version) -> Steps[None]:
+        if not (yield from self._negotiate(version)):
+            raise IrqError(errno.EPROTO, f"vmbus: the host does not speak version {version} any more (EPROTO)")
+        yield from self._request_offers()
+
+    def take_up_late(self, device: HvDevice) -> Steps[None]:
+        """Open a device again whose offer came after the end of the resume that missed it."""
+        if not self._devices.probing_blocked:  # else the next suspend has begun, and the resume after it does this
+            yield from self._devices.under_lock(device, self._resume_device(device))
+            yield from self._devices.allow_probing()
 
     def _resume_device(self, device: HvDevice) -> Steps[None]:
         """Let a driver open its device again; what it fails with is logged, as the PM core does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -10,11 +11,12 @@ from vmbusirq.errors import IrqError
 from vmbusirq.limits import SINT_VMBUS
 from vmbusirq.steps import Context as StepContext
 from vmbusirq.steps import Step, Steps
+from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.cpuhp import CpuHotplug
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import GuestPages
-from vmbusirq.vmbus.retarget import Retarget
 from vmbusirq.wire.protocol import MessageType, Unload, Unlock
 
 __all__ = ["Leaving"]
@@ -30,15 +32,24 @@ class Leaving:
     Args:
         context: the kernel and the hypervisor.
         opener: who knows what the host may reach.
-        retarget: who knows which SynICs are on.
+        cpuhp: who switches SynICs off.
         pages: the connection's own, by name.
+        all_channels: those that may signal the host through them.
     """
 
-    def __init__(self, context: Context, opener: Opener, retarget: Retarget, pages: dict[str, GuestPages]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        opener: Opener,
+        cpuhp: CpuHotplug,
+        pages: dict[str, GuestPages],
+        all_channels: Callable[[], Iterable[Channel]],
+    ) -> None:
         self._ctx = context
         self._opener = opener
-        self._retarget = retarget
+        self._cpuhp = cpuhp
         self._pages = pages
+        self._all_channels = all_channels
 
     def unload(self) -> Steps[None]:
         """Leave the host; nothing happens if the guest is not connected (vmbus_initiate_unload)."""
@@ -55,17 +66,16 @@ class Leaving:
     def kexec(self) -> Steps[None]:
         """Leave for another kernel: everything that is shared is revoked (hv_kexec_handler)."""
         yield from self.unload()
+        self._ctx.control.suspended = False  # nobody is left to resume
         self._opener.let_go()
         for cpu in range(self._ctx.irq.nr_cpus):
-            self._synic_cleanup(cpu)
+            yield from self._cpuhp.synic_cleanup(cpu)
+        for channel in self._all_channels():
+            channel.clear_callback()
+            channel.set_signal(0)  # its bits are in pages that are another's now
         for pages in self._pages.values():
             pages.free()
         self._pages.clear()
-
-    def _synic_cleanup(self, cpu: int) -> None:
-        if self._retarget.synic_online >> cpu & 1:
-            self._ctx.hv.synic.disable(cpu)
-            self._retarget.synic_online &= ~(1 << cpu)
 
     def panic(self, cpu: int) -> Steps[None]:
         """Leave from a crashed CPU, interrupts off, the others standing still (hv_crash_handler)."""
@@ -77,7 +87,7 @@ class Leaving:
             if (yield from self._poll_for_unload()):
                 self._opener.let_go()
                 self._pages.clear()  # the host lets go of them too; the pages are never used again
-        self._synic_cleanup(cpu)
+        self._cpuhp.disable(cpu)
 
     def _poll_for_unload(self) -> Steps[bool]:
         """Read every CPU's slot until the answer to UNLOAD is in one (vmbus_wait_for_unload)."""

@@ -15,18 +15,19 @@ from typing import Any, Final
 
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import CHandler
-from vmbusirq.steps import Step, Steps
+from vmbusirq.steps import Step, Steps, each
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.drivers.catalogue import Attention
-from vmbusirq.vmbus.pages import RingPair
+from vmbusirq.vmbus.pages import RingPair, Shareable
 from vmbusirq.wire.protocol import (
     FIRST_GPADL_HANDLE,
     CloseChannel,
     GpadlCreated,
     GpadlTeardown,
     GpaRange,
+    Message,
     MessageType,
     OpenChannel,
     OpenChannelResult,
@@ -52,17 +53,47 @@ class Opener:
 
     Attributes:
         gpadls: what the host may know of, by handle.
-        stranded: rings that a host never let go of, with their channel; they are freed when it is known to have done
-            so, through a rescind or an unload.
+        stranded: rings and buffers that a host never let go of, with their channel; they are freed when it is known to
+            have done so, through a rescind or an unload.
+
+    Args:
+        context: the kernel and the hypervisor.
+        queue_work: runs steps later, where they may wait.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, queue_work: Callable[[str, Steps[None]], object]) -> None:
         self._ctx = context
+        self._queue_work = queue_work
+        self._undecided: set[Channel] = set()  # the host has yet to say whether an open that was given up succeeded
         self._next_gpadl = FIRST_GPADL_HANDLE
         self.gpadls: Final[dict[int, Gpadl]] = {}
-        self.stranded: Final[list[tuple[Channel, RingPair]]] = []
+        self.stranded: Final[list[tuple[Channel, Shareable]]] = []
 
     # ---- guest memory lists
+
+    def share(self, channel: Channel, memory: Shareable) -> Steps[int]:
+        """Share memory with the host and own it from here on; return the handle.
+
+        On an error the memory is freed, or stranded if the host may know of it. Errors as :meth:`establish_gpadl`.
+        """
+        try:
+            return (yield from self.establish_gpadl(channel, memory.pfns))
+        except Hung:
+            self._strand(channel, memory)
+            raise
+        except Exception:
+            memory.free()
+            raise
+
+    def unshare(self, channel: Channel, handle: int, memory: Shareable) -> Steps[None]:
+        """Have the host let go of memory, if it has it (0: it has not), and free it; else it is stranded."""
+        try:
+            if handle:
+                yield from self.teardown_gpadl(channel, handle)
+        except Exception:
+            self._strand(channel, memory)
+            raise
+        memory.free()
 
     def establish_gpadl(self, channel: Channel, pfns: Sequence[int]) -> Steps[int]:
         """Share pages with the host; return the handle (vmbus_establish_gpadl).
@@ -112,22 +143,24 @@ class Opener:
             if channel in (None, gpadl.channel):
                 del self.gpadls[handle]
         kept = [entry for entry in self.stranded if channel not in (None, entry[0])]
-        for _, rings in (entry for entry in self.stranded if entry not in kept):
-            rings.free()
+        for _, memory in (entry for entry in self.stranded if entry not in kept):
+            memory.free()
         self.stranded[:] = kept
+        self._undecided = {other for other in self._undecided if channel not in (None, other)}
+        self._ctx.control.forget(channel)
 
     @property
     def stranded_pages(self) -> int:
-        """Pages in rings that a host never let go of."""
-        return sum(rings.pages for _, rings in self.stranded)
+        """Pages that a host never let go of."""
+        return sum(memory.pages for _, memory in self.stranded)
 
-    def _strand(self, channel: Channel, rings: RingPair) -> None:
-        """The host may write to these rings for ever: nobody else gets their pages."""
+    def _strand(self, channel: Channel, memory: Shareable) -> None:
+        """The host may write to this memory for ever: nobody else gets its pages."""
+        memory.unmap()
         if channel.gone:
-            rings.free()
+            memory.free()
         else:
-            rings.unmap()
-            self.stranded.append((channel, rings))
+            self.stranded.append((channel, memory))
 
     def abandon(self, channel: Channel) -> None:
         """Close a channel without the host: a probe was given up half-way, because a host never answered."""
@@ -148,6 +181,11 @@ class Opener:
             raise IrqError(
                 errno.EINVAL,
                 f"channel {channel.relid}: cannot open: its state is {channel.state.name}, not OPEN (EINVAL)",
+            )
+        if channel in self._undecided:
+            raise IrqError(
+                errno.EBUSY,
+                f"channel {channel.relid}: cannot open: the host has not answered the open before this one (EBUSY)",
             )
         channel.state = ChannelState.OPENING
         try:
@@ -177,7 +215,7 @@ class Opener:
         except Exception:
             self._withdraw(channel)
             with suppress(IrqError):  # the first error is the one that counts
-                yield from self._take_back(channel, handle, rings)
+                yield from self.unshare(channel, handle, rings)
             raise
 
     @staticmethod
@@ -194,8 +232,13 @@ class Opener:
         if channel.rescinded:
             raise _rescinded(channel, "open")
         message = OpenChannel(relid, relid, channel.gpadl, channel.target_cpu, rings.downstream_offset, userdata)
-        request = Request(MessageType.OPENCHANNEL_RESULT, (relid, relid), channel)
-        result = yield from self._ctx.control.ask(request, message)
+        late = partial(self._answered_late, channel, rings, channel.gpadl)
+        request = Request(MessageType.OPENCHANNEL_RESULT, (relid, relid), channel, late)
+        try:
+            result = yield from self._ctx.control.ask(request, message)
+        except Hung:
+            self._undecided.add(channel)
+            raise
         if result is None or channel.rescinded:
             raise _rescinded(channel, "open")
         assert isinstance(result, OpenChannelResult)
@@ -204,15 +247,25 @@ class Opener:
                 errno.EAGAIN, f"channel {relid}: the host refused to open it, status {signed32(result.status)} (EAGAIN)"
             )
 
-    def _take_back(self, channel: Channel, handle: int, rings: RingPair) -> Steps[None]:
-        """Have the host let go of rings, if it has them, and free them."""
+    def _answered_late(self, channel: Channel, rings: RingPair, handle: int, result: Message) -> None:
+        """The host has answered an open that was given up; runs in the tasklet."""
+        assert isinstance(result, OpenChannelResult)
+        steps = self._end_late(channel, rings, handle, opened=not result.status)
+        self._queue_work(f"channel {channel.relid}: end an open that was given up", steps)
+
+    def _end_late(self, channel: Channel, rings: RingPair, handle: int, *, opened: bool) -> Steps[None]:
+        """Have the host close what it has opened too late, and let go of the rings."""
         try:
-            if handle:
-                yield from self.teardown_gpadl(channel, handle)
-        except Exception:
-            self._strand(channel, rings)
-            raise
-        rings.free()
+            if opened:
+                yield from self._send_close(channel)
+            yield from self.teardown_gpadl(channel, handle)
+        except IrqError as error:
+            self._ctx.irq.log.err(f"hv_vmbus: channel {channel.relid}: its rings stay with the host: {error}")
+        else:
+            self.stranded[:] = [entry for entry in self.stranded if entry[1] is not rings]
+            rings.free()
+        finally:
+            self._undecided.discard(channel)
 
     def _withdraw(self, channel: Channel) -> None:
         """Undo the guest's own half of an open that failed."""
@@ -251,31 +304,31 @@ class Opener:
             channel: the primary.
             subs: its sub-channels.
             remove: what ends the life of a sub-channel whose rescind was waiting for this.
+        Whatever one of them fails with, the others are closed, too; the first error is raised at the end.
+
         Raises:
             IrqError: EINVAL for a sub-channel, or unless it is open; EDEADLK from inside an interrupt.
         """
         if channel.primary is not None:
             raise IrqError(errno.EINVAL, f"channel {channel.relid}: is a sub-channel: its primary closes it (EINVAL)")
         self._ctx.irq.may_wait(f"channel {channel.relid}: close")
-        for sub in tuple(subs):
-            yield from self._wait_while_opening(sub)
-            if sub.state is ChannelState.OPENED:
-                yield from self.disconnect(sub)
-            if sub.rescinded:
-                yield from self._wait_for_probe(sub)
-                if not sub.gone:
-                    yield from remove(sub)
-        yield from self.disconnect(channel)
+        ends = [steps for sub in subs for steps in (self._close_sub(sub), self._end_rescinded(sub, remove))]
+        yield from each(*ends, self.disconnect(channel))
 
-    def _wait_while_opening(self, sub: Channel) -> Steps[None]:
-        """A sub-channel that is being opened would be open when nobody is left to close it."""
+    def _close_sub(self, sub: Channel) -> Steps[None]:
+        """Close a sub-channel; one that is being opened would be open when nobody is left to close it."""
         point = f"channel {sub.relid}: wait for its open"
         yield from self._ctx.control.wait(point, lambda: sub.state is not ChannelState.OPENING)
+        if sub.state is ChannelState.OPENED:
+            yield from self.disconnect(sub)
 
-    def _wait_for_probe(self, sub: Channel) -> Steps[None]:
-        """Whoever works on a rescinded sub-channel is done then; its removal may be in line behind its primary's."""
-        point = f"channel {sub.relid}: wait for its probe"
-        yield from self._ctx.control.wait(point, lambda: sub.probe_done or sub.gone)
+    def _end_rescinded(self, sub: Channel, remove: Callable[[Channel], Steps[Any]]) -> Steps[None]:
+        """Remove a rescinded sub-channel: its own removal may be queued behind that of its primary."""
+        if sub.rescinded:
+            point = f"channel {sub.relid}: wait for its probe"  # whoever works on it is done then
+            yield from self._ctx.control.wait(point, lambda: sub.probe_done or sub.gone)
+            if not sub.gone:
+                yield from remove(sub)
 
     def disconnect(self, channel: Channel) -> Steps[None]:
         """Stop the callback, tell the host, take the rings back, free the IRQ (vmbus_disconnect_ring).
@@ -301,7 +354,7 @@ class Opener:
             self._strand(channel, rings)
         else:
             try:
-                yield from self._take_back(channel, handle, rings)
+                yield from self.unshare(channel, handle, rings)
             except IrqError as error:
                 failure = error
         if not self._ctx.options.strict_rfc:  # whatever the host does, the guest has closed

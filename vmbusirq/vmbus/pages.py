@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from vmbusirq.wire.ring import RingMemory
 
-__all__ = ["HV_PAGE", "GuestPages", "Memory", "RingPair"]
+__all__ = ["HV_PAGE", "GuestPages", "Memory", "RingPair", "Shareable"]
 
 HV_PAGE: Final = 4096
 
@@ -37,6 +37,24 @@ class Memory(Protocol):
         """Write bytes."""
 
 
+class Shareable(Protocol):
+    """Guest memory that the host may be given."""
+
+    @property
+    def pfns(self) -> Sequence[int]:
+        """What the GPADL lists."""
+
+    @property
+    def pages(self) -> int:
+        """Pages of 4096 bytes that it takes."""
+
+    def unmap(self) -> None:
+        """Take the guest's own view of it away; the pages stay the host's to write to."""
+
+    def free(self) -> None:
+        """Give the pages back."""
+
+
 class GuestPages:
     """Contiguous pages of guest memory.
 
@@ -56,6 +74,14 @@ class GuestPages:
     def write(self, offset: int, data: bytes) -> None:
         """Overwrite bytes of them."""
         self._memory.write(self._first * HV_PAGE + offset, data)
+
+    @property
+    def pages(self) -> int:
+        """How many they are."""
+        return len(self.pfns)
+
+    def unmap(self) -> None:
+        """The guest has no view of them but :meth:`read` and :meth:`write`."""
 
     def free(self) -> None:
         """Give them back; a second call does nothing."""
@@ -84,7 +110,7 @@ class RingPair:
         half = per_page + data
         out = (first[0], *first[per_page:half])
         inward = (first[half], *first[half + per_page :])
-        self.pfns: Final = (*out, *inward)
+        self.pfns: Sequence[int] = (*out, *inward)
         self.downstream_offset: Final = len(out)
         self._rings: list[RingMemory] = []
         try:

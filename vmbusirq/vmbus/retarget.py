@@ -14,11 +14,12 @@ from typing import Final
 from vmbusirq.cpumask import format_pbl
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import IrqDesc
+from vmbusirq.irq.cpuhotplug import CPUS_READ_LOCK
 from vmbusirq.irq.settings import IRQ_SET_MASK_OK
-from vmbusirq.steps import Step, Steps
+from vmbusirq.steps import Step, Steps, holding
 from vmbusirq.vmbus.affinity import CONNECT_CPU, CpuPicker, VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
-from vmbusirq.vmbus.context import Context
+from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
@@ -31,7 +32,8 @@ class Retarget:
     """Which CPU channels interrupt, and how that changes.
 
     Attributes:
-        synic_online: CPUs whose SynIC takes interrupts (RFC patch 12).
+        synic_online: CPUs that a channel may be moved to; one that goes offline leaves it before anybody looks for
+            channels there (RFC patch 12).
         modchan_sent, modchan_completed: MODIFYCHANNEL posted, and answered (RFC patch 11).
     """
 
@@ -57,11 +59,23 @@ class Retarget:
         channel = desc.handler_data
         if not isinstance(channel, Channel):
             return (yield from self._message_set_affinity(desc, mask))
+        if self._ctx.design.set_affinity_lock:
+            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock", takes=SET_AFFINITY_LOCK)
+            old = yield from holding(SET_AFFINITY_LOCK, self._choose_and_move(desc, channel, mask))
+        else:
+            old = yield from self._choose_and_move(desc, channel, mask)
+        if old is not None:
+            self._account(channel, old)
+        desc.update_effective_affinity(1 << channel.target_cpu)
+        return IRQ_SET_MASK_OK
+
+    def _choose_and_move(self, desc: IrqDesc, channel: Channel, mask: int) -> Steps[int | None]:
+        """Ask the host to interrupt another CPU, if it must be another; return the old one, None if nothing moved."""
         allowed = mask & ~self._isolated
         if allowed >> channel.target_cpu & 1:
-            desc.update_effective_affinity(1 << channel.target_cpu)
-            return IRQ_SET_MASK_OK
-        allowed &= self.synic_online
+            return None
+        if self._ctx.design.set_affinity_lock:
+            allowed &= self.synic_online
         if not allowed:
             usable = format_pbl(self.synic_online & ~self._isolated) or "none"
             raise IrqError(
@@ -76,9 +90,8 @@ class Retarget:
                 f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
             )
         yield from self._send_modify(channel, cpu)
-        self._moved(channel, cpu)
-        desc.update_effective_affinity(1 << cpu)
-        return IRQ_SET_MASK_OK
+        yield Step(f"channel {channel.relid}: MODIFYCHANNEL to cpu {cpu} is posted, target_cpu is next")
+        return _set_target(channel, cpu)
 
     def _message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
         """Control messages come to the connect CPU; a mask with it changes nothing, any other is refused."""
@@ -143,13 +156,16 @@ class Retarget:
         if not channel.mapped:
             raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
         if self._ctx.design.channel_irqs:
-            yield from irq.irq_set_affinity_steps(channel.irq, 1 << cpu)
+            yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+            yield from holding(CHANNEL_MUTEX, irq.irq_set_affinity_steps(channel.irq, 1 << cpu))
             return 0 if self._ctx.options.strict_rfc else len(text)
-        yield from self._retarget(channel, cpu)
+        yield Step(f"channel {channel.relid}: its cpu file takes cpus_read_lock", takes=CPUS_READ_LOCK)
+        yield from holding(CPUS_READ_LOCK, self._retarget(channel, cpu))
         return len(text)
 
     def _retarget(self, channel: Channel, cpu: int) -> Steps[None]:
         """Move a channel that has no IRQ; from 5.3 on wait for the host to say that it did."""
+        yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
         what = f"channel {channel.relid}: cannot move to cpu {cpu}"
         online = self._ctx.irq.online
         if self._isolated >> cpu & 1:
@@ -162,29 +178,31 @@ class Retarget:
             return
         try:
             yield from self._send_modify_wait(channel, cpu)
+            old = _set_target(channel, cpu)
         except Hung:
             raise
         except IrqError as error:
             raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
-        self._moved(channel, cpu)
+        self._account(channel, old)
 
     def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[None]:
         version = self._ctx.control.version
         assert version is not None
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
-            yield from self._send_modify(channel, cpu)
+            yield from holding(CHANNEL_MUTEX, self._send_modify(channel, cpu))
             return
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
-        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu))
+        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), lock=CHANNEL_MUTEX)
+        yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex again", takes=CHANNEL_MUTEX)
         if answer is None or channel.rescinded:  # even if the answer came as well
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         assert isinstance(answer, ModifyChannelResponse)
         if answer.status:
             raise IrqError(errno.EAGAIN, f"channel {channel.relid}: the host answered {answer.status:#x} (EAGAIN)")
 
-    def _moved(self, channel: Channel, cpu: int) -> None:
-        old = channel.target_cpu
-        channel.set_cpu(cpu)
+    def _account(self, channel: Channel, old: int) -> None:
+        """Tell who keeps account of targets that a channel has left ``old``."""
+        cpu = channel.target_cpu
         if channel.device_class.perf:
             if not self.perf_channel_on(old):
                 self._assignment.unmark(old)
@@ -192,6 +210,17 @@ class Retarget:
         primary = channel.primary or channel
         if primary.change_target_cpu is not None:
             primary.change_target_cpu(channel, old, cpu)
+
+
+def _set_target(channel: Channel, cpu: int) -> int:
+    """Store target_cpu; return the old one. ENODEV: the channel was rescinded, or even removed, meanwhile."""
+    if channel.gone or channel.rescinded:
+        raise IrqError(
+            errno.ENODEV, f"channel {channel.relid}: cannot move to cpu {cpu}: the host has rescinded it (ENODEV)"
+        )
+    old = channel.target_cpu
+    channel.set_cpu(cpu)
+    return old
 
 
 def _scan_cpu(channel: Channel, text: bytes) -> int:

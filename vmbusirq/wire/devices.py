@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
 
-__all__ = ["CLASS_IDS", "DEVICE_UNKNOWN", "INSTANCE_IDS", "UNSUPPORTED_CLASS_IDS", "class_name", "device_index"]
+__all__ = [
+    "CLASS_IDS",
+    "DEVICE_UNKNOWN",
+    "INSTANCE_IDS",
+    "SUB_CHANNEL_CLASSES",
+    "UNSUPPORTED_CLASS_IDS",
+    "class_name",
+    "device_index",
+]
 
 CLASS_IDS: Final[Mapping[str, UUID]] = {
     "ide": UUID("32412632-86cb-44a2-9b5c-50d1417354f5"),
@@ -41,6 +49,9 @@ UNSUPPORTED_CLASS_IDS: Final[Mapping[str, UUID]] = {
     "imc": UUID("c376c1c3-d276-48d2-90a9-c04748072c60"),
 }
 """Classes that Linux never binds; RFC patch 01 drops their offers early."""
+
+SUB_CHANNEL_CLASSES: Final = frozenset({"netvsc", "scsi", "fc"})
+"""Classes whose driver asks for sub-channels (vmbus.md 5.4)."""
 
 INSTANCE_IDS: Final[Mapping[str, tuple[UUID, ...]]] = {
     "balloon": (UUID("1eccfd72-4b41-45ef-b73a-4a6e44c12924"),),

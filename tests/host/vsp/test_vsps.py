@@ -155,6 +155,14 @@ def test_storage_sends_no_completion_that_nobody_asked_for() -> None:
 class Gpadl:
     def __init__(self, size):
         self.data = bytearray(size)
+        self.users = 0
+
+    def hold(self):
+        self.users += 1
+        return self
+
+    def release(self):
+        self.users -= 1
 
     @property
     def byte_count(self):

@@ -1,14 +1,24 @@
-"""The CPU lists of /sys/devices/system/cpu (drivers/base/cpu.c, v6.10): ``%*pbl`` and a newline, read-only."""
+"""/sys/devices/system/cpu: the lists, and a directory per CPU that is present (drivers/base/cpu.c, v6.10).
+
+Access rules: everything may be read from any thread; a write to ``online`` belongs to the machine's owner thread and
+runs until the CPU is where it shall be, or stays where it was.
+"""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Final
 
-from vmbusirq.cpumask import format_pbl
-from vmbusirq.fs.node import SYSFS, File
+from vmbusirq.cpumask import cpus_of, format_pbl
+from vmbusirq.errors import IrqError
+from vmbusirq.fs.node import SYSFS, Directory, File, Node
+from vmbusirq.fs.procfs.irq import irq_number
+from vmbusirq.fs.sysfs.attributes import taken
 from vmbusirq.fs.view import KernelView
 
-__all__ = ["cpu_list_files"]
+__all__ = ["CpuRootDir"]
 
 
 def _online(view: KernelView) -> int:
@@ -27,11 +37,74 @@ def _offline(view: KernelView) -> int:
     return view.irq.possible & ~view.irq.online
 
 
-def cpu_list_files(view: KernelView) -> list[File]:
-    """Return online, possible, present and offline (possible, but not online)."""
-    masks = {"online": _online, "possible": _possible, "present": _present, "offline": _offline}
+_LISTS: Final[dict[str, Callable[[KernelView], int]]] = {
+    "online": _online,
+    "possible": _possible,
+    "present": _present,
+    "offline": _offline,
+}
 
-    def show(name: str) -> bytes:
-        return f"{format_pbl(masks[name](view))}\n".encode()
 
-    return [File(name, 0o444, SYSFS, partial(show, name)) for name in masks]
+def kstrtobool(data: bytes) -> bool:
+    """Return what a boolean attribute takes a text for, by its first letters.
+
+    Raises:
+        IrqError: EINVAL, neither y, t, 1, on nor n, f, 0, of, in either case.
+    """
+    text = data[:2].lower()
+    if text.startswith((b"1", b"y", b"t", b"on")):
+        return True
+    if text.startswith((b"0", b"n", b"f", b"of")):
+        return False
+    shown = data[:40].decode("latin-1")
+    raise IrqError(errno.EINVAL, f"{shown!a} is neither true nor false (EINVAL); write 1 or 0")
+
+
+class _CpuDir(Directory):
+    """/sys/devices/system/cpu/cpuN, of which only ``online`` is modelled; a CPU that must stay has none."""
+
+    __slots__ = ("_cpu", "_view")
+
+    def __init__(self, view: KernelView, cpu: int) -> None:
+        super().__init__(f"cpu{cpu}", SYSFS)
+        self._view = view
+        self._cpu = cpu
+
+    def names(self) -> Iterable[str]:
+        """Return ``online``, or nothing."""
+        return ("online",) if self._view.hotpluggable_mask >> self._cpu & 1 else ()
+
+    def lookup(self, name: str) -> Node | None:
+        """Return the file."""
+        return File(name, 0o644, SYSFS, self._show, partial(taken, self._store)) if name in self.names() else None
+
+    def _show(self) -> bytes:
+        return b"%d\n" % (self._view.irq.online >> self._cpu & 1)
+
+    def _store(self, data: bytes) -> int:
+        self._view.set_cpu_online(self._cpu, kstrtobool(data))
+        return len(data)
+
+
+class CpuRootDir(Directory):
+    """The directory of all CPUs. A list is ``%*pbl`` and a newline, read-only."""
+
+    __slots__ = ("_view",)
+
+    def __init__(self, view: KernelView) -> None:
+        super().__init__("cpu", SYSFS)
+        self._view = view
+
+    def names(self) -> Iterable[str]:
+        """Return the lists, and cpuN of every CPU that is present."""
+        return [*_LISTS, *(f"cpu{cpu}" for cpu in cpus_of(self._view.present_mask))]
+
+    def lookup(self, name: str) -> Node | None:
+        """Return a list, or the directory of a CPU."""
+        if name in _LISTS:
+            return File(name, 0o444, SYSFS, partial(self._show_list, name))
+        cpu = irq_number(name.removeprefix("cpu")) if name.startswith("cpu") else None
+        return None if cpu is None or not self._view.present_mask >> cpu & 1 else _CpuDir(self._view, cpu)
+
+    def _show_list(self, name: str) -> bytes:
+        return f"{format_pbl(_LISTS[name](self._view))}\n".encode()

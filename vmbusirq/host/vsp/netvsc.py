@@ -50,6 +50,8 @@ class NetvscVsp(Vsp):
         self._versions = versions
         self.frames = self.bytes = self.delivered = self.returned = self.dropped = 0
         self.last_frame = b""
+        self.receive: HostGpadl | None = None
+        self.send: HostGpadl | None = None
         self.released()
 
     def released(self) -> None:
@@ -57,9 +59,19 @@ class NetvscVsp(Vsp):
         self.version = 0
         self.ndis_version: tuple[int, int] | None = None
         self.granted = 0
-        self.receive: HostGpadl | None = None
-        self.send: HostGpadl | None = None
+        self._release_receive()
+        self._release_send()
+
+    def _release_receive(self) -> None:
+        gpadl, self.receive = self.receive, None
         self._free: list[int] = []
+        if gpadl is not None:
+            gpadl.release()
+
+    def _release_send(self) -> None:
+        gpadl, self.send = self.send, None
+        if gpadl is not None:
+            gpadl.release()
 
     def opened(self, channel: HostChannel) -> None:
         """The primary is to be negotiated."""
@@ -98,10 +110,9 @@ class NetvscVsp(Vsp):
             case nvsp.ShareSendBuffer():
                 return self._share_send(channel, message)
             case nvsp.RevokeReceiveBuffer():
-                self.receive = None
-                self._free.clear()
+                self._release_receive()
             case nvsp.RevokeSendBuffer():
-                self.send = None
+                self._release_send()
             case nvsp.SubchannelRequest():
                 return self._sub_channels(channel, message)
         return None
@@ -118,7 +129,7 @@ class NetvscVsp(Vsp):
         sections = 0 if gpadl is None else gpadl.byte_count // RECEIVE_SECTION_BYTES
         if gpadl is None or not self.version or not sections or self.receive is not None:
             return nvsp.ReceiveBufferComplete(nvsp.NvspStatus.FAIL, 0)
-        self.receive = gpadl
+        self.receive = gpadl.hold()
         self._free = list(range(sections - 1, -1, -1))
         size = RECEIVE_SECTION_BYTES
         return nvsp.ReceiveBufferComplete(nvsp.NvspStatus.SUCCESS, 1, 0, size, sections, size * sections)
@@ -127,7 +138,7 @@ class NetvscVsp(Vsp):
         gpadl = channel.gpadl(message.gpadl_handle)
         if gpadl is None or not self.version or gpadl.byte_count < SEND_SECTION_BYTES or self.send is not None:
             return nvsp.SendBufferComplete(nvsp.NvspStatus.FAIL, 0)
-        self.send = gpadl
+        self.send = gpadl.hold()
         return nvsp.SendBufferComplete(nvsp.NvspStatus.SUCCESS, SEND_SECTION_BYTES)
 
     def _sub_channels(self, channel: HostChannel, message: nvsp.SubchannelRequest) -> nvsp.SubchannelComplete:

@@ -56,10 +56,10 @@ class Bus(Protocol):
         """Close a primary channel and its sub-channels."""
 
     def establish_gpadl_steps(self, channel: Channel, pages: GuestPages) -> Steps[int]:
-        """Share memory; the result is its handle."""
+        """Share memory, which is the bus's from here on, an error included; the result is its handle."""
 
-    def teardown_gpadl_steps(self, channel: Channel, handle: int) -> Steps[None]:
-        """Take memory back."""
+    def teardown_gpadl_steps(self, channel: Channel, handle: int, pages: GuestPages) -> Steps[None]:
+        """Have the host let go of memory, and free it; if the host does not, nobody gets it."""
 
     def alloc_pages(self, pages: int) -> GuestPages:
         """Return memory that can be shared."""

@@ -86,8 +86,10 @@ class GenericDriver(Driver):
         state = self.devices.pop(device, None)
         if state is not None:
             state.opened = False
-            yield from self.bus.close_steps(state.channel)
-            self._by_channel.pop(state.channel, None)
+            try:
+                yield from self.bus.close_steps(state.channel)
+            finally:
+                self._by_channel.pop(state.channel, None)
 
     def ask(self, device: HvDevice, payload: bytes, timeout_ticks: int | None = None) -> Steps[bytes]:
         """Send opaque bytes and return what the completion carries.

@@ -91,8 +91,10 @@ class HvSockDriver(Driver):
         if connection is None:
             return
         self._say_fin(connection)
-        yield from self.bus.close_steps(connection.channel)
-        self._by_channel.pop(connection.channel, None)
+        try:
+            yield from self.bus.close_steps(connection.channel)
+        finally:
+            self._by_channel.pop(connection.channel, None)
 
     def shutdown(self, device: HvDevice) -> Steps[None]:
         """Close gracefully: FIN, wait up to 8 seconds for the host's, close; the host then rescinds the channel."""

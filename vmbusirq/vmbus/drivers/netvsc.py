@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmbusirq.errors import IrqError
-from vmbusirq.steps import Steps
-from vmbusirq.vmbus.drivers.base import Bus, Driver, Exchange, close_after_error
+from vmbusirq.steps import Steps, each
+from vmbusirq.vmbus.drivers.base import Bus, Driver, Exchange
 from vmbusirq.vmbus.requestor import RQST_ERROR, RQST_ID_NO_RESPONSE, Requestor
 from vmbusirq.wire import nvsp
 from vmbusirq.wire.packet import COMPLETION, COMPLETION_REQUESTED, DATA_USING_XFER_PAGES, Packet
@@ -130,10 +131,10 @@ class NetvscDriver(Driver):
 
     def _connect(self, net: NetDevice) -> Steps[None]:
         try:
-            yield from close_after_error(self.bus, net.primary, self._connect_vsp(net))
+            yield from self._connect_vsp(net)
         except Exception:
-            net.opened = False
-            yield from self._unshare(net)
+            with suppress(IrqError):  # the first error is the one that counts
+                yield from each(self._close(net), self._unshare(net))
             raise
 
     def remove(self, device: HvDevice) -> Steps[None]:
@@ -145,19 +146,29 @@ class NetvscDriver(Driver):
         if net is None:
             return
         tears_first = self.bus.version is not None and self.bus.version < Version.V4_0
+        try:
+            yield from each(
+                self._revoke_buffers(net, tears_first),
+                self._close(net),
+                self._unshare(net),
+            )
+        finally:
+            for channel in (net.primary, *net.subs):
+                self._by_channel.pop(channel, None)
+                channel.requestor = None
+            net.subs.clear()
+
+    def _revoke_buffers(self, net: NetDevice, tears_first: bool) -> Steps[None]:
         for buffer, message in ((net.receive, nvsp.RevokeReceiveBuffer()), (net.send, nvsp.RevokeSendBuffer())):
             if buffer is not None:
                 self._revoke(net, buffer, message)
                 if tears_first:
                     yield from self._teardown(net, buffer)
+
+    def _close(self, net: NetDevice) -> Steps[None]:
         if net.opened:
             net.opened = False  # a sub-channel that comes now is not opened any more
             yield from self.bus.close_steps(net.primary)
-        for channel in (net.primary, *net.subs):
-            self._by_channel.pop(channel, None)
-            channel.requestor = None
-        net.subs.clear()
-        yield from self._unshare(net)
 
     def _revoke(self, net: NetDevice, buffer: Buffer, message: nvsp.NvspMessage) -> None:
         """Tell the host not to use a buffer any more, unless it is gone itself."""
@@ -170,16 +181,14 @@ class NetvscDriver(Driver):
             self.bus.log.err(f"hv_netvsc: unable to send revoke {buffer.name} buffer to netvsp: {error}")
 
     def _unshare(self, net: NetDevice) -> Steps[None]:
-        for buffer in (net.receive, net.send):
-            if buffer is not None:
-                yield from self._teardown(net, buffer)
-                buffer.pages.free()
-        net.receive = net.send = None
+        yield from each(*(self._teardown(net, buffer) for buffer in (net.receive, net.send) if buffer is not None))
 
     def _teardown(self, net: NetDevice, buffer: Buffer) -> Steps[None]:
-        handle, buffer.handle = buffer.handle, 0
-        if handle:
-            yield from self.bus.teardown_gpadl_steps(net.primary, handle)
+        if buffer is net.receive:
+            net.receive = None
+        else:
+            net.send = None
+        yield from self.bus.teardown_gpadl_steps(net.primary, buffer.handle, buffer.pages)
 
     # ---- initialization
 
@@ -201,11 +210,7 @@ class NetvscDriver(Driver):
 
     def _share(self, net: NetDevice, name: str, pages: int) -> Steps[Buffer]:
         buffer = Buffer(name, self.bus.alloc_pages(pages))
-        try:
-            buffer.handle = yield from self.bus.establish_gpadl_steps(net.primary, buffer.pages)
-        except Exception:
-            buffer.pages.free()
-            raise
+        buffer.handle = yield from self.bus.establish_gpadl_steps(net.primary, buffer.pages)
         return buffer
 
     def _share_receive_buffer(self, net: NetDevice) -> Steps[None]:

@@ -53,10 +53,11 @@ class UtilService:
     Attributes:
         kind: the only type of message it takes besides negotiations.
         versions: frame and message version that were agreed on, None before.
-        negotiations, answered: how many were answered.
+        negotiations: how many were answered.
         dropped: packets that meant nothing.
         shutdowns: requests to shut down, restart or hibernate that were accepted, oldest first.
-        samples: time samples, the last one only.
+        sample: the last time sample that the driver itself has answered; those that the channel's reader answers are
+            counted and not kept.
     """
 
     def __init__(self, name: str, channel: Channel) -> None:
@@ -64,9 +65,16 @@ class UtilService:
         self.channel: Final = channel
         self.kind: Final = KINDS[name]
         self.versions: tuple[IcVersion, IcVersion] | None = None
-        self.negotiations = self.answered = self.dropped = 0
+        self.negotiations = self.dropped = 0
+        self._answered = 0
+        self._replies_before = channel.stats.replies  # of an earlier binding
         self.shutdowns: Final[list[ShutdownRequest]] = []
         self.sample: TimeSample | None = None
+
+    @property
+    def answered(self) -> int:
+        """Requests that were answered, those that the channel's reader answers among them."""
+        return self._answered + (0 if self.channel.gone else self.channel.stats.replies - self._replies_before)
 
     def answer(self, request: IcMessage) -> IcMessage:
         """Return the answer to a request. PayloadError: it makes no sense."""
@@ -82,7 +90,7 @@ class UtilService:
             status = self._shut_down(ShutdownRequest.from_bytes(body))
         elif self.kind is IcType.TIMESYNC:
             self.sample = TimeSample.from_bytes(body)
-        self.answered += 1
+        self._answered += 1
         return request.response(body, status)
 
     def _negotiate(self, request: IcMessage) -> IcMessage:
@@ -136,8 +144,10 @@ class UtilDriver(Driver):
         """Close the channel."""
         service = self.devices.pop(device, None)
         if service is not None:
-            yield from self.bus.close_steps(service.channel)
-            self._by_channel.pop(service.channel, None)
+            try:
+                yield from self.bus.close_steps(service.channel)
+            finally:
+                self._by_channel.pop(service.channel, None)
 
     def packet(self, channel: Channel, packet: Packet) -> None:
         """Answer a request, in-band and under its transaction id; drop what is none."""

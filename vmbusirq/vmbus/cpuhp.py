@@ -1,0 +1,149 @@
+"""What the driver does when a CPU comes or goes (hv_synic_init and hv_synic_cleanup of drivers/hv/hv.c, v6.10).
+
+See RFC patches 11 and 12; which of them applies is a field of the design. A CPU that goes runs this itself, while it is
+still online and takes interrupts; an error keeps it where it is, and everything as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from vmbusirq.core import TICKS_PER_MS
+from vmbusirq.cpumask import cpumask_of, format_pbl
+from vmbusirq.errors import IrqError
+from vmbusirq.steps import Step, Steps, holding
+from vmbusirq.vmbus.affinity import CONNECT_CPU
+from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
+from vmbusirq.vmbus.devices import Devices
+from vmbusirq.vmbus.retarget import Retarget
+from vmbusirq.wire.protocol import Unlock
+
+__all__ = ["CpuHotplug"]
+
+# Each sleep of the kernel is a range of which this is the least: the most that a late host can be late for.
+MODIFY_UNANSWERED_TICKS: Final = 20 * TICKS_PER_MS  # of 20 to 25 ms, where hosts do not answer MODIFYCHANNEL
+MODIFY_SLEEP_TICKS: Final = 5 * TICKS_PER_MS  # of 5 to 10 ms
+MODIFY_SLEEPS: Final = 5
+FLAGS_SLEEP_TICKS: Final = 10 * TICKS_PER_MS  # of 10 to 20 ms
+FLAGS_SLEEPS: Final = 3
+
+
+class CpuHotplug:
+    """The SynICs of the guest's CPUs.
+
+    Args:
+        context: the kernel and the hypervisor.
+        retarget: who moves channels meanwhile.
+        devices: whose channels there are.
+
+    Attributes:
+        synics_on: CPUs whose SynIC is switched on.
+    """
+
+    def __init__(self, context: Context, retarget: Retarget, devices: Devices) -> None:
+        self._ctx = context
+        self._retarget = retarget
+        self._devices = devices
+        self.synics_on = 0
+
+    def synic_init(self, cpu: int) -> Steps[None]:
+        """Switch the SynIC of a CPU that has come online on (hv_synic_init)."""
+        yield Step(f"cpu {cpu}: hv_synic_init")
+        self._ctx.hv.synic.enable(cpu)
+        self.synics_on |= 1 << cpu
+        self._retarget.synic_online |= 1 << cpu
+
+    def synic_cleanup(self, cpu: int) -> Steps[None]:
+        """See whether a CPU can do without interrupts, and switch its SynIC off (hv_synic_cleanup).
+
+        Raises:
+            IrqError: EBUSY the connect CPU, a CPU that a channel interrupts, or one with flags that nobody serves.
+        """
+        if self._ctx.control.connected:
+            yield from self._leave(cpu)
+        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off")
+        self.disable(cpu)
+
+    def disable(self, cpu: int) -> None:
+        """Switch a SynIC off: from now on signals for it are lost (hv_synic_disable_regs)."""
+        if self.synics_on >> cpu & 1:
+            self._ctx.hv.synic.disable(cpu)
+            self.synics_on &= ~(1 << cpu)
+
+    # ---- what must hold before
+
+    def _leave(self, cpu: int) -> Steps[None]:
+        if cpu == CONNECT_CPU:
+            raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: control messages come to it (EBUSY); unload")
+        design = self._ctx.design
+        yield Step(f"cpu {cpu}: hv_synic_cleanup takes channel_mutex", takes=CHANNEL_MUTEX)
+        try:
+            yield from holding(CHANNEL_MUTEX, self._clear_and_search(cpu))
+            yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it")
+            if design.wait_modifychannel:
+                yield from self._wait_for_moves(cpu)
+            yield from self._wait_for_flags(cpu)
+        except Exception:
+            if design.set_affinity_lock:
+                self._retarget.synic_online |= 1 << cpu
+            raise
+
+    def _clear_and_search(self, cpu: int) -> Steps[None]:
+        """Look for channels on a CPU; under set_affinity_lock none can come after that (RFC patch 12)."""
+        if not self._ctx.design.set_affinity_lock:
+            self._search(cpu)
+            return
+        yield Step(f"cpu {cpu}: hv_synic_cleanup takes set_affinity_lock", takes=SET_AFFINITY_LOCK)
+        self._retarget.synic_online &= ~(1 << cpu)
+        yield Step(f"cpu {cpu}: has left synic_online, the search is next", locks=(SET_AFFINITY_LOCK,))
+        self._search(cpu)
+
+    def _search(self, cpu: int) -> None:
+        found = [channel.dir_name for channel in self._devices.all_channels() if channel.target_cpu == cpu]
+        if found:
+            raise IrqError(
+                errno.EBUSY,
+                f"cpu {cpu}: cannot go offline: it serves channels {','.join(found)} (EBUSY); move them first",
+            )
+
+    def _wait_for_moves(self, cpu: int) -> Steps[None]:
+        """Wait for the MODIFYCHANNELs that are under way, but not for ever (RFC patch 11)."""
+        control, retarget = self._ctx.control, self._retarget
+        version = control.version
+        assert version is not None
+        if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
+            if version.has(Unlock.MODIFYCHANNEL):
+                yield from self._sleep(f"cpu {cpu}: leaves the host time for MODIFYCHANNEL", MODIFY_UNANSWERED_TICKS)
+            return
+        base = retarget.modchan_sent
+        for _ in range(MODIFY_SLEEPS):
+            if retarget.modchan_completed >= base:
+                return
+            yield from self._sleep(f"cpu {cpu}: waits for MODIFYCHANNEL_RESPONSE", MODIFY_SLEEP_TICKS)
+        if retarget.modchan_completed < base:
+            self._ctx.irq.log.err(
+                f"hv_vmbus: Timed out waiting for MODIFYCHANNEL. CPU {cpu} sent {base} "
+                f"completed {retarget.modchan_completed}"
+            )
+
+    def _wait_for_flags(self, cpu: int) -> Steps[None]:
+        """Wait until this CPU has served the event flags that it got before its channels were moved away."""
+        version = self._ctx.control.version
+        assert version is not None
+        if not version.has(Unlock.MODIFYCHANNEL) or not self._flags(cpu):
+            return
+        for _ in range(FLAGS_SLEEPS):
+            yield from self._sleep(f"cpu {cpu}: waits for its event flags to be served", FLAGS_SLEEP_TICKS)
+            if not self._flags(cpu):
+                return
+        if self._ctx.design.wait_modifychannel:
+            self._ctx.irq.log.err(f"hv_vmbus: Events pending when trying to offline CPU {cpu}")
+        flags = format_pbl(cpumask_of(*self._flags(cpu)))
+        raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: its event flags {flags} are not served (EBUSY)")
+
+    def _flags(self, cpu: int) -> tuple[int, ...]:
+        return tuple(flag for flag in self._ctx.hv.synic.flags_set(cpu) if flag)  # flag 0 is nobody's
+
+    def _sleep(self, point: str, ticks: int) -> Steps[None]:
+        yield from self._ctx.control.wait(point, lambda: False, ticks)
