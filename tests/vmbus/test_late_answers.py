@@ -51,7 +51,7 @@ def test_an_open_that_succeeds_late_is_closed_before_the_next_one(engine: str) -
     guest.host.post(OpenChannelResult(5, 5, 0))
     guest.settle()
     assert [CloseChannel(5), GpadlTeardown(5, message.ringbuffer_gpadlhandle)] == guest.host.got
-    assert (0, CONNECTION_PAGES) == (guest.vmbus.stranded_pages, guest.memory.allocated_pages)
+    assert (0, CONNECTION_PAGES) == (guest.vmbus.stranded_pages, guest.pages_allocated)
     guest.vmbus.open(channel)
     guest.host.write(5, Packet(b"x" * 16))
     guest.settle()
@@ -66,12 +66,12 @@ def test_an_open_that_fails_late_gives_its_rings_back() -> None:
     guest.host.post(OpenChannelResult(5, 5, STATUS_UNSUCCESSFUL))
     guest.settle()
     assert [GpadlTeardown(5, message.ringbuffer_gpadlhandle)] == guest.host.got
-    assert (0, CONNECTION_PAGES) == (guest.vmbus.stranded_pages, guest.memory.allocated_pages)
+    assert (0, CONNECTION_PAGES) == (guest.vmbus.stranded_pages, guest.pages_allocated)
     guest.host.post(OpenChannelResult(5, 5, STATUS_UNSUCCESSFUL))  # once more: nobody's
     guest.settle()
     guest.vmbus.open(channel)
     guest.vmbus.close(channel)
-    assert CONNECTION_PAGES == guest.memory.allocated_pages
+    assert CONNECTION_PAGES == guest.pages_allocated
 
 
 @pytest.mark.parametrize("end", ["rescind", "unload", "suspend"])
@@ -82,11 +82,11 @@ def test_a_host_that_has_let_go_owes_no_answer(end: str) -> None:
     if end == "rescind":
         guest.host.rescind(5)
         guest.settle()
-        assert CONNECTION_PAGES == guest.memory.allocated_pages
+        assert CONNECTION_PAGES == guest.pages_allocated
         channel = guest.offered("heartbeat", 5)
     elif end == "suspend":
         guest.vmbus.suspend()
-        assert CONNECTION_PAGES == guest.memory.allocated_pages
+        assert CONNECTION_PAGES == guest.pages_allocated
         guest.host.offers = [offer_of("heartbeat", 5)]
         guest.vmbus.resume()
         guest.settle()
@@ -109,7 +109,7 @@ def test_a_late_open_that_the_host_does_not_let_go_of_stays_stranded() -> None:
     assert any("its rings stay with the host" in text for text in guest.log.texts(Level.ERR))
     guest.host.rescind(5)
     guest.pass_time(400)
-    assert (True, CONNECTION_PAGES) == (channel.gone, guest.memory.allocated_pages)
+    assert (True, CONNECTION_PAGES) == (channel.gone, guest.pages_allocated)
 
 
 def test_a_late_refusal_of_a_version_does_not_refuse_the_next_contact() -> None:

@@ -122,4 +122,4 @@ def test_a_close_that_fails_on_one_channel_closes_the_others(how: str, relids: t
         message.child_relid for message in guest.host.of_type(CloseChannel)
     }
     assert len(relids) == len(guest.vmbus._opener.stranded)
-    assert guest.pages_in_use() == guest.memory.allocated_pages
+    assert guest.pages_in_use() == guest.pages_allocated

@@ -112,7 +112,7 @@ def test_a_device_that_a_resume_has_missed_is_opened_when_its_offer_comes() -> N
     guest.settle()
     assert 1 == channel.stats.packets
     guest.vmbus.suspend()
-    assert CONNECTION_PAGES == guest.memory.allocated_pages
+    assert CONNECTION_PAGES == guest.pages_allocated
 
 
 def test_a_device_that_was_never_probed_and_missed_by_a_resume_is_probed_when_its_offer_comes() -> None:
@@ -317,7 +317,7 @@ def test_kexec_ends_a_suspend() -> None:
     guest = Guest(offers=TWO)
     guest.vmbus.suspend()
     guest.vmbus.kexec()
-    assert 0 == guest.memory.allocated_pages
+    assert 0 == guest.pages_allocated
     with refused(errno.EINVAL, "not suspended"):
         guest.vmbus.resume()
 

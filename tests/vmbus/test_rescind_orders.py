@@ -17,7 +17,7 @@ def check_all_gone(guest: Guest, *relids: int) -> None:
     """Each relid is released once, nothing is left, and the queues still work."""
     assert ({}, {}, []) == (dict(guest.vmbus.channels), dict(guest.vmbus.devices), guest.vmbus.work.stuck)
     assert sorted(relids) == sorted(message.child_relid for message in guest.host.of_type(RelidReleased))
-    assert (3, 0) == (guest.memory.allocated_pages, guest.vmbus.stranded_pages)
+    assert (3, 0) == (guest.pages_allocated, guest.vmbus.stranded_pages)
     assert (0, []) == (guest.vmbus.manager.close_on_suspend, guest.vmbus.control.requests)
     guest.host.mute.clear()
     channel = guest.offered("heartbeat", 40, "last")
@@ -118,7 +118,7 @@ def test_a_sub_channel_that_is_being_opened_is_closed_with_its_primary() -> None
     guest.settle()
 
     assert (ChannelState.OPEN, ChannelState.OPEN) == (sub.state, primary.state)
-    assert (3, 0) == (guest.memory.allocated_pages, guest.vmbus.stranded_pages)
+    assert (3, 0) == (guest.pages_allocated, guest.vmbus.stranded_pages)
 
 
 def test_a_sub_channel_that_outlived_the_close_of_its_primary_goes_when_it_is_rescinded() -> None:
@@ -132,7 +132,7 @@ def test_a_sub_channel_that_outlived_the_close_of_its_primary_goes_when_it_is_re
     guest.settle()
 
     assert sub.gone
-    assert (0, 3) == (guest.vmbus.manager.close_on_suspend, guest.memory.allocated_pages)
+    assert (0, 3) == (guest.vmbus.manager.close_on_suspend, guest.pages_allocated)
 
 
 def test_the_second_of_two_rescinds_by_different_ways_finds_the_first() -> None:
