@@ -1459,6 +1459,33 @@ VI_MUST_CHECK int64_t vi_linux_seq_render(const struct vi_seq_table *t, uint32_t
 VI_MUST_CHECK int64_t vi_seq_bench(const struct vi_seq_table *t, uint32_t how, uint32_t simd,
 				   uint32_t repeat, void *buf, uint64_t size, uint64_t *ns);
 
+/* ---- bench/: the SynIC ----------------------------------------------------------------------- */
+
+#define VI_SYNIC_BENCH_PAYLOAD 64	/* bytes of each message */
+/* What vi_synic_bench_run() repeats. */
+enum vi_synic_contender {
+	VI_SYNIC_BENCH_FLOOR = 0,	/* the limit: two locked instructions, set and clear */
+	VI_SYNIC_BENCH_CONNECTION = 1,	/* guest to host: from a connection id to its port's bit */
+	VI_SYNIC_BENCH_FLAG = 2,	/* host to guest: a flag from 0 to 1; it is cleared again */
+	VI_SYNIC_BENCH_SET = 3,		/* host to guest: a flag that is set already */
+	VI_SYNIC_BENCH_TAKE = 4,	/* as FLAG, and the CPU takes it; it is nobody's */
+	VI_SYNIC_BENCH_MESSAGE = 5,	/* into a free slot, out of it */
+	VI_SYNIC_BENCH_QUEUED = 6,	/* finds the slot busy; it is freed, EOM written; into it */
+	VI_SYNIC_CONTENDERS = 7
+};
+struct vi_synic_work {
+	uint32_t contender;		/* enum vi_synic_contender */
+	uint32_t sint;
+	uint32_t connection_id;		/* of CONNECTION */
+	uint32_t count;
+};
+/*
+ * On CPU 0, whose SINT is set up, flag 77 clear and slot free. EINVAL: no such contender or SINT,
+ * or TAKE of a SINT other than VMBus's; EBADMSG: something did not go as it should.
+ */
+VI_MUST_CHECK int vi_synic_bench_run(struct vi_machine *m, const struct vi_synic_work *work,
+				     uint64_t *ns);
+
 /* ---- bench/: the demux hot path -------------------------------------------------------------- */
 
 enum vi_demux_contender {

@@ -1,4 +1,4 @@
-"""A host whose devices take their time: each delay, met by suspend, unbind and hot-remove, begun in the middle of one."""
+"""A host whose devices take their time: suspend, unbind and hot-remove meet each delay, some in the middle of one."""
 
 from __future__ import annotations
 

@@ -159,9 +159,8 @@ class Campaign:
             self.settle_or_not()
 
     def affinity(self) -> None:
-        open_ones = [
-            channel for channel in self.machine.vmbus.channels.values() if channel.state is ChannelState.OPENED
-        ]
+        channels = self.machine.vmbus.channels.values()
+        open_ones = [channel for channel in channels if channel.state is ChannelState.OPENED and not channel.rescinded]
         if open_ones:
             channel = self.random.choice(open_ones)
             mask = self.random.randrange(1, 1 << CPUS)

@@ -21,6 +21,8 @@ __all__ = ["bench_table", "console", "explanation_tree", "interrupts_table", "pr
 # from cool to hot, by the logarithm of a count
 _HEAT = ("grey37", "steel_blue", "cyan", "green3", "yellow3", "orange1", "red")
 _PLAIN_WIDTH = 240
+_WHOLE_FROM = 1000
+"""Findings from here on are shown without decimals."""
 
 
 def console() -> Console:
@@ -104,7 +106,8 @@ def bench_table(title: str, rows: Sequence[BenchRow], findings: Sequence[Finding
             "" if row.goal is None else f"{row.goal:.3g}",
         )
     for finding in findings:
-        out.add_row("", finding.workload, finding.name, "", f"{finding.value:.2f} {finding.unit}")
+        value = f"{finding.value:,.0f}" if finding.value >= _WHOLE_FROM else f"{finding.value:.2f}"
+        out.add_row("", finding.workload, finding.name, "", f"{value} {finding.unit}")
     return out
 
 

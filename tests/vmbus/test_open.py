@@ -433,8 +433,9 @@ def test_check_17_strict_rfc_keeps_the_irq_at_close_and_cannot_open_again() -> N
     guest.vmbus.open(channel)
     guest.vmbus.close(channel)
     assert ["heartbeat"] == [action.name for action in guest.irq.irq_to_desc(channel.irq).actions]
-    with refused(errno.EBUSY):
-        guest.vmbus.open(channel)
+    for _ in range(2):  # each time anew
+        with refused(errno.EBUSY):
+            guest.vmbus.open(channel)
     assert guest.pages_in_use() == guest.pages_allocated
     guest.host.rescind(5)  # the relid's unmapping frees it
     guest.settle()

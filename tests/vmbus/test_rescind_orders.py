@@ -1,4 +1,4 @@
-"""Rescinds in any order, of channels whose probes and opens wait for one another: none of them may wait for the next."""
+"""Rescinds in any order, of channels whose probes and opens wait for one another: none may wait for the next."""
 
 from __future__ import annotations
 

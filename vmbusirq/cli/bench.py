@@ -38,10 +38,18 @@ def _render(args: argparse.Namespace, progress: Progress | None) -> Report:
     return {"rows": [row.to_json() for row in rows]}, rows, (), "/proc/interrupts, ns per rendering"
 
 
+def _synic(args: argparse.Namespace, progress: Progress | None) -> Report:
+    from vmbusirq.lab.bench_synic import bench_synic
+
+    result = bench_synic(rounds=args.rounds or ROUNDS, progress=progress)
+    return result.to_json(), result.rows, result.findings, "SynIC, ns per signal or message"
+
+
 _BENCHES: dict[str, Callable[[argparse.Namespace, Progress | None], Report]] = {
     "demux": _demux,
     "ring": _ring,
     "render": _render,
+    "synic": _synic,
 }
 
 

@@ -39,6 +39,8 @@ class Vcpu:
     Attributes:
         index: its VP index.
         partition: whose it is.
+        profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
+            SynIC in another way (KVM's SYNIC and SYNIC2).
         apic: its interrupt controller.
         profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
             SynIC in another way (KVM's SYNIC and SYNIC2).

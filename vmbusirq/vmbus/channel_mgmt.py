@@ -243,7 +243,7 @@ class ChannelManager:
     # ---- rescind
 
     def onrescind(self, message: RescindChannelOffer) -> Steps[None]:
-        """Process a rescind (vmbus_onoffer_rescind): nothing of the channel waits from here on. What waits comes later."""
+        """Process a rescind (vmbus_onoffer_rescind): end what its channel waits for; what has to wait comes later."""
         control = self._ctx.control
         if not control.connected:
             return

@@ -74,10 +74,10 @@ class Leaving:
         self._opener.let_go()
         for cpu in range(self._ctx.irq.nr_cpus):
             yield from self._cpuhp.synic_cleanup(cpu)
+        self._synic.cleanup(0)
         for channel in self._all_channels():
             channel.clear_callback()
             channel.set_signal(0)  # its bits are in pages that are another's now
-        self._synic.cleanup(0)
         for pages in self._pages.values():
             pages.free()
         self._pages.clear()

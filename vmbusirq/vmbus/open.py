@@ -198,7 +198,7 @@ class Opener:
     def _open_with_rings(self, channel: Channel, callback: Callback | None, userdata: bytes) -> Steps[None]:
         page_bytes = self._ctx.options.page_bytes
         rings = RingPair(self._ctx.hv.memory, channel.device_class.ring_size(page_bytes), page_bytes)
-        handle = 0
+        handle, had_irq = 0, channel.irq_requested
         try:
             channel.share_rings(rings)
             self._watch(channel)
@@ -209,11 +209,11 @@ class Opener:
             self._request_irq(channel)
             yield from self._send_open(channel, rings, userdata)
         except Hung:
-            self._withdraw(channel)
+            self._withdraw(channel, keep_irq=had_irq)
             self._strand(channel, rings)
             raise
         except Exception:
-            self._withdraw(channel)
+            self._withdraw(channel, keep_irq=had_irq)
             with suppress(IrqError):  # the first error is the one that counts
                 yield from self.unshare(channel, handle, rings)
             raise
@@ -267,9 +267,10 @@ class Opener:
         finally:
             self._undecided.discard(channel)
 
-    def _withdraw(self, channel: Channel) -> None:
-        """Undo the guest's own half of an open that failed."""
-        self.free_irq(channel)
+    def _withdraw(self, channel: Channel, *, keep_irq: bool = False) -> None:
+        """Undo the guest's own half of an open that failed; an IRQ that an earlier open has left is not its."""
+        if not keep_irq:
+            self.free_irq(channel)
         channel.clear_callback()
         channel.share_rings(None)
         channel.gpadl = 0
