@@ -158,3 +158,14 @@ def test_truncated_scenario_is_refused_or_whole() -> None:
 def test_any_text_is_a_scenario_or_an_error(text: str) -> None:
     """Bad input of any kind gets a ScenarioError."""
     assert (scenario_error(text) or "cut: ").startswith("cut: ")
+
+
+def test_generation_1_has_its_isa_lines_on_the_io_apic() -> None:
+    """PIC, IDE, IO-APIC: 16 legacy IRQs below the first channel, two IDE channels, no row of the 8259s themselves."""
+    machine = Machine.load("gen1-4vcpu")
+    machine.boot()
+    text = machine.fs.read("/proc/interrupts").decode()
+    assert ["14", "15"] == [line.split(":")[0].strip() for line in text.splitlines() if line.endswith("ata_piix")]
+    assert "IO-APIC   2-edge      timer" in text
+    assert "XT-PIC" not in text
+    assert min(channel.irq for channel in machine.vmbus.channels.values()) >= 16
