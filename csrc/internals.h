@@ -256,6 +256,12 @@ _Static_assert(offsetof(struct vi_channel, callback) == 576, "as in the kernel")
 _Static_assert(offsetof(struct vi_channel, interrupts) == 648, "as in the kernel");
 _Static_assert(sizeof(struct vi_channel) <= VI_CHANNEL_SLOT, "a slab slot");
 
+/* What vi_take_notices() finds. Any CPU writes here: on lines of their own. */
+struct vi_notices {
+	uint32_t any;			/* look at cpus */
+	uint64_t cpus[VI_NOTICE_KINDS][VI_CPU_WORDS];	/* [enum vi_notice, as a bit number] */
+} VI_ALIGNED;
+
 struct vi_machine {
 	/* line 0: what a scan reads */
 	struct vi_irq_slot *slot;
@@ -299,9 +305,8 @@ struct vi_machine {
 	void *synic_pages;
 	uint32_t synic_policy;		/* enum vi_synic_policy */
 	uint32_t callback_vector;
-	uint32_t notices;		/* enum vi_notice: what vi_take_notices() finds */
-	uint64_t notice_cpus[VI_CPU_WORDS];
-	struct vi_connections *connections;
+	struct vi_notices notices;
+	struct vi_connections *connections VI_ALIGNED;	/* not on the notices' line */
 	uint64_t *resend;		/* one bit per IRQ: the resend tasklet's list */
 	uint32_t resend_pending;	/* the boot CPU is asked to schedule the resend tasklet */
 	struct vi_tasklet resend_tasklet;

@@ -780,7 +780,12 @@ enum vi_notice {
 	VI_NOTICE_VECTOR = 4,	/* a vector other than the callback vector was requested */
 	VI_NOTICE_REGISTERS = 8	/* a SynIC register was set */
 };
-/* Return: enum vi_notice bits, 0 nothing; @cpus: VI_CPU_WORDS words, where. Owner only. */
+#define VI_NOTICE_KINDS 4
+/*
+ * Return: enum vi_notice bits, 0 nothing; @cpus: VI_CPU_WORDS words, where: at each of these CPUs
+ * one of these things has happened at least. What a call does not return, a later one does. Owner
+ * only.
+ */
 uint32_t vi_take_notices(struct vi_machine *m, uint64_t *cpus);
 
 /* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
@@ -809,6 +814,12 @@ VI_MUST_CHECK int vi_connect_event(struct vi_machine *m, uint32_t connection_id,
 /* Let it signal another port from now on. ENOENT: it is not connected; EINVAL as above. */
 VI_MUST_CHECK int vi_redirect_event(struct vi_machine *m, uint32_t connection_id,
 				    uint32_t port_index);
+/*
+ * No connection leads to the port any more; forget its signal. No signal that is under way reaches
+ * it after that, so that the index can be another port's. Return: 1 if it was signalled, 0 if not.
+ * EINVAL as above. Owner only.
+ */
+VI_MUST_CHECK int vi_close_event_port(struct vi_machine *m, uint32_t port_index);
 /* ENOENT: it is not connected. A signal that was seen before stays. */
 VI_MUST_CHECK int vi_disconnect_event(struct vi_machine *m, uint32_t connection_id);
 /*

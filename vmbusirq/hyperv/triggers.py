@@ -1,6 +1,7 @@
 """What a guest did that its hypervisor answers: EOM, EOI, a SynIC register, a vector for who handles it.
 
-The data plane leaves a notice (``vi_take_notices()``); nobody looks for a message or a vector without one.
+The data plane leaves a notice (``vi_take_notices()``); nobody looks for a message or a vector without one. Each call
+brings kinds and VPs together, so looking at these VPs for these kinds misses nothing (``csrc/hyperv/lapic.c``).
 """
 
 from __future__ import annotations
