@@ -164,7 +164,7 @@ static void test_signals_while_the_owner_changes_the_table(void)
 
 /* ---- a port that is closed while CPUs signal it ---------------------------------------------- */
 
-enum { CLOSING_ID = 5, CLOSING = 1, NEIGHBOUR_ID = 6, NEIGHBOUR = 2, CLOSES = 30000, CPUS = 2 };
+enum { CLOSING_ID = 5, CLOSING = 1, NEIGHBOUR_ID = 6, NEIGHBOUR = 2, CLOSES = 10000, CPUS = 2 };
 
 static void *signal_closing(void *arg)
 {

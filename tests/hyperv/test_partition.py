@@ -204,6 +204,22 @@ def test_ports_and_connections_that_cannot_be(partition: Partition) -> None:
     assert [5000] == [port.id for port in partition.take_events()]
 
 
+def test_a_signal_of_no_port_takes_nobody_elses_along(partition: Partition) -> None:
+    """Who uses C's table by himself can signal an index without a port: it is nobody's, now and later."""
+    for connection, port in ((4, 8), (5, 9), (6, 10)):
+        partition.create_event_port(port)
+        partition.connect(connection, port)
+    partition.delete_port(9)
+    handle = partition.core.handle
+    for port_index in (1, lib.VI_EVENT_PORT_NONE):
+        assert 0 == lib.vi_redirect_event(handle, 5, port_index)
+        lib.vi_signal_event(handle, 5, 0)
+    partition.hv_signal_event(6)
+    assert [10] == [port.id for port in partition.take_events()]
+    partition.create_event_port(11)
+    assert [] == partition.take_events()
+
+
 def test_there_is_room_for_6144_connections(partition: Partition) -> None:
     """ENOSPC, and room again after a disconnect."""
     partition.create_event_port(1)
