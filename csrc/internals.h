@@ -168,7 +168,7 @@ struct vi_cpu {
 	struct vi_synic_registers synic;
 	uint32_t apic_off;		/* software-disabled: requests are dropped */
 	uint32_t stimer_count;		/* timer messages that the guest took */
-	uint64_t eoi_count;		/* of the callback vector */
+	uint64_t eoi_count;		/* of the callback vector, while watched */
 	uint64_t eom_count;
 	uint32_t post_lock;		/* hosts that post to this CPU, one at a time */
 	struct vi_tasklet msg_dpc;
@@ -185,7 +185,8 @@ _Static_assert(offsetof(struct vi_cpu, m) == VI_LINE, "the doorbell has its line
 /* How the callback vector is taken and ended. */
 enum vi_vector_mode {
 	VI_VECTOR_HELD = 1,	/* interrupts are off, or its priority does not suffice */
-	VI_VECTOR_EOI = 2	/* the guest ends it with an EOI (SINT without auto-EOI) */
+	VI_VECTOR_EOI = 2,	/* the guest ends it with an EOI (SINT without auto-EOI) */
+	VI_VECTOR_WATCHED = 4	/* and somebody waits for that */
 };
 
 /*
@@ -444,6 +445,7 @@ void vi_synic_refresh(struct vi_machine *m, struct vi_cpu *cpu);
 /* hyperv/lapic.c */
 void vi_lapic_post(struct vi_cpu *cpu, uint32_t vector);
 void vi_lapic_callback_eoi(struct vi_cpu *cpu);
+void vi_lapic_watch(struct vi_cpu *cpu);
 void vi_notice(struct vi_cpu *cpu, uint32_t what);
 
 /* hyperv/connection.c */

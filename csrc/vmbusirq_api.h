@@ -770,13 +770,18 @@ VI_MUST_CHECK int vi_lapic_clear(struct vi_machine *m, uint32_t cpu, uint32_t ve
 VI_MUST_CHECK int vi_lapic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /* Let the callback vector wait in the IRR: interrupts are off, or its priority too low. EINVAL. */
 VI_MUST_CHECK int vi_lapic_hold(struct vi_machine *m, uint32_t cpu, uint32_t held);
-/* EOIs of the callback vector so far; with auto-EOI there are none. [any] */
+/*
+ * Tell of the EOIs of the callback vector, or no longer. A message that finds its slot busy, or has
+ * others behind it, switches it on by itself. EINVAL: no such CPU. Owner only.
+ */
+VI_MUST_CHECK int vi_lapic_watch_eoi(struct vi_machine *m, uint32_t cpu, uint32_t on);
+/* EOIs of the callback vector that were told of so far; with auto-EOI there are none. [any] */
 uint64_t vi_lapic_eoi_count(struct vi_machine *m, uint32_t cpu);
 
 /* What has happened since the last vi_take_notices() that somebody may be waiting for. */
 enum vi_notice {
 	VI_NOTICE_EOM = 1,		/* EOM was written */
-	VI_NOTICE_EOI = 2,		/* the callback vector was ended by an EOI */
+	VI_NOTICE_EOI = 2,		/* the callback vector was ended by an EOI, while watched */
 	VI_NOTICE_VECTOR = 4,	/* a vector other than the callback vector was requested */
 	VI_NOTICE_REGISTERS = 8	/* a SynIC register was set */
 };

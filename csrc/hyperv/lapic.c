@@ -63,9 +63,21 @@ void vi_lapic_post(struct vi_cpu *cpu, uint32_t vector)
 	vi_notice(cpu, VI_NOTICE_VECTOR);
 }
 
-/* The service routine of the callback vector has written EOI. Context: the CPU. */
+/* Announce the EOIs of the callback vector from now on. [any] */
+void vi_lapic_watch(struct vi_cpu *cpu)
+{
+	if (!(__atomic_load_n(&cpu->vector_mode, __ATOMIC_SEQ_CST) & VI_VECTOR_WATCHED))
+		__atomic_fetch_or(&cpu->vector_mode, VI_VECTOR_WATCHED, __ATOMIC_SEQ_CST);
+}
+
+/*
+ * The service routine of the callback vector has written EOI. Nobody is told where nobody waits:
+ * this is every interrupt of a guest without auto-EOI. Context: the CPU.
+ */
 void vi_lapic_callback_eoi(struct vi_cpu *cpu)
 {
+	if (likely(!(__atomic_load_n(&cpu->vector_mode, __ATOMIC_SEQ_CST) & VI_VECTOR_WATCHED)))
+		return;
 	vi_count(&cpu->eoi_count, 1);
 	vi_notice(cpu, VI_NOTICE_EOI);
 }
@@ -138,6 +150,18 @@ int vi_lapic_hold(struct vi_machine *m, uint32_t cpu, uint32_t held)
 		__atomic_fetch_or(mode, VI_VECTOR_HELD, __ATOMIC_SEQ_CST);
 	else
 		__atomic_fetch_and(mode, ~(uint32_t)VI_VECTOR_HELD, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+int vi_lapic_watch_eoi(struct vi_machine *m, uint32_t cpu, uint32_t on)
+{
+	if (check(m, cpu, 0) < 0)
+		return -EINVAL;
+	if (on)
+		vi_lapic_watch(vi_cpu_of(m, cpu));
+	else
+		__atomic_fetch_and(&vi_cpu_of(m, cpu)->vector_mode, ~(uint32_t)VI_VECTOR_WATCHED,
+				   __ATOMIC_SEQ_CST);
 	return 0;
 }
 

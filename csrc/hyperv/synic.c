@@ -304,13 +304,16 @@ static int deposit(struct vi_cpu *cpu, struct vi_message *slot, const struct let
 			return -EAGAIN;
 		vi_trace(cpu->m, VI_TRACE_SYNIC_BUSY, cpu->id, 0, l->type);
 		__atomic_fetch_or(&slot->flags, 1, __ATOMIC_SEQ_CST);
+		vi_lapic_watch(cpu);
 		/*
 		 * the guest may have freed the slot before it could see the pending bit: it will
-		 * not write EOM then
+		 * not write EOM then, and its EOI may be over
 		 */
 		if (__atomic_load_n(&slot->type, __ATOMIC_SEQ_CST) != VI_MSG_NONE)
 			return -EAGAIN;
 	}
+	if (l->how & VI_DEPOSIT_MORE)
+		vi_lapic_watch(cpu);
 	vi_store_relaxed(&slot->flags, l->how & VI_DEPOSIT_MORE ? 1 : 0);
 	slot->payload_size = (uint8_t)l->size;
 	slot->reserved = 0;

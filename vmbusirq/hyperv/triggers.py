@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmbusirq._ffi import ffi, lib
+from vmbusirq.errors import check
 from vmbusirq.hyperv.apic import callback_vector
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Triggers:
         if moved:
             self._eois[vp] = ended
             apic.ended(self._callback)
+            if not apic.on_eoi and not self._partition.messages.waiting(vp):
+                check(lib.vi_lapic_watch_eoi(machine, vp, False), "triggers: no such VP")
         while self._eoms.get(vp, 0) != lib.vi_synic_eom_count(machine, vp):
             self._eoms[vp] = self._eoms.get(vp, 0) + 1
             apic.eom_written()
