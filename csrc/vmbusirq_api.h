@@ -677,6 +677,11 @@ VI_MUST_CHECK int vi_synic_set_simp(struct vi_machine *m, uint32_t cpu, uint64_t
  */
 VI_MUST_CHECK int vi_synic_set_pages(struct vi_machine *m, uint32_t cpu, void *flags,
 				     void *messages);
+/*
+ * This memory goes: pages of any CPU that lie in it are the CPU's own from now on, where no guest
+ * looks. No CPU runs, and nobody signals.
+ */
+void vi_synic_leave_memory(struct vi_machine *m, const void *base, uint64_t bytes);
 /* The CPU's own pages, NULL for a bad CPU. */
 void *vi_synic_own_flags(struct vi_machine *m, uint32_t cpu);
 void *vi_synic_own_messages(struct vi_machine *m, uint32_t cpu);

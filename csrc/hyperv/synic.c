@@ -62,6 +62,23 @@ int vi_synic_set_pages(struct vi_machine *m, uint32_t cpu, void *flags, void *me
 	return 0;
 }
 
+static bool lies_in(const void *page, const void *base, uint64_t bytes)
+{
+	return (uintptr_t)page - (uintptr_t)base < bytes;
+}
+
+void vi_synic_leave_memory(struct vi_machine *m, const void *base, uint64_t bytes)
+{
+	for (uint32_t c = 0; c < m->nr_cpus; c++) {
+		struct vi_cpu *cpu = vi_cpu_of(m, c);
+
+		if (lies_in(cpu->flag_page, base, bytes))
+			set_flag_page(cpu, vi_synic_own_flags(m, c));
+		if (lies_in(cpu->message_page, base, bytes))
+			set_message_page(cpu, vi_synic_own_messages(m, c));
+	}
+}
+
 int vi_synic_init(struct vi_machine *m)
 {
 	m->synic_pages = aligned_alloc(VI_PAGE, (size_t)2 * VI_PAGE * m->nr_cpus);

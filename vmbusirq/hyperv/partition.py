@@ -98,6 +98,8 @@ class Partition:
         self.refclock: Final = ReferenceClock(self, tsc_hz)
         self.stimers: Final = Stimers(self)
         self._memory = memory
+        if memory is not None:
+            self.synic.lie_in(memory)
         self._hypercalls = Hypercalls(self)
         self._ports = Ports(core, self.messages, self.synic, self.profile)
         self._monitor = MonitorPages(self.clock, self._ports.signal_event)
@@ -110,6 +112,7 @@ class Partition:
         """Guest-physical memory."""
         if self._memory is None:
             self._memory = GuestMemory()
+            self.synic.lie_in(self._memory)
         return self._memory
 
     def reset(self) -> None:

@@ -17,6 +17,7 @@ from vmbusirq.hyperv.registers import Msr
 from vmbusirq.limits import MSG_PAYLOAD, SINT_FLAGS, SINT_VMBUS, SINTS
 
 if TYPE_CHECKING:
+    from vmbusirq.hyperv.memory import GuestMemory
     from vmbusirq.hyperv.vcpu import Vcpu
 
 __all__ = ["Synic", "policy_of"]
@@ -45,8 +46,18 @@ class Synic:
 
     def __init__(self, core: Core, profile: Profile = PROFILES["tlfs"]) -> None:
         self._core = core
+        self._memory: GuestMemory | None = None
         self._last_sint: dict[tuple[int, int], int] = {}
         lib.vi_synic_set_policy(core.handle, policy_of(profile))
+
+    def lie_in(self, memory: GuestMemory) -> None:
+        """Pages will lie in this memory: it stays as long as they may, and when it is closed they leave it.
+
+        What is signalled after that goes to pages that no guest sees.
+        """
+        self._memory = memory
+        core = self._core  # not self, which has the memory
+        memory.before_close.append(lambda base, size: lib.vi_synic_leave_memory(core.handle, base, size))
 
     def registers(self, cpu: int) -> Any:
         """Return the ``struct vi_synic_registers`` of a CPU, to look at. EINVAL: no such CPU."""

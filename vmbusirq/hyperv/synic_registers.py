@@ -59,9 +59,12 @@ class SynicRegisters:
     def page(self, vcpu: Vcpu, msr: int) -> Any | None:
         """Return where the page of SIMP or SIEFP is, ``uint8_t *``: the overlay's bytes, or guest memory.
 
-        None: it is disabled, or outside the memory that it would have to be in.
+        None: it is disabled, or outside the memory that it would have to be in, or that memory was closed.
         """
-        return self._pages.get((vcpu.index, msr))
+        page = self._pages.get((vcpu.index, msr))
+        if page is not None and self._partition.memory.closed and page != self.overlay(vcpu, msr).data:
+            return None
+        return page
 
     def overlay(self, vcpu: Vcpu, msr: int) -> Overlay:
         """Return the overlay page of SIMP or SIEFP; its bytes are what C has as that VP's page from the start."""
