@@ -691,11 +691,6 @@ VI_MUST_CHECK int vi_synic_reset(struct vi_machine *m, uint32_t cpu);
 const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32_t cpu);
 
 /*
- * Switch a CPU's SynIC on or off with all that VMBus needs (what hv_synic_init and hv_synic_cleanup
- * do to SCONTROL, SIMP, SIEFP and SINT2). EINVAL: no such CPU.
- */
-VI_MUST_CHECK int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
-/*
  * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested, if
  * it can be), 0 it was set already, or is not set and nobody is told (VI_SYNIC_QUIET_FLAGS).
  * EINVAL: CPU, SINT or flag does not exist; ENXIO: SynIC or page is off, or the SINT masked; the

@@ -245,24 +245,6 @@ const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32
 	return cpu < m->nr_cpus ? &vi_cpu_of(m, cpu)->synic : NULL;
 }
 
-int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on)
-{
-	struct vi_synic_registers *r;
-	uint64_t sint = m->callback_vector, enable = on ? ENABLE : 0;
-
-	if (cpu >= m->nr_cpus)
-		return -EINVAL;
-	r = &vi_cpu_of(m, cpu)->synic;
-	if (m->arch == VI_ARCH_X86)
-		sint |= VI_SINT_AUTO_EOI;
-	r->sint[VI_SINT_VMBUS] = on ? sint : sint | VI_SINT_MASKED;
-	r->simp = (r->simp & ~ENABLE) | enable;
-	r->siefp = (r->siefp & ~ENABLE) | enable;
-	r->scontrol = (r->scontrol & ~ENABLE) | enable;
-	vi_synic_refresh(m, vi_cpu_of(m, cpu));
-	return 0;
-}
-
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static void request_vector(struct vi_cpu *cpu, uint32_t route)

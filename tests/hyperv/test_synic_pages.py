@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.hyperv.vp_rig import VpRig
 from tests.rig import ENGINES, VMBUS_SINT, Rig
+from tests.synic import switch_synic
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
 from vmbusirq.hyperv.hypercall import HvStatus
@@ -103,7 +104,7 @@ def test_a_flag_that_cannot_be_is_refused_and_nothing_moves(cpu: int, sint: int,
 def test_a_switched_off_synic_takes_nothing_and_says_so() -> None:
     """Behaviours 54 and 55: ENXIO, flag untouched; bad arguments are EINVAL all the same."""
     with Rig() as rig:
-        assert 0 == lib.vi_synic_enable(rig.m, 1, 0)
+        switch_synic(rig.m, 1, False)
         assert -ENXIO == rig.signal(5, cpu=1)
         assert -EINVAL == rig.signal(2048, cpu=1)
         assert -ENXIO == post(rig, cpu=1)
@@ -111,9 +112,8 @@ def test_a_switched_off_synic_takes_nothing_and_says_so() -> None:
         assert [] == rig.flags(1)
         assert lib.vi_synic_slot(rig.m, 1, VMBUS_SINT).type == lib.VI_MSG_NONE
         assert 0 == rig.run(1)
-        assert 0 == lib.vi_synic_enable(rig.m, 1, 1)
+        switch_synic(rig.m, 1, True)
         assert 1 == rig.signal(5, cpu=1)
-        assert -EINVAL == lib.vi_synic_enable(rig.m, 2, 1)
 
 
 def test_places_that_do_not_exist() -> None:
