@@ -38,6 +38,8 @@ __all__ = ["VMBUS_MESSAGE_PORT", "Partition"]
 
 VMBUS_MESSAGE_PORT: Final = 1
 """The guest's message port for VMBus: the origin of each control message (synic.md 7.1)."""
+_ROUNDS_MAX: Final = 1 << 16
+"""Rounds of one settle, far beyond what any traffic needs: who is not quiet then feeds itself."""
 
 
 @dataclass(slots=True)
@@ -275,7 +277,7 @@ class Partition:
         Returns:
             How often a CPU had something to do.
         Raises:
-            IrqError: ELOOP, a handler raises itself for ever.
+            IrqError: ELOOP, there is no end to it: handlers, VPs, timers or pumps that wake each other for ever.
             Exception: what a pump, a timer or a check raised.
         """
         return self._settle(guest=True)[0]
@@ -308,23 +310,27 @@ class Partition:
 
     def _settle(self, *, guest: bool) -> tuple[int, bool]:
         """Return the runs of CPUs, and whether anything moved."""
-        total, any_moved, pumped = 0, False, True
-        while pumped:
+        total, any_moved = 0, False
+        for _round in range(_ROUNDS_MAX):
             runs, moved = self._quiet(guest)
             pumped = False
-            for pump in self._pumps:
+            for pump in tuple(self._pumps):
                 if not pump.running and (not pump.guest or self._guest_runs(guest)):
                     pumped |= self._run_pump(pump)
             total += runs
             any_moved |= moved or pumped
+            if not pumped:
+                break
+        else:
+            raise _endless("pumps still find something to do")
         for check in self._checks:
             check()
         return total, any_moved
 
     def _quiet(self, guest: bool) -> tuple[int, bool]:
         """Run CPUs and fill slots until the guest has read all that it is going to read."""
-        total, any_moved, moved = 0, False, True
-        while moved:
+        total, any_moved = 0, False
+        for _round in range(_ROUNDS_MAX):
             entered = self._guest_runs(guest) and self.stimers.enter()
             runs = self.core.settle() if self._guest_runs(guest) else 0
             moved = entered | self.clock.run_due() | self._monitor.poll() | self.triggers.take() | bool(runs)
@@ -333,7 +339,9 @@ class Partition:
                 moved |= self.triggers.run_vectors()
             any_moved |= moved
             total += runs
-        return total, any_moved
+            if not moved:
+                return total, any_moved
+        raise _endless("CPUs, messages and timers still move")
 
     def _guest_runs(self, guest: bool) -> bool:
         return guest and not self.guest_suspended
@@ -354,3 +362,7 @@ class Partition:
         self.synic.reset(vcpu.index)
         self.messages.reset(vcpu.index)
         vcpu.apic.reset()
+
+
+def _endless(what: str) -> IrqError:
+    return IrqError(errno.ELOOP, f"partition: {what} after {_ROUNDS_MAX} rounds of one settle (ELOOP): they wake each other")
