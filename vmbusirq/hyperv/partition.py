@@ -360,9 +360,13 @@ class Partition:
 
     def _reset_vp(self, vcpu: Vcpu) -> None:
         self.synic.reset(vcpu.index)
+        if vcpu.synic_active:  # the activation outlives a reset: SCONTROL is what it was after that
+            self._synic_register_changed(vcpu, Msr.SCONTROL, 0, self.registers.value(vcpu, Msr.SCONTROL))
         self.messages.reset(vcpu.index)
         vcpu.apic.reset()
 
 
 def _endless(what: str) -> IrqError:
-    return IrqError(errno.ELOOP, f"partition: {what} after {_ROUNDS_MAX} rounds of one settle (ELOOP): they wake each other")
+    return IrqError(
+        errno.ELOOP, f"partition: {what} after {_ROUNDS_MAX} rounds of one settle (ELOOP): they wake each other"
+    )
