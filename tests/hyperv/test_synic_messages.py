@@ -7,7 +7,7 @@ import pytest
 from tests.hyperv.vp_rig import AUTO_EOI, MASKED, POLLING, SINT, VECTOR, VpRig
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.hyperv.hypercall import HvStatus
-from vmbusirq.hyperv.messages import Deposit
+from vmbusirq.hyperv.messages import Buffers, Deposit
 from vmbusirq.hyperv.registers import Msr
 
 SUCCESS, INVALID_STATE, NO_BUFFERS = HvStatus.SUCCESS, HvStatus.INVALID_SYNIC_STATE, HvStatus.INSUFFICIENT_BUFFERS
@@ -388,8 +388,6 @@ def test_a_timers_buffer_is_its_own_and_can_be_emptied() -> None:
     """synic.md 5.1 step 2, and row 110: what was not delivered is discarded."""
     rig = VpRig()
     queues = rig.partition.messages
-    from vmbusirq.hyperv.messages import Buffers
-
     timers = [Buffers(1), Buffers(1)]
     port = rig.port()
     for _ in range(17):
@@ -431,3 +429,28 @@ def test_a_patient_host_posts_again_when_it_may_be_taken() -> None:
         got.append(rig.free())
         rig.eom()
     assert (sent, 0) == (got, rig.partition.messages_waiting)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_synic_043_a_reset_ends_what_a_patient_host_has_posted(refused: bool) -> None:
+    """Whether the SynIC took none of it or the buffers some: nothing of it comes after the reset (TLFS), other VPs'
+    does.
+    """
+    rig = VpRig()
+    if refused:
+        rig.vcpu().wrmsr(Msr.SIMP, 0)
+    for number in range(20):
+        rig.partition.post_to_guest(0, bytes([number]), sint=SINT)
+        rig.partition.post_to_guest(1, bytes([number]), sint=SINT)
+    rig.partition.settle()
+    rig.vcpu().reset()
+    assert (0, 19) == (rig.waiting(), rig.partition.messages_waiting)
+    rig.pages()
+    rig.vcpu().wrmsr(Msr.SCONTROL, 1)
+    rig.sint(VECTOR)
+    rig.partition.settle()
+    assert None is rig.message()
+    rig.partition.post_to_guest(0, b"new", sint=SINT)
+    assert (b"new", [VECTOR]) == (rig.message(), rig.taken())
+    rig.partition.reset()
+    assert 0 == rig.partition.messages_waiting

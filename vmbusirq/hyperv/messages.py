@@ -291,6 +291,10 @@ class Outbox:
             self._filling = False
         return moved
 
+    def clear(self) -> None:
+        """Forget what waits: its target was reset."""
+        self._waiting.clear()
+
     def _freed(self) -> None:
         if not self._filling:
             self.retry()

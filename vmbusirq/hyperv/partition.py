@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
@@ -137,7 +137,7 @@ class Partition:
         return self._ports.create_event_port(port_id)
 
     def create_guest_message_port(
-        self, port_id: int, vp: int, sint: int, buffers: int | None = MESSAGE_BUFFERS
+        self, port_id: int, vp: int, sint: int, buffers: int | None | Literal["profile"] = "profile"
     ) -> GuestMessagePort:
         """Make a port by which messages come to a SINT of a VP of this partition (TLFS; synic.md 7.1).
 
@@ -145,11 +145,12 @@ class Partition:
             port_id: 24 bits; the guest finds it in each message's header.
             vp: the target, or VP_ANY: whoever has the fewest messages waiting.
             sint: 1 to 15.
-            buffers: how many messages may wait; None without bound.
+            buffers: how many messages may wait; None without bound; ``profile``: as many as the profile has (D14).
         Raises:
             IrqError: EINVAL for a number that cannot be, EEXIST if a port has that id.
         """
-        return self._ports.create_guest_message_port(port_id, vp, sint, buffers)
+        depth = self.profile.posted_depth if buffers == "profile" else buffers
+        return self._ports.create_guest_message_port(port_id, vp, sint, depth)
 
     def create_guest_event_port(
         self, port_id: int, vp: int, sint: int, base_flag: int = 0, flag_count: int = 1
@@ -182,7 +183,8 @@ class Partition:
         """Post a message to one VP and SINT as a patient host does; those arrive in the order of posting.
 
         One that the hypervisor does not take, because the SynIC is off or the port's buffers are full, is posted
-        again when that may have changed (synic.md 5.1). A host that wants the status has :attr:`messages`.
+        again when that may have changed (synic.md 5.1); a reset of the VP ends that. A host that wants the status has
+        :attr:`messages`.
 
         Raises:
             IrqError: EINVAL for a VP, SINT or type that does not exist, EMSGSIZE for more than 240 bytes.
@@ -362,6 +364,9 @@ class Partition:
         self.synic.reset(vcpu.index)
         if vcpu.synic_active:  # the activation outlives a reset: SCONTROL is what it was after that
             self._synic_register_changed(vcpu, Msr.SCONTROL, 0, self.registers.value(vcpu, Msr.SCONTROL))
+        for (vp, _sint), outbox in self._outboxes.items():
+            if vp == vcpu.index:
+                outbox.clear()  # first: a buffer that comes free would be used for the next of them
         self.messages.reset(vcpu.index)
         vcpu.apic.reset()
 
