@@ -433,9 +433,7 @@ def test_a_patient_host_posts_again_when_it_may_be_taken() -> None:
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_synic_043_a_reset_ends_what_a_patient_host_has_posted(refused: bool) -> None:
-    """Whether the SynIC took none of it or the buffers some: nothing of it comes after the reset (TLFS), other VPs'
-    does.
-    """
+    """Whether the SynIC took none or the buffers some: none of it comes after the reset; other VPs' does (TLFS)."""
     rig = VpRig()
     if refused:
         rig.vcpu().wrmsr(Msr.SIMP, 0)
@@ -454,3 +452,20 @@ def test_synic_043_a_reset_ends_what_a_patient_host_has_posted(refused: bool) ->
     assert (b"new", [VECTOR]) == (rig.message(), rig.taken())
     rig.partition.reset()
     assert 0 == rig.partition.messages_waiting
+
+
+@ALL
+def test_a_message_past_the_queue_strands_nobody(profile: str) -> None:
+    """B waits, the guest frees the slot and a timer is in it before the guest looks: it is told that B waits."""
+    rig = VpRig(profile)
+    rig.post(b"A")
+    rig.post(b"B")
+    rig.free()
+    assert Deposit.DELIVERED == rig.partition.messages.deposit(0, SINT, lib.VI_MSG_TIMER_EXPIRED, bytes(24))
+    assert (bytes(24), 1, 1) == (rig.message(), rig.pending(), rig.waiting())
+    rig.free()
+    rig.eom()
+    assert (b"B", 0, 0) == (rig.message(), rig.pending(), rig.waiting())
+    rig.free()
+    assert Deposit.DELIVERED == rig.partition.messages.deposit(0, SINT, lib.VI_MSG_TIMER_EXPIRED, bytes(24))
+    assert 0 == rig.pending()
