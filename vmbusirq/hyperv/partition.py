@@ -137,7 +137,7 @@ class Partition:
         return self._ports.create_event_port(port_id)
 
     def create_guest_message_port(
-        self, port_id: int, vp: int, sint: int, buffers: int | None | Literal["profile"] = "profile"
+        self, port_id: int, vp: int, sint: int, buffers: int | Literal["profile"] | None = "profile"
     ) -> GuestMessagePort:
         """Make a port by which messages come to a SINT of a VP of this partition (TLFS; synic.md 7.1).
 
@@ -266,6 +266,10 @@ class Partition:
             guest: it is the guest's, so it rests while the guest is suspended or has its interrupts off.
         """
         self._pumps.append(_Pump(pump, guest))
+
+    def remove_pump(self, pump: Callable[[], object]) -> None:
+        """Do not call ``pump`` any more; nothing, if it is none."""
+        self._pumps[:] = [known for known in self._pumps if known.work != pump]
 
     def add_check(self, check: Callable[[], object]) -> None:
         """Call ``check`` at the end of each settle: it raises what must not get lost, such as errors of callbacks."""
