@@ -94,14 +94,6 @@ class Synic:
         ]
         return [sint for sint in found if not last or sint == self._last_sint.get((cpu, vector), sint)]
 
-    def enable(self, cpu: int) -> None:
-        """Switch the SynIC of ``cpu`` on and unmask SINT 2, as hv_synic_init does. EINVAL: no such CPU."""
-        self._raise(lib.vi_synic_enable(self._core.handle, cpu, 1), f"synic: cannot enable cpu {cpu}", cpu)
-
-    def disable(self, cpu: int) -> None:
-        """Switch it off; flags that are set stay set and unserved. EINVAL: no such CPU."""
-        self._raise(lib.vi_synic_enable(self._core.handle, cpu, 0), f"synic: cannot disable cpu {cpu}", cpu)
-
     def signal(self, cpu: int, flag: int, sint: int = SINT_VMBUS) -> bool:
         """Set an event flag.
 
