@@ -234,7 +234,7 @@ class Partition:
             control: the control word (RCX).
             input_value: guest-physical address of the input, in the fast form the input itself (RDX).
             output_gpa: guest-physical address of the output, in the fast form the second quadword (R8).
-            more: further quadwords of the fast form (XMM0 to XMM5; X4 to X17 on arm64).
+            more: further quadwords of the fast form (XMM0 to XMM5; X4 to X15 on arm64).
             cpl: at which privilege level.
         Returns:
             The result word (RAX): an :class:`HvStatus` in bits 15:0, of rep calls the reps completed in 43:32.
