@@ -39,19 +39,28 @@ def bitmap(words: object) -> int:
 
 
 def serve_apic(partition: Partition) -> None:
-    """Put the rules of the EOI, ICR and TPR registers in force; of TPR the low 8 bits count, as in KVM."""
+    """Put the rules of the EOI, ICR and TPR registers in force; of TPR the low 8 bits count, as in KVM.
+
+    A host restores what ICR and TPR hold: nothing is sent by that, and nothing ended.
+    """
     serve = partition.registers.serve
+
+    def write_eoi(vcpu: Vcpu, _msr: int, _value: int, host: bool) -> None:
+        if not host:
+            vcpu.apic.eoi()
+
+    def write_icr(vcpu: Vcpu, _msr: int, value: int, host: bool) -> None:
+        if host:
+            vcpu.apic.icr = value
+        else:
+            vcpu.apic.send(value)
 
     def write_tpr(vcpu: Vcpu, _msr: int, value: int, _host: bool) -> None:
         vcpu.apic.tpr = value & 0xFF
 
-    serve([Msr.EOI], None, lambda vcpu, _msr, _value, _host: _ignore(vcpu.apic.eoi()))
-    serve([Msr.ICR], lambda vcpu, _msr: vcpu.apic.icr, lambda vcpu, _msr, value, _host: _ignore(vcpu.apic.send(value)))
+    serve([Msr.EOI], None, write_eoi)
+    serve([Msr.ICR], lambda vcpu, _msr: vcpu.apic.icr, write_icr)
     serve([Msr.TPR], lambda vcpu, _msr: vcpu.apic.tpr, write_tpr)
-
-
-def _ignore(_result: object) -> None:
-    """An MSR write returns nothing."""
 
 
 def _class_of(vector: int) -> int:
@@ -150,8 +159,12 @@ class LocalApic:
 
     @property
     def icr(self) -> int:
-        """The interrupt command register as last written, high half above the low one."""
+        """The interrupt command register as last written, high half above the low one; setting it sends nothing."""
         return self._icr
+
+    @icr.setter
+    def icr(self, value: int) -> None:
+        self._icr = value
 
     # ---- requests
 

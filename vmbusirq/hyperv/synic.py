@@ -27,7 +27,7 @@ def policy_of(profile: Profile) -> int:
     """Return what a profile says about SINTs as C wants it, bits of ``enum vi_synic_policy``."""
     choices = (
         (profile.scontrol_gates_messages, lib.VI_SYNIC_CONTROL_GATES_MESSAGES),
-        (profile.scontrol_reset, lib.VI_SYNIC_CONTROL_AT_RESET),
+        (profile.scontrol_reset and not profile.needs_activation, lib.VI_SYNIC_CONTROL_AT_RESET),
         (profile.flag_to_masked == "set", lib.VI_SYNIC_MASKED_TAKES_FLAGS),
         (profile.flag_to_masked == "dropped", lib.VI_SYNIC_QUIET_FLAGS | lib.VI_SYNIC_PRIVATE_PAGES),
         (profile.message_to_masked == "dropped", lib.VI_SYNIC_MASKED_LOSES_MESSAGES),
