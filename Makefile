@@ -82,14 +82,14 @@ build/c/warnings: $(CSRC)
 	@for f in $$(find csrc -name '*.c'); do $(CC) $(C_FLAGS) -O2 -c $$f -o /dev/null || exit 1; done
 	@touch $@
 
-build/c/plain/%: tests/c/%.c $(CSRC)
+build/c/plain/%: tests/c/%.c tests/c/synic.h $(CSRC)
 	@mkdir -p $(@D)
 	@$(CC) $(C_FLAGS) -O2 $< $(C_CORE) -o $@ $(C_LIBS)
 
-build/c/asan/%: tests/c/%.c $(CSRC)
+build/c/asan/%: tests/c/%.c tests/c/synic.h $(CSRC)
 	@mkdir -p $(@D)
 	@$(CC) $(C_FLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $< $(C_CORE) -o $@ $(C_LIBS)
 
-build/c/tsan/%: tests/c/%.c $(CSRC)
+build/c/tsan/%: tests/c/%.c tests/c/synic.h $(CSRC)
 	@mkdir -p $(@D)
 	@$(CC) $(C_FLAGS) -O1 -fsanitize=thread $< $(C_CORE) -o $@ $(C_LIBS)

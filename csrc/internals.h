@@ -168,7 +168,7 @@ struct vi_cpu {
 	struct vi_synic_registers synic;
 	uint32_t apic_off;		/* software-disabled: requests are dropped */
 	uint32_t stimer_count;		/* timer messages that the guest took */
-	uint64_t eoi_count;		/* of the callback vector */
+	uint64_t eoi_count;		/* of the callback vector, while watched */
 	uint64_t eom_count;
 	uint32_t post_lock;		/* hosts that post to this CPU, one at a time */
 	struct vi_tasklet msg_dpc;
@@ -185,7 +185,8 @@ _Static_assert(offsetof(struct vi_cpu, m) == VI_LINE, "the doorbell has its line
 /* How the callback vector is taken and ended. */
 enum vi_vector_mode {
 	VI_VECTOR_HELD = 1,	/* interrupts are off, or its priority does not suffice */
-	VI_VECTOR_EOI = 2	/* the guest ends it with an EOI (SINT without auto-EOI) */
+	VI_VECTOR_EOI = 2,	/* the guest ends it with an EOI (SINT without auto-EOI) */
+	VI_VECTOR_WATCHED = 4	/* and somebody waits for that */
 };
 
 /*
@@ -256,6 +257,12 @@ _Static_assert(offsetof(struct vi_channel, callback) == 576, "as in the kernel")
 _Static_assert(offsetof(struct vi_channel, interrupts) == 648, "as in the kernel");
 _Static_assert(sizeof(struct vi_channel) <= VI_CHANNEL_SLOT, "a slab slot");
 
+/* What vi_take_notices() finds. Any CPU writes here: on lines of their own. */
+struct vi_notices {
+	uint32_t any;			/* look at cpus */
+	uint64_t cpus[VI_NOTICE_KINDS][VI_CPU_WORDS];	/* [enum vi_notice, as a bit number] */
+} VI_ALIGNED;
+
 struct vi_machine {
 	/* line 0: what a scan reads */
 	struct vi_irq_slot *slot;
@@ -299,9 +306,8 @@ struct vi_machine {
 	void *synic_pages;
 	uint32_t synic_policy;		/* enum vi_synic_policy */
 	uint32_t callback_vector;
-	uint32_t notices;		/* enum vi_notice: what vi_take_notices() finds */
-	uint64_t notice_cpus[VI_CPU_WORDS];
-	struct vi_connections *connections;
+	struct vi_notices notices;
+	struct vi_connections *connections VI_ALIGNED;	/* not on the notices' line */
 	uint64_t *resend;		/* one bit per IRQ: the resend tasklet's list */
 	uint32_t resend_pending;	/* the boot CPU is asked to schedule the resend tasklet */
 	struct vi_tasklet resend_tasklet;
@@ -439,6 +445,7 @@ void vi_synic_refresh(struct vi_machine *m, struct vi_cpu *cpu);
 /* hyperv/lapic.c */
 void vi_lapic_post(struct vi_cpu *cpu, uint32_t vector);
 void vi_lapic_callback_eoi(struct vi_cpu *cpu);
+void vi_lapic_watch(struct vi_cpu *cpu);
 void vi_notice(struct vi_cpu *cpu, uint32_t what);
 
 /* hyperv/connection.c */

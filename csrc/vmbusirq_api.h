@@ -677,6 +677,11 @@ VI_MUST_CHECK int vi_synic_set_simp(struct vi_machine *m, uint32_t cpu, uint64_t
  */
 VI_MUST_CHECK int vi_synic_set_pages(struct vi_machine *m, uint32_t cpu, void *flags,
 				     void *messages);
+/*
+ * This memory goes: pages of any CPU that lie in it are the CPU's own from now on, where no guest
+ * looks. No CPU runs, and nobody signals.
+ */
+void vi_synic_leave_memory(struct vi_machine *m, const void *base, uint64_t bytes);
 /* The CPU's own pages, NULL for a bad CPU. */
 void *vi_synic_own_flags(struct vi_machine *m, uint32_t cpu);
 void *vi_synic_own_messages(struct vi_machine *m, uint32_t cpu);
@@ -685,11 +690,6 @@ VI_MUST_CHECK int vi_synic_reset(struct vi_machine *m, uint32_t cpu);
 /* NULL for a bad CPU. */
 const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32_t cpu);
 
-/*
- * Switch a CPU's SynIC on or off with all that VMBus needs (what hv_synic_init and hv_synic_cleanup
- * do to SCONTROL, SIMP, SIEFP and SINT2). EINVAL: no such CPU.
- */
-VI_MUST_CHECK int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /*
  * Set event flag @flag of @sint on @cpu. Return: 1 newly set (the SINT's vector was requested, if
  * it can be), 0 it was set already, or is not set and nobody is told (VI_SYNIC_QUIET_FLAGS).
@@ -770,17 +770,27 @@ VI_MUST_CHECK int vi_lapic_clear(struct vi_machine *m, uint32_t cpu, uint32_t ve
 VI_MUST_CHECK int vi_lapic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /* Let the callback vector wait in the IRR: interrupts are off, or its priority too low. EINVAL. */
 VI_MUST_CHECK int vi_lapic_hold(struct vi_machine *m, uint32_t cpu, uint32_t held);
-/* EOIs of the callback vector so far; with auto-EOI there are none. [any] */
+/*
+ * Tell of the EOIs of the callback vector, or no longer. A message that finds its slot busy, or has
+ * others behind it, switches it on by itself. EINVAL: no such CPU. Owner only.
+ */
+VI_MUST_CHECK int vi_lapic_watch_eoi(struct vi_machine *m, uint32_t cpu, uint32_t on);
+/* EOIs of the callback vector that were told of so far; with auto-EOI there are none. [any] */
 uint64_t vi_lapic_eoi_count(struct vi_machine *m, uint32_t cpu);
 
 /* What has happened since the last vi_take_notices() that somebody may be waiting for. */
 enum vi_notice {
 	VI_NOTICE_EOM = 1,		/* EOM was written */
-	VI_NOTICE_EOI = 2,		/* the callback vector was ended by an EOI */
+	VI_NOTICE_EOI = 2,		/* the callback vector was ended by an EOI, while watched */
 	VI_NOTICE_VECTOR = 4,	/* a vector other than the callback vector was requested */
 	VI_NOTICE_REGISTERS = 8	/* a SynIC register was set */
 };
-/* Return: enum vi_notice bits, 0 nothing; @cpus: VI_CPU_WORDS words, where. Owner only. */
+#define VI_NOTICE_KINDS 4
+/*
+ * Return: enum vi_notice bits, 0 nothing; @cpus: VI_CPU_WORDS words, where: at each of these CPUs
+ * one of these things has happened at least. What a call does not return, a later one does. Owner
+ * only.
+ */
 uint32_t vi_take_notices(struct vi_machine *m, uint64_t *cpus);
 
 /* ---- hyperv/: connections, by which the guest signals the host (synic.md 7) ------------------ */
@@ -809,6 +819,12 @@ VI_MUST_CHECK int vi_connect_event(struct vi_machine *m, uint32_t connection_id,
 /* Let it signal another port from now on. ENOENT: it is not connected; EINVAL as above. */
 VI_MUST_CHECK int vi_redirect_event(struct vi_machine *m, uint32_t connection_id,
 				    uint32_t port_index);
+/*
+ * No connection leads to the port any more; forget its signal. No signal that is under way reaches
+ * it after that, so that the index can be another port's. Return: 1 if it was signalled, 0 if not.
+ * EINVAL as above. Owner only.
+ */
+VI_MUST_CHECK int vi_close_event_port(struct vi_machine *m, uint32_t port_index);
 /* ENOENT: it is not connected. A signal that was seen before stays. */
 VI_MUST_CHECK int vi_disconnect_event(struct vi_machine *m, uint32_t connection_id);
 /*

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import vmbusirq.irq.callbacks
 import vmbusirq.vmbus.callbacks
+from tests.synic import switch_synic
 from vmbusirq._ffi import ffi, lib
 
 VMBUS_SINT = lib.VI_SINT_VMBUS
@@ -131,7 +132,7 @@ class Rig:
         hooks["packet"] = lib.vi_py_packet
         lib.vi_machine_set_hooks(self.m, ffi.new("struct vi_hooks *", hooks))
         for cpu in range(cpus):
-            assert 0 == lib.vi_synic_enable(self.m, cpu, 1)
+            switch_synic(self.m, cpu, True, arch)
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rig import SIMDS, VMBUS_SINT, Rig
+from tests.synic import switch_synic
 from vmbusirq._ffi import lib
 
 CPUS = 3
@@ -87,7 +88,7 @@ class Machine:
         elif what == "plain":
             return rig.signal(PLAIN_RELID, a)
         elif what == "synic":
-            return lib.vi_synic_enable(m, a, b)
+            return switch_synic(m, a, bool(b))
         elif what == "settle":
             return rig.settle()
         elif what == "time":

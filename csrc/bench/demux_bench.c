@@ -127,6 +127,19 @@ static int add_channel(struct vi_demux_bench *b, uint32_t relid)
 	return result;
 }
 
+/* The registers that a guest of VMBus sets. */
+static int switch_synic_on(struct vi_machine *m)
+{
+	uint64_t sint = m->callback_vector | VI_SINT_AUTO_EOI;
+	int result = vi_synic_set_sint(m, 0, VI_SINT_VMBUS, sint);
+
+	if (result == 0)
+		result = vi_synic_set_simp(m, 0, 1);
+	if (result == 0)
+		result = vi_synic_set_siefp(m, 0, 1);
+	return result ? result : vi_synic_set_control(m, 0, 1);
+}
+
 int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_bench **out)
 {
 	uint64_t random = config->seed;
@@ -160,7 +173,7 @@ int vi_demux_bench_create(const struct vi_demux_config *config, struct vi_demux_
 		b->cpu = vi_cpu_of(b->m, 0);
 		b->own_area = b->cpu->sint_flags;
 		b->m->skip_entropy = config->contender == VI_DEMUX_RFC_NO_ENTROPY;
-		result = vi_synic_enable(b->m, 0, 1);
+		result = switch_synic_on(b->m);
 	}
 	for (uint32_t relid = 1; result == 0 && relid <= VI_RELID_MAX; relid++)
 		result = add_channel(b, relid);

@@ -7,6 +7,13 @@
  * addressed, one 64-bit word per connection, so that an entry is there as a whole or not at all. An
  * entry never moves. One that goes leaves a grave behind, over which a search walks on to what lies
  * further; the grave becomes free again once nothing lies behind it.
+ *
+ * A signal must not land in a port that was closed after its connection was looked up: the next
+ * port with that index would get it. So 32 ports share a word with a count of those closed among
+ * them. A signaller reads the word, then the entry, and sets the bit only if the word is still what
+ * it was. The owner redirects the entries first, and then counts and clears the bit in one step:
+ * either the bit was set before and is cleared, or the word has changed and the signaller looks the
+ * entry up again.
  */
 #include "internals.h"
 
@@ -20,9 +27,14 @@
 _Static_assert(VI_CONNECTIONS_MAX < TABLE_SIZE, "a search finds a free entry");
 _Static_assert(VI_EVENT_PORT_WORDS * 64 == VI_EVENT_PORTS, "a bit per port");
 
+/* A word of ports: a bit for each that was signalled, and how many were closed. */
+#define GROUP_PORTS 32
+#define GROUP_SIGNALLED 0xffffffffull
+#define GROUP_CLOSED (1ull << 32)
+
 struct vi_connections {
 	uint64_t entry[TABLE_SIZE];
-	uint64_t signalled[VI_EVENT_PORT_WORDS] VI_ALIGNED;
+	uint64_t group[VI_EVENT_PORTS / GROUP_PORTS] VI_ALIGNED;
 	uint32_t used;		/* the owner's */
 };
 
@@ -151,20 +163,48 @@ int vi_disconnect_event(struct vi_machine *m, uint32_t connection_id)
 uint32_t vi_signal_event(struct vi_machine *m, uint32_t connection_id, uint32_t flag)
 {
 	struct vi_connections *c = m->connections;
-	uint64_t entry;
-	uint32_t port;
+	uint64_t entry, *group, seen;
+	uint32_t port, place;
 
-	if (check_numbers(connection_id, 0) < 0 ||
-	    find(c, connection_id, &entry) == TABLE_SIZE)
+	if (check_numbers(connection_id, 0) < 0)
 		return VI_HV_INVALID_CONNECTION_ID;
-	port = (uint32_t)(entry >> 32);
-	if (port == VI_EVENT_PORT_NONE)
-		return VI_HV_INVALID_PORT_ID;
-	if (flag)
-		return VI_HV_INVALID_PARAMETER;
-	/* always written: a bit seen set may be about to be taken by who looked too early */
-	__atomic_fetch_or(&c->signalled[port / 64], 1ull << (port % 64), __ATOMIC_SEQ_CST);
+	do {
+		place = find(c, connection_id, &entry);
+		if (place == TABLE_SIZE)
+			return VI_HV_INVALID_CONNECTION_ID;
+		port = (uint32_t)(entry >> 32);
+		if (port == VI_EVENT_PORT_NONE)
+			return VI_HV_INVALID_PORT_ID;
+		if (flag)
+			return VI_HV_INVALID_PARAMETER;
+		group = &c->group[port / GROUP_PORTS];
+		seen = __atomic_load_n(group, __ATOMIC_SEQ_CST);
+		/* always written: a bit seen set may be about to be taken by who looked too early */
+	} while (__atomic_load_n(&c->entry[place], __ATOMIC_SEQ_CST) != entry ||
+		 !__atomic_compare_exchange_n(group, &seen, seen | 1ull << (port % GROUP_PORTS),
+					      false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
 	return VI_HV_SUCCESS;
+}
+
+int vi_close_event_port(struct vi_machine *m, uint32_t port_index)
+{
+	uint64_t *group, seen, bit = 1ull << (port_index % GROUP_PORTS);
+
+	if (port_index >= VI_EVENT_PORTS)
+		return -EINVAL;
+	group = &m->connections->group[port_index / GROUP_PORTS];
+	seen = vi_load(group);
+	while (!__atomic_compare_exchange_n(group, &seen, (seen & ~bit) + GROUP_CLOSED, false,
+					    __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		;
+	return (seen & bit) != 0;
+}
+
+static uint64_t take_group(uint64_t *group)
+{
+	if (!(vi_load_relaxed(group) & GROUP_SIGNALLED))
+		return 0;
+	return __atomic_fetch_and(group, ~GROUP_SIGNALLED, __ATOMIC_SEQ_CST) & GROUP_SIGNALLED;
 }
 
 uint32_t vi_take_events(struct vi_machine *m, uint64_t *words)
@@ -173,10 +213,7 @@ uint32_t vi_take_events(struct vi_machine *m, uint64_t *words)
 	uint32_t ports = 0;
 
 	for (uint32_t i = 0; i < VI_EVENT_PORT_WORDS; i++) {
-		words[i] = 0;
-		if (!vi_load_relaxed(&c->signalled[i]))
-			continue;
-		words[i] = __atomic_exchange_n(&c->signalled[i], 0, __ATOMIC_SEQ_CST);
+		words[i] = take_group(&c->group[2 * i]) | take_group(&c->group[2 * i + 1]) << 32;
 		ports += (uint32_t)__builtin_popcountll(words[i]);
 	}
 	return ports;

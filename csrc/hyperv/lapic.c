@@ -6,34 +6,53 @@
  *
  * A vector that waits is one bit. The callback vector of VMBus is the exception: its bit is
  * cpu->pending, which the data plane takes by itself; all others wait for the CPU's owner, who
- * knows what is in service and at what priority the CPU runs (hyperv/apic.py). Whoever sets a bit
- * sets the CPU's notice bit after it, then the machine's; the owner takes them the other way
- * round, so that nothing that was set before is overlooked.
+ * knows what is in service and at what priority the CPU runs (hyperv/apic.py).
+ *
+ * Why no notice is lost. Who has something to tell does it (the fact: an IRR bit, a count), then
+ * sets the CPU's bit of that kind, then the machine's word "any". The owner goes the other way
+ * round: it clears any, takes the bits, looks at the facts.
+ * - Whichever call takes a bit returns kind and CPU together, and the fact was there before the
+ *   bit. So a call that was under way because of something else does no harm by taking it.
+ * - A bit that no call has taken yet has any set, or its setter is about to set it. For a setter
+ *   that finds any set already, the clearing of any is still to come, and the bits are taken after
+ *   that. All of these are sequentially consistent.
  */
 #include "internals.h"
 
 _Static_assert(VI_IRR_WORDS * 64 == VI_VECTORS, "a bit per vector");
 _Static_assert(VI_CPU_WORDS * 64 == VI_CPUS_MAX, "a bit per CPU");
 
-/* Ask the owner to look at @cpu. [any] */
+/* Ask the owner to look at @cpu: one bit of enum vi_notice. [any] */
 void vi_notice(struct vi_cpu *cpu, uint32_t what)
 {
-	struct vi_machine *m = cpu->m;
+	struct vi_notices *n = &cpu->m->notices;
 
-	__atomic_fetch_or(&m->notice_cpus[cpu->id / 64], 1ull << (cpu->id % 64),
+	__atomic_fetch_or(&n->cpus[__builtin_ctz(what)][cpu->id / 64], 1ull << (cpu->id % 64),
 			  __ATOMIC_SEQ_CST);
-	__atomic_fetch_or(&m->notices, what, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&n->any, __ATOMIC_SEQ_CST))
+		__atomic_store_n(&n->any, 1, __ATOMIC_SEQ_CST);
 }
 
 uint32_t vi_take_notices(struct vi_machine *m, uint64_t *cpus)
 {
-	uint32_t what;
+	struct vi_notices *n = &m->notices;
+	uint32_t what = 0;
 
-	if (!vi_load_relaxed(&m->notices))
+	if (!vi_load_relaxed(&n->any))
 		return 0;
-	what = __atomic_exchange_n(&m->notices, 0, __ATOMIC_SEQ_CST);
-	for (uint32_t i = 0; i < VI_CPU_WORDS; i++)
-		cpus[i] = __atomic_exchange_n(&m->notice_cpus[i], 0, __ATOMIC_SEQ_CST);
+	(void)__atomic_exchange_n(&n->any, 0, __ATOMIC_SEQ_CST);
+	memset(cpus, 0, VI_CPU_WORDS * sizeof(*cpus));
+	for (uint32_t kind = 0; kind < VI_NOTICE_KINDS; kind++) {
+		for (uint32_t i = 0; i <= (m->nr_cpus - 1) / 64; i++) {
+			uint64_t *word = &n->cpus[kind][i], taken;
+
+			if (!__atomic_load_n(word, __ATOMIC_SEQ_CST))
+				continue;
+			taken = __atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST);
+			cpus[i] |= taken;
+			what |= 1u << kind;
+		}
+	}
 	return what;
 }
 
@@ -44,9 +63,21 @@ void vi_lapic_post(struct vi_cpu *cpu, uint32_t vector)
 	vi_notice(cpu, VI_NOTICE_VECTOR);
 }
 
-/* The service routine of the callback vector has written EOI. Context: the CPU. */
+/* Announce the EOIs of the callback vector from now on. [any] */
+void vi_lapic_watch(struct vi_cpu *cpu)
+{
+	if (!(__atomic_load_n(&cpu->vector_mode, __ATOMIC_SEQ_CST) & VI_VECTOR_WATCHED))
+		__atomic_fetch_or(&cpu->vector_mode, VI_VECTOR_WATCHED, __ATOMIC_SEQ_CST);
+}
+
+/*
+ * The service routine of the callback vector has written EOI. Nobody is told where nobody waits:
+ * this is every interrupt of a guest without auto-EOI. Context: the CPU.
+ */
 void vi_lapic_callback_eoi(struct vi_cpu *cpu)
 {
+	if (likely(!(__atomic_load_n(&cpu->vector_mode, __ATOMIC_SEQ_CST) & VI_VECTOR_WATCHED)))
+		return;
 	vi_count(&cpu->eoi_count, 1);
 	vi_notice(cpu, VI_NOTICE_EOI);
 }
@@ -119,6 +150,18 @@ int vi_lapic_hold(struct vi_machine *m, uint32_t cpu, uint32_t held)
 		__atomic_fetch_or(mode, VI_VECTOR_HELD, __ATOMIC_SEQ_CST);
 	else
 		__atomic_fetch_and(mode, ~(uint32_t)VI_VECTOR_HELD, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+int vi_lapic_watch_eoi(struct vi_machine *m, uint32_t cpu, uint32_t on)
+{
+	if (check(m, cpu, 0) < 0)
+		return -EINVAL;
+	if (on)
+		vi_lapic_watch(vi_cpu_of(m, cpu));
+	else
+		__atomic_fetch_and(&vi_cpu_of(m, cpu)->vector_mode, ~(uint32_t)VI_VECTOR_WATCHED,
+				   __ATOMIC_SEQ_CST);
 	return 0;
 }
 

@@ -62,6 +62,23 @@ int vi_synic_set_pages(struct vi_machine *m, uint32_t cpu, void *flags, void *me
 	return 0;
 }
 
+static bool lies_in(const void *page, const void *base, uint64_t bytes)
+{
+	return (uintptr_t)page - (uintptr_t)base < bytes;
+}
+
+void vi_synic_leave_memory(struct vi_machine *m, const void *base, uint64_t bytes)
+{
+	for (uint32_t c = 0; c < m->nr_cpus; c++) {
+		struct vi_cpu *cpu = vi_cpu_of(m, c);
+
+		if (lies_in(cpu->flag_page, base, bytes))
+			set_flag_page(cpu, vi_synic_own_flags(m, c));
+		if (lies_in(cpu->message_page, base, bytes))
+			set_message_page(cpu, vi_synic_own_messages(m, c));
+	}
+}
+
 int vi_synic_init(struct vi_machine *m)
 {
 	m->synic_pages = aligned_alloc(VI_PAGE, (size_t)2 * VI_PAGE * m->nr_cpus);
@@ -228,24 +245,6 @@ const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32
 	return cpu < m->nr_cpus ? &vi_cpu_of(m, cpu)->synic : NULL;
 }
 
-int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on)
-{
-	struct vi_synic_registers *r;
-	uint64_t sint = m->callback_vector, enable = on ? ENABLE : 0;
-
-	if (cpu >= m->nr_cpus)
-		return -EINVAL;
-	r = &vi_cpu_of(m, cpu)->synic;
-	if (m->arch == VI_ARCH_X86)
-		sint |= VI_SINT_AUTO_EOI;
-	r->sint[VI_SINT_VMBUS] = on ? sint : sint | VI_SINT_MASKED;
-	r->simp = (r->simp & ~ENABLE) | enable;
-	r->siefp = (r->siefp & ~ENABLE) | enable;
-	r->scontrol = (r->scontrol & ~ENABLE) | enable;
-	vi_synic_refresh(m, vi_cpu_of(m, cpu));
-	return 0;
-}
-
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static void request_vector(struct vi_cpu *cpu, uint32_t route)
@@ -304,13 +303,16 @@ static int deposit(struct vi_cpu *cpu, struct vi_message *slot, const struct let
 			return -EAGAIN;
 		vi_trace(cpu->m, VI_TRACE_SYNIC_BUSY, cpu->id, 0, l->type);
 		__atomic_fetch_or(&slot->flags, 1, __ATOMIC_SEQ_CST);
+		vi_lapic_watch(cpu);
 		/*
 		 * the guest may have freed the slot before it could see the pending bit: it will
-		 * not write EOM then
+		 * not write EOM then, and its EOI may be over
 		 */
 		if (__atomic_load_n(&slot->type, __ATOMIC_SEQ_CST) != VI_MSG_NONE)
 			return -EAGAIN;
 	}
+	if (l->how & VI_DEPOSIT_MORE)
+		vi_lapic_watch(cpu);
 	vi_store_relaxed(&slot->flags, l->how & VI_DEPOSIT_MORE ? 1 : 0);
 	slot->payload_size = (uint8_t)l->size;
 	slot->reserved = 0;

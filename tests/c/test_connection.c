@@ -162,6 +162,69 @@ static void test_signals_while_the_owner_changes_the_table(void)
 	vi_machine_destroy(rig.m);
 }
 
+/* ---- a port that is closed while CPUs signal it ---------------------------------------------- */
+
+enum { CLOSING_ID = 5, CLOSING = 1, NEIGHBOUR_ID = 6, NEIGHBOUR = 2, CLOSES = 10000, CPUS = 2 };
+
+static void *signal_closing(void *arg)
+{
+	struct rig *rig = arg;
+	uint32_t n;
+
+	for (n = 0; !vi_load(&rig->done); n++) {
+		uint32_t status = vi_signal_event(rig->m, CLOSING_ID, 0);
+
+		CHECK(status == VI_HV_SUCCESS || status == VI_HV_INVALID_PORT_ID ||
+		      status == VI_HV_INVALID_CONNECTION_ID);
+	}
+	return NULL;
+}
+
+/* While it is closed nobody finds it signalled, however late a signal comes; others are kept. */
+static void check_closed(struct rig *rig)
+{
+	uint64_t words[VI_EVENT_PORT_WORDS];
+	bool neighbour = false;
+
+	CHECK(vi_signal_event(rig->m, NEIGHBOUR_ID, 0) == VI_HV_SUCCESS);
+	CHECK(vi_close_event_port(rig->m, CLOSING) >= 0);
+	for (uint32_t look = 0; look < 20; look++) {
+		(void)vi_take_events(rig->m, words);
+		CHECK(!(words[0] >> CLOSING & 1));
+		neighbour |= words[0] >> NEIGHBOUR & 1;
+		if (look % 8 == 7)
+			sched_yield();
+	}
+	CHECK(neighbour);
+}
+
+static void test_a_closed_port_gets_no_signal(void)
+{
+	struct rig rig = { .m = make() };
+	pthread_t threads[CPUS];
+
+	CHECK(vi_close_event_port(rig.m, VI_EVENT_PORTS) == -EINVAL);
+	CHECK(vi_connect_event(rig.m, NEIGHBOUR_ID, NEIGHBOUR) == 0);
+	for (uint32_t i = 0; i < CPUS; i++)
+		CHECK(pthread_create(&threads[i], NULL, signal_closing, &rig) == 0);
+	for (uint32_t n = 0; n < CLOSES; n++) {
+		CHECK(vi_connect_event(rig.m, CLOSING_ID, CLOSING) == 0);
+		if (n % 16 == 0)
+			sched_yield();
+		if (n % 2)
+			CHECK(vi_redirect_event(rig.m, CLOSING_ID, VI_EVENT_PORT_NONE) == 0);
+		else
+			CHECK(vi_disconnect_event(rig.m, CLOSING_ID) == 0);
+		check_closed(&rig);
+		if (n % 2)
+			CHECK(vi_disconnect_event(rig.m, CLOSING_ID) == 0);
+	}
+	vi_store(&rig.done, 1);
+	for (uint32_t i = 0; i < CPUS; i++)
+		CHECK(pthread_join(threads[i], NULL) == 0);
+	vi_machine_destroy(rig.m);
+}
+
 /* ---- a channel's signal ---------------------------------------------------------------------- */
 
 static void test_setevent(void)
@@ -210,6 +273,7 @@ int main(void)
 	for (uint64_t seed = 0; seed < 4; seed++)
 		test_against_a_list(seed);
 	test_signals_while_the_owner_changes_the_table();
+	test_a_closed_port_gets_no_signal();
 	test_setevent();
 	printf("test_connection: passed\n");
 	return 0;

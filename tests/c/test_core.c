@@ -5,6 +5,7 @@
  * refused, and a machine taken apart half-way.
  */
 #include "internals.h"
+#include "synic.h"
 
 #include <stdio.h>
 
@@ -33,7 +34,7 @@ static struct vi_machine *make(uint32_t engine, uint32_t channel_irqs)
 	struct vi_machine *m;
 
 	CHECK(vi_machine_create(&config, &m) == 0);
-	CHECK(vi_synic_enable(m, 0, 1) == 0 && vi_synic_enable(m, 1, 1) == 0);
+	CHECK(switch_synic(m, 0, 1) == 0 && switch_synic(m, 1, 1) == 0);
 	return m;
 }
 
@@ -194,7 +195,7 @@ static void test_flags(uint32_t engine, uint32_t channel_irqs)
 	CHECK(vi_scan(m, 1) == VI_RELID_MAX && vi_scan(m, 1) == 0 && vi_scan(m, 2) == -EINVAL);
 	vi_machine_lost(m, &lost);
 	CHECK(lost.unmapped == VI_RELID_MAX && lost.flag_zero == 1);
-	CHECK(vi_synic_enable(m, 0, 0) == 0 && vi_synic_signal(m, 0, VI_SINT_VMBUS, 1) == -ENXIO);
+	CHECK(switch_synic(m, 0, 0) == 0 && vi_synic_signal(m, 0, VI_SINT_VMBUS, 1) == -ENXIO);
 	CHECK(vi_synic_flags(m, 0, VI_SINT_VMBUS)[0] == 0);
 	vi_machine_destroy(m);
 }

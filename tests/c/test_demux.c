@@ -11,6 +11,7 @@
 #include <stdio.h>
 
 #include "internals.h"
+#include "synic.h"
 
 #define SCANS 300
 #define FIRST_IRQ 24
@@ -157,7 +158,7 @@ static struct rig *make_rig(uint32_t engine, uint32_t simd, bool irqs)
 	rig->chip.ops = VI_CHIP_MASK | VI_CHIP_UNMASK;
 	vi_machine_set_hooks(rig->m, &hooks);
 	vi_machine_set_owner(rig->m, rig);
-	CHECK(0, vi_synic_enable(rig->m, 0, 1));
+	CHECK(0, switch_synic(rig->m, 0, 1));
 	for (uint32_t relid = 1; relid < VI_RELIDS; relid++) {
 		enum kind kind = kind_of(relid, irqs);
 

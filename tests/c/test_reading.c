@@ -6,6 +6,7 @@
  * 	test_reading [packets, default 200000]
  */
 #include "wire/ring_inline.h"
+#include "synic.h"
 
 #include <stdio.h>
 #include <time.h>
@@ -82,7 +83,7 @@ static void open_rig(struct rig *rig, uint32_t engine, uint32_t mode, uint32_t c
 	CHECK(vi_machine_create(&config, &rig->m) == 0);
 	vi_machine_set_hooks(rig->m, &hooks);
 	for (uint32_t c = 0; c < CPUS; c++)
-		CHECK(vi_synic_enable(rig->m, c, 1) == 0);
+		CHECK(switch_synic(rig->m, c, 1) == 0);
 	CHECK(vi_ring_mem_create(RING_BYTES, &rig->in) == 0 &&
 	      vi_ring_mem_create(RING_BYTES, &rig->out) == 0);
 	CHECK(vi_channel_create(rig->m, RELID, mode, &rig->ch) == 0);

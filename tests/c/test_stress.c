@@ -12,6 +12,7 @@
  * Usage: test_stress [flags and packets, default 1000000]
  */
 #include "internals.h"
+#include "synic.h"
 
 #include <stdio.h>
 #include <time.h>
@@ -198,7 +199,7 @@ static void make(struct rig *rig, uint32_t engine, uint64_t total)
 	vi_machine_set_owner(rig->m, rig);
 	vi_machine_set_hooks(rig->m, &hooks);
 	for (uint32_t c = 0; c < CPUS; c++)
-		CHECK(vi_synic_enable(rig->m, c, 1) == 0);
+		CHECK(switch_synic(rig->m, c, 1) == 0);
 	for (uint32_t i = 0; i < PROBES; i++)
 		make_probe(rig, i);
 	for (uint32_t i = 0; i < RINGS; i++)

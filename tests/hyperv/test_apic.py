@@ -8,7 +8,7 @@ import pytest
 
 from tests.hyperv.vp_rig import AUTO_EOI, MASKED, SINT, VECTOR, VpRig
 from vmbusirq import Machine
-from vmbusirq._ffi import lib
+from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError
 from vmbusirq.hyperv.registers import Msr
 from vmbusirq.hyperv.vcpu import Vcpu
@@ -276,6 +276,66 @@ def test_an_eoi_of_the_callback_vector_is_heard_if_there_is_one() -> None:
     assert ([0xF3], 1, 0) == (heard, lib.vi_lapic_eoi_count(machine.core.handle, 0), vcpu.apic.isr)
 
 
+def end_callback(rig: VpRig) -> int:
+    """Let the guest take the callback vector of SINT2 and end it by an EOI; return the notices of that."""
+    handle = rig.partition.core.handle
+    words = ffi.new("uint64_t[]", lib.VI_CPU_WORDS)
+    lib.vi_take_notices(handle, words)
+    assert 1 == lib.vi_lapic_request(handle, 0, lib.VI_VECTOR_CALLBACK)
+    assert 1 == lib.vi_vcpu_run(handle, 0)
+    return int(lib.vi_take_notices(handle, words))
+
+
+def test_an_eoi_that_nobody_waits_for_is_not_announced(rig: VpRig) -> None:
+    """It is every interrupt of a guest without auto-EOI; a listener, and a message that waits, want to know."""
+    rig.sint(lib.VI_VECTOR_CALLBACK, 2)
+    apic = rig.vcpu().apic
+    assert 0 == end_callback(rig)
+    heard: list[int] = []
+
+    def hook(_vcpu: Vcpu, vector: int) -> None:
+        heard.append(vector)
+
+    apic.on_eoi.append(hook)
+    assert [] == heard
+    assert lib.VI_NOTICE_EOI == end_callback(rig)
+    assert lib.VI_NOTICE_EOI == end_callback(rig)
+    apic.on_eoi.remove(hook)
+    lib.vi_lapic_request(rig.partition.core.handle, 0, lib.VI_VECTOR_CALLBACK)
+    rig.partition.settle()  # nobody is left: the last one
+    assert 0 == end_callback(rig)
+    assert 3 == lib.vi_lapic_eoi_count(rig.partition.core.handle, 0)
+
+
+@pytest.mark.parametrize("first", [0, lib.VI_DEPOSIT_MORE])
+def test_an_eoi_that_a_message_waits_for_is_announced(rig: VpRig, first: int) -> None:
+    """From before the guest can free the slot: behind one that is told of, or after a busy slot was found."""
+    rig.sint(lib.VI_VECTOR_CALLBACK, 2)
+    rig.partition.synic.deposit(0, SINT, 1, 0, b"a", first)
+    if not first:
+        assert 0 == end_callback(rig)
+        assert -errno.EAGAIN == rig.partition.synic.deposit(0, SINT, 1, 0, b"b", lib.VI_DEPOSIT_QUIET)
+        assert 0 == end_callback(rig)
+        assert -errno.EAGAIN == rig.partition.synic.deposit(0, SINT, 1, 0, b"b", 0)
+    assert lib.VI_NOTICE_EOI == end_callback(rig)
+
+
+def test_the_irr_is_read_once_per_reset_and_once_per_vector(rig: VpRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 240 requested vectors all are gone after a reset, and only those with a handler are looked for."""
+    apic = rig.vcpu().apic
+    irr, reads = type(apic).irr, []
+    monkeypatch.setattr(type(apic), "irr", property(lambda self: reads.append(1) or irr.__get__(self)))
+    handled: list[int] = []
+    for vector in range(16, 256):
+        apic.request(vector)
+    for vector in (0x60, 0x80):
+        apic.handlers[vector] = lambda vcpu, vector=vector: (handled.append(vector), vcpu.apic.eoi())
+    assert (2, [0x80, 0x60], 3) == (apic.run_handlers(), handled, len(reads))
+    reads.clear()
+    apic.reset()
+    assert (1, 0) == (len(reads), apic.irr)
+
+
 def test_numbers_that_do_not_exist(rig: VpRig) -> None:
     """EINVAL for each function of the interface."""
     m = rig.partition.core.handle
@@ -301,3 +361,27 @@ def test_numbers_that_do_not_exist(rig: VpRig) -> None:
     assert [-errno.EINVAL] * len(bad) == bad
     assert not any((lib.vi_synic_own_flags(m, 2), lib.vi_synic_own_messages(m, 2), lib.vi_synic_registers(m, 2)))
     assert 0 == lib.vi_lapic_eoi_count(m, 2)
+
+
+def test_a_host_restores_icr_and_sends_nothing(rig: VpRig) -> None:
+    """KVM_SET_MSRS of what KVM_GET_MSRS gave: the interrupt was sent long ago."""
+    vcpu = rig.vcpu()
+    vcpu.wrmsr(Msr.ICR, 1 << 56 | 0x60)
+    assert [0x60] == rig.taken(1)
+    saved = vcpu.rdmsr(Msr.ICR, host=True)
+    vcpu.reset()
+    assert 0 == vcpu.rdmsr(Msr.ICR)
+    vcpu.wrmsr(Msr.ICR, saved, host=True)
+    assert ([], saved) == (rig.taken(1), vcpu.rdmsr(Msr.ICR))
+
+
+def test_a_hosts_write_of_eoi_ends_no_service(rig: VpRig) -> None:
+    """Nor does it tell anybody; the guest's own does."""
+    vcpu, heard = rig.vcpu(), []
+    vcpu.apic.on_eoi.append(lambda _vcpu, vector: heard.append(vector))
+    rig.post(b"A")
+    assert VECTOR == rig.take_without_eoi()
+    vcpu.wrmsr(Msr.EOI, 0, host=True)
+    assert (1 << VECTOR, []) == (vcpu.apic.isr, heard)
+    vcpu.wrmsr(Msr.EOI, 0)
+    assert (0, [VECTOR]) == (vcpu.apic.isr, heard)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import errno
+import gc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.hyperv.vp_rig import VpRig
 from tests.rig import ENGINES, VMBUS_SINT, Rig
+from tests.synic import switch_synic
 from vmbusirq._ffi import ffi, lib
+from vmbusirq.core import Core
+from vmbusirq.hyperv.hypercall import HvStatus
+from vmbusirq.hyperv.memory import GuestMemory
+from vmbusirq.hyperv.partition import Partition
+from vmbusirq.hyperv.registers import Msr
+from vmbusirq.hyperv.synic import Synic
 
 EINVAL, ENXIO, EAGAIN, EMSGSIZE = errno.EINVAL, errno.ENXIO, errno.EAGAIN, errno.EMSGSIZE
 
@@ -95,7 +104,7 @@ def test_a_flag_that_cannot_be_is_refused_and_nothing_moves(cpu: int, sint: int,
 def test_a_switched_off_synic_takes_nothing_and_says_so() -> None:
     """Behaviours 54 and 55: ENXIO, flag untouched; bad arguments are EINVAL all the same."""
     with Rig() as rig:
-        assert 0 == lib.vi_synic_enable(rig.m, 1, 0)
+        switch_synic(rig.m, 1, False)
         assert -ENXIO == rig.signal(5, cpu=1)
         assert -EINVAL == rig.signal(2048, cpu=1)
         assert -ENXIO == post(rig, cpu=1)
@@ -103,9 +112,8 @@ def test_a_switched_off_synic_takes_nothing_and_says_so() -> None:
         assert [] == rig.flags(1)
         assert lib.vi_synic_slot(rig.m, 1, VMBUS_SINT).type == lib.VI_MSG_NONE
         assert 0 == rig.run(1)
-        assert 0 == lib.vi_synic_enable(rig.m, 1, 1)
+        switch_synic(rig.m, 1, True)
         assert 1 == rig.signal(5, cpu=1)
-        assert -EINVAL == lib.vi_synic_enable(rig.m, 2, 1)
 
 
 def test_places_that_do_not_exist() -> None:
@@ -342,3 +350,57 @@ def test_messages_of_a_cpu_arrive_once_and_in_order(steps: list[tuple[str, int]]
         got = [payload for _type, _size, payload in rig.messages]
         assert sorted(sent) == sorted(got)
         assert all([p for p in sent if p[0] == cpu] == [p for p in got if p[0] == cpu] for cpu in (0, 1))
+
+
+@pytest.mark.parametrize("profile", ["kvm", "kvm-synic2", "xen"])
+def test_pages_leave_memory_that_is_closed(profile: str) -> None:
+    """Where SIM and SIEF are the guest's own pages, C has their addresses: nothing may be signalled into what is gone."""
+    rig = VpRig(profile)
+    assert HvStatus.SUCCESS == rig.signal(5)
+    assert (5,) == rig.flags()
+    rig.memory.close()
+    assert ((), None) == (rig.flags(), rig.message())
+    assert HvStatus.SUCCESS == rig.signal(6)
+    assert HvStatus.SUCCESS == rig.post(b"a")
+    assert ((6,), b"a") == (rig.flags(), rig.message())
+    rig.vcpu().wrmsr(Msr.SIMP, 0)  # the other page is not looked for in what was closed
+    rig.clear_flag(6)
+    assert HvStatus.SUCCESS == rig.signal(6)
+    rig.partition.settle()
+
+
+def test_pages_of_another_memory_stay_where_they_are() -> None:
+    """A partition that was dropped must not take the pages of one that has the same CPUs now."""
+    core = Core(1, nr_irqs_max=1)
+    memories = [GuestMemory(1 << 20), GuestMemory(1 << 20)]
+    for memory in memories:
+        Partition(core, memory, profile="kvm-synic2").vcpus[0].activate_synic()
+    vcpu = Partition(core, memories[1], profile="xen").vcpus[0]
+    vcpu.wrmsr(Msr.SIEFP, 0x1001)
+    vcpu.wrmsr(Msr.SINT0 + 4, 0x51)
+    vcpu.wrmsr(Msr.SCONTROL, 1)
+    memories[0].close()
+    vcpu.partition.synic.signal(0, 5, 4)
+    assert b"\x20" == memories[1].read(0x1000 + 4 * 256, 1)
+
+
+def test_a_synic_keeps_its_memory() -> None:
+    """The partition is gone, its SynIC is still in somebody's hands."""
+    core = Core(1, nr_irqs_max=1)
+
+    def program() -> Synic:
+        partition = Partition(core, GuestMemory(1 << 20), profile="kvm-synic2")
+        vcpu = partition.vcpus[0]
+        vcpu.activate_synic()
+        for msr, value in ((Msr.SIEFP, 0x1001), (Msr.SIMP, 0x2001), (Msr.SINT0 + 2, 0xF3), (Msr.SCONTROL, 1)):
+            vcpu.wrmsr(msr, value)
+        return partition.synic
+
+    synic = program()
+    gc.collect()
+    assert synic.signal(0, 5)
+    assert 1 == core.settle()
+    del synic
+    gc.collect()
+    assert 1 == lib.vi_synic_signal(core.handle, 0, 2, 6)
+    assert 1 == core.settle()

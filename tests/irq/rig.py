@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.synic import switch_synic
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.irq import Flow, Fwnode, IrqChip, IrqCore, IrqDomainOps, nop
 from vmbusirq.irq.settings import IRQ_HANDLED, IRQ_MOVE_PCNTXT, IRQ_SET_MASK_OK
@@ -90,6 +91,6 @@ class Rig:
 
     def signal(self, hwirq, cpu):
         """Let a host signal a channel and the CPU take it, through the flags and the scanner."""
-        lib.vi_synic_enable(self.machine, cpu, 1)
+        switch_synic(self.machine, cpu, True)
         assert lib.vi_synic_signal(self.machine, cpu, lib.VI_SINT_VMBUS, hwirq) >= 0
         self.settle()

@@ -10,6 +10,7 @@ import weakref
 import pytest
 
 from tests.irq.rig import Rig
+from tests.synic import switch_synic
 from vmbusirq._ffi import lib
 from vmbusirq.errors import IrqError
 from vmbusirq.irq import Flow, IrqBatch
@@ -189,7 +190,7 @@ def batched(rig, hwirqs, results):
 
 def raise_flags(rig, cpu, hwirqs):
     """Signal several channels before the CPU looks."""
-    lib.vi_synic_enable(rig.machine, cpu, 1)
+    switch_synic(rig.machine, cpu, True)
     for hwirq in hwirqs:
         assert 1 == lib.vi_synic_signal(rig.machine, cpu, lib.VI_SINT_VMBUS, hwirq)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.rig import ENGINES, Channel, Rig
+from tests.synic import switch_synic
 from vmbusirq._ffi import ffi, lib
 
 MODES = {"isr": lib.VI_CALL_ISR, "batched": lib.VI_CALL_BATCHED, "direct": lib.VI_CALL_DIRECT}
@@ -371,11 +372,11 @@ def test_a_signal_to_a_switched_off_cpu_is_lost_and_said_so(engine: str) -> None
     """QEMU: a flag for a VP without SynIC is an error; the packet is in the ring, nobody is told."""
     with Rig(engine) as rig:
         ch = draining(rig, "isr")
-        assert 0 == lib.vi_synic_enable(rig.m, 0, 0)
+        switch_synic(rig.m, 0, False)
         assert 1 == send(ch)
         assert (1, 0, 1) == (rig.sent(ch).signals, rig.sent(ch).edges, rig.sent(ch).dropped_signals)
         assert 0 == rig.settle()
-        assert 0 == lib.vi_synic_enable(rig.m, 0, 1)
+        switch_synic(rig.m, 0, True)
         assert 1 == lib.vi_vsp_signal(ch.vsp)
         rig.settle()
         assert agreed(rig, ch)
@@ -414,5 +415,5 @@ def test_bulk_traffic_that_cannot_go_on_says_why(engine: str) -> None:
         assert 0 <= lib.vi_vsp_signal(ch.vsp)
         rig.settle()
         assert -errno.EMSGSIZE == lib.vi_drive(rig.m, traffic((ch, 1, 1, 4096)), 1, 0)
-        assert 0 == lib.vi_synic_enable(rig.m, 0, 0)
+        switch_synic(rig.m, 0, False)
         assert -errno.ENXIO == lib.vi_drive(rig.m, traffic((ch, 1, 1, 64)), 1, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -34,16 +34,19 @@ class GuestMemory:
 
     Attributes:
         overlays: the hypervisor's pages, and where they lie.
+        before_close: called by :meth:`close` with its first byte, ``uint8_t *``, and size, while it is still mapped:
+            who has given C an address in it takes that back.
     Raises:
         IrqError(EINVAL): the size is not a multiple of 4096, below 8192 or above 16 TiB.
         IrqError(ENOMEM), IrqError(EMFILE): no memory, address space or descriptor left.
         IrqError(EBADF): it is closed; every method.
     """
 
-    __slots__ = ("_allocated", "_free", "_mem", "allocated_pages", "overlays", "size_bytes")
+    __slots__ = ("_allocated", "_free", "_mem", "allocated_pages", "before_close", "overlays", "size_bytes")
 
     def __init__(self, size_bytes: int = 64 << 30) -> None:
         self._mem: Any = ffi.new("struct vi_guest_mem *", {"fd": -1})
+        self.before_close: Final[list[Callable[[Any, int], object]]] = []
         most = lib.VI_GUEST_MEM_MAX
         if not 2 * HV_PAGE <= size_bytes <= most or size_bytes % HV_PAGE:
             raise IrqError(
@@ -64,6 +67,11 @@ class GuestMemory:
     def fd(self) -> int:
         """The file, for ``RingMemory.map``; its pages are the guest's. Closed by :meth:`close`."""
         return int(self._open().fd)
+
+    @property
+    def closed(self) -> bool:
+        """It was closed: addresses in it are nobody's."""
+        return bool(self._mem.base == ffi.NULL)
 
     def alloc(self, pages: int, align: int = 1) -> int:
         """Return the first pfn of so many contiguous pages of zeroes, the lowest there are.
@@ -195,6 +203,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap the memory and close its file. Rings mapped from it keep their pages. A second call does nothing."""
+        while self.before_close:
+            self.before_close.pop()(self._mem.base, self.size_bytes)
         lib.vi_guest_mem_destroy(self._mem)
 
     def __enter__(self) -> Self:

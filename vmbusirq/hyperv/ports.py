@@ -182,7 +182,7 @@ class Ports:
             if target is port and isinstance(port, EventPort):
                 lib.vi_redirect_event(self._core.handle, connection_id, lib.VI_EVENT_PORT_NONE)
         if isinstance(port, EventPort):
-            self._collect()  # a signal of this port must not reach the next one that has its index
+            check(lib.vi_close_event_port(self._core.handle, port.index), f"event port {port_id:#x} is lost")
             self._signalled.discard(port)
             del self._by_index[port.index]
             heappush(self._free_indices, port.index)
@@ -223,7 +223,9 @@ class Ports:
         for number, word in enumerate(self._words):
             while word:
                 bit = word & -word
-                self._signalled.add(self._by_index[number * 64 + bit.bit_length() - 1])
+                port = self._by_index.get(number * 64 + bit.bit_length() - 1)
+                if port is not None:  # who uses the table in C by himself may signal what is no port here
+                    self._signalled.add(port)
                 word ^= bit
 
     def _check_new(self, port_id: int) -> str:

@@ -17,6 +17,7 @@ from vmbusirq.hyperv.registers import Msr
 from vmbusirq.limits import MSG_PAYLOAD, SINT_FLAGS, SINT_VMBUS, SINTS
 
 if TYPE_CHECKING:
+    from vmbusirq.hyperv.memory import GuestMemory
     from vmbusirq.hyperv.vcpu import Vcpu
 
 __all__ = ["Synic", "policy_of"]
@@ -26,7 +27,7 @@ def policy_of(profile: Profile) -> int:
     """Return what a profile says about SINTs as C wants it, bits of ``enum vi_synic_policy``."""
     choices = (
         (profile.scontrol_gates_messages, lib.VI_SYNIC_CONTROL_GATES_MESSAGES),
-        (profile.scontrol_reset, lib.VI_SYNIC_CONTROL_AT_RESET),
+        (profile.scontrol_reset and not profile.needs_activation, lib.VI_SYNIC_CONTROL_AT_RESET),
         (profile.flag_to_masked == "set", lib.VI_SYNIC_MASKED_TAKES_FLAGS),
         (profile.flag_to_masked == "dropped", lib.VI_SYNIC_QUIET_FLAGS | lib.VI_SYNIC_PRIVATE_PAGES),
         (profile.message_to_masked == "dropped", lib.VI_SYNIC_MASKED_LOSES_MESSAGES),
@@ -45,8 +46,18 @@ class Synic:
 
     def __init__(self, core: Core, profile: Profile = PROFILES["tlfs"]) -> None:
         self._core = core
+        self._memory: GuestMemory | None = None
         self._last_sint: dict[tuple[int, int], int] = {}
         lib.vi_synic_set_policy(core.handle, policy_of(profile))
+
+    def lie_in(self, memory: GuestMemory) -> None:
+        """Pages will lie in this memory: it stays as long as they may, and when it is closed they leave it.
+
+        What is signalled after that goes to pages that no guest sees.
+        """
+        self._memory = memory
+        core = self._core  # not self, which has the memory
+        memory.before_close.append(lambda base, size: lib.vi_synic_leave_memory(core.handle, base, size))
 
     def registers(self, cpu: int) -> Any:
         """Return the ``struct vi_synic_registers`` of a CPU, to look at. EINVAL: no such CPU."""
@@ -93,14 +104,6 @@ class Synic:
             if not value & lib.VI_SINT_MASKED and value & lib.VI_SINT_VECTOR == vector
         ]
         return [sint for sint in found if not last or sint == self._last_sint.get((cpu, vector), sint)]
-
-    def enable(self, cpu: int) -> None:
-        """Switch the SynIC of ``cpu`` on and unmask SINT 2, as hv_synic_init does. EINVAL: no such CPU."""
-        self._raise(lib.vi_synic_enable(self._core.handle, cpu, 1), f"synic: cannot enable cpu {cpu}", cpu)
-
-    def disable(self, cpu: int) -> None:
-        """Switch it off; flags that are set stay set and unserved. EINVAL: no such CPU."""
-        self._raise(lib.vi_synic_enable(self._core.handle, cpu, 0), f"synic: cannot disable cpu {cpu}", cpu)
 
     def signal(self, cpu: int, flag: int, sint: int = SINT_VMBUS) -> bool:
         """Set an event flag.

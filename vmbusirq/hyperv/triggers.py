@@ -1,6 +1,7 @@
 """What a guest did that its hypervisor answers: EOM, EOI, a SynIC register, a vector for who handles it.
 
-The data plane leaves a notice (``vi_take_notices()``); nobody looks for a message or a vector without one.
+The data plane leaves a notice (``vi_take_notices()``); nobody looks for a message or a vector without one. Each call
+brings kinds and VPs together, so looking at these VPs for these kinds misses nothing (``csrc/hyperv/lapic.c``).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmbusirq._ffi import ffi, lib
+from vmbusirq.errors import check
 from vmbusirq.hyperv.apic import callback_vector
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ class Triggers:
         if moved:
             self._eois[vp] = ended
             apic.ended(self._callback)
+            if not apic.on_eoi and not self._partition.messages.waiting(vp):
+                check(lib.vi_lapic_watch_eoi(machine, vp, False), "triggers: no such VP")
         while self._eoms.get(vp, 0) != lib.vi_synic_eom_count(machine, vp):
             self._eoms[vp] = self._eoms.get(vp, 0) + 1
             apic.eom_written()

@@ -58,6 +58,8 @@ _LOOPS: Final[Mapping[str, tuple[int, int]]] = {
     "C message, polling": (lib.VI_SYNIC_BENCH_MESSAGE, SINT_POLLING),
     "C queued": (lib.VI_SYNIC_BENCH_QUEUED, SINT_VMBUS),
 }
+_EOI_LOOPS: Final = {"C take, EOI": _LOOPS["C take"]}
+"""The same with a SINT2 that is not auto-EOI."""
 
 _SPLIT: Final = (
     # what, of which way, contender, without what
@@ -71,6 +73,7 @@ _SPLIT: Final = (
     ("vector request, IRR and notice", "signal to the guest, C", "C flag, irr", "C flag, polling"),
     ("a flag that is set already, no interrupt", "signal to the guest, C", "C set", None),
     ("taking the vector, scan of all flags", "signal to the guest, C", "C take", "C flag"),
+    ("the guest's EOI, where it is not auto-EOI", "signal to the guest, C", "C take, EOI", "C take"),
     ("hypercall decode and refusal", "message to the host, Python", "decode", None),
     ("input read from guest memory", "message to the host, Python", "input", None),
     ("port lookup, buffer, and out of it", "message to the host, Python", "post", None),
@@ -138,9 +141,9 @@ def _rows(table: Table) -> list[BenchRow]:
 
     return [
         row("S1", "signal to the guest, against two locked instructions", "C flag", "floor", 3.0),
-        row("S2", "signal to the host, against a hypercall in Python", "C connection", "hypercall", 0.02),
-        row("S3", "signal to the guest, against one from Python", "C flag", "signal", 0.1),
-        row("S4", "message to the guest, against the queue in Python", "C message", "queue", 0.05),
+        row("S2", "signal to the host, against two locked instructions", "C connection", "floor", 1.0),
+        row("S3", "signal taken and ended by an EOI, against auto-EOI", "C take, EOI", "C take", 1.15),
+        row("S4", "message to the guest and read, against two locked instructions", "C message", "floor", 5.0),
     ]
 
 
@@ -163,6 +166,9 @@ def _contenders() -> Iterator[dict[str, Sample]]:
     with ExitStack() as stack:
         partition = _partition("tlfs", stack)
         contenders = {name: _loop(partition, *_LOOPS[name]) for name in _LOOPS}
+        ended = _partition("tlfs", stack)
+        ended.vcpus[0].wrmsr(Msr.SINT0 + SINT_VMBUS, lib.VI_VECTOR_CALLBACK)
+        contenders |= {name: _loop(ended, *loop) for name, loop in _EOI_LOOPS.items()}
         contenders |= {name: _calls(call, name) for name, call in _to_host(partition).items()}
         contenders |= {name: _calls(call, name) for name, call in _to_guest(partition).items()}
         contenders["queued"] = _calls(_queued(partition), "queued", per_call=2)
