@@ -124,3 +124,27 @@ def test_another_error_of_a_read_is_not_hidden(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(OSError, match="broken"):
             reference.take()
         reference.close()
+
+
+def test_a_closed_vm_takes_no_requests() -> None:
+    """EBADF, as a closed VM descriptor."""
+    with made() as vm:
+        vm.close()
+        for request in (vm.pump, lambda: vm.irqfd(0, 30), lambda: vm.set_gsi_routing([])):
+            with pytest.raises(IrqError) as refused:
+                request()
+            assert errno.EBADF == refused.value.errno
+
+
+def test_a_result_has_64_bits_and_a_guest_yields_instructions() -> None:
+    """EINVAL, TypeError; the guest is gone then."""
+    with made() as vm:
+        vcpu = vm.vcpus[0]
+        for status in (-1, 1 << 64):
+            with pytest.raises(IrqError, match="64 bits"):
+                vcpu.store_result(status)
+        vcpu.load(iter([5]))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="yields Wrmsr or Hypercall"):
+            vcpu.run()
+        with pytest.raises(IrqError, match="nothing to run"):
+            vcpu.run()

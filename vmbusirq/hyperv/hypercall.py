@@ -228,7 +228,7 @@ class Hypercalls:
         partition = self._partition
         usable = _FAST_MOST if partition.core.arch == "arm64" or partition.features.has(Feature.XMM_INPUT) else 2
         data = b"".join(value.to_bytes(8, "little") for value in registers[:usable])
-        # an answer would be left in registers, too: no call that has one is made like this
+        # an answer would be left in registers, too, as Linux on arm64 reads VP registers: there is only a result word
         return HvStatus.INVALID_HYPERCALL_INPUT if size > len(data) or call.output else data[:size]
 
     def _answer(self, gpa: int, output: bytes) -> bool:

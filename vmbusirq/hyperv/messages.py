@@ -23,7 +23,7 @@ from vmbusirq.limits import SINTS
 
 __all__ = ["Buffers", "Deposit", "GuestMessagePort", "MessageQueues", "Outbox"]
 
-Payload: TypeAlias = bytes | Callable[[], bytes]
+Payload: TypeAlias = bytes | bytearray | memoryview | Callable[[], bytes]
 """A message's bytes, or what makes them when it reaches the slot: a timer's tell when that was."""
 
 
@@ -125,6 +125,7 @@ class MessageQueues:
         Raises:
             IrqError: EINVAL for a VP, SINT or type that does not exist, EMSGSIZE for more than 240 bytes.
         """
+        payload = _payload(payload)
         self._synic.check_message(vp, payload if isinstance(payload, bytes) else b"", message_type, sint)
         if not self._synic.takes_messages(vp, sint):
             return HvStatus.INVALID_SYNIC_STATE
@@ -150,6 +151,7 @@ class MessageQueues:
             origin: as in :meth:`post`.
             quiet: a full slot does not get its pending bit either.
         """
+        payload = _payload(payload)
         what = self._synic.check_message(vp, payload if isinstance(payload, bytes) else b"", message_type, sint)
         message = _Message(message_type, payload, origin, None, None)
         return self._deposit(what, vp, sint, message, quiet, more=bool(self._queues.get((vp, sint))))
@@ -175,19 +177,26 @@ class MessageQueues:
     # ---- what moves them
 
     def examine(self, vp: int, sint: int) -> bool:
-        """Look at one queue; True if its first message left it. If others wait, the slot is marked."""
+        """Look at one queue; True if its first message left it. If others wait, the slot is marked.
+
+        A message whose bytes cannot be made has left it, too, and that error is raised.
+        """
         queue = self._queues.get((vp, sint))
         if not queue:
             return False
         message = queue[0]
         what = f"messages: queue of sint {sint} of vp {vp}"
-        result = self._deposit(what, vp, sint, message, quiet=False, more=len(queue) > 1)
+        try:
+            result = self._deposit(what, vp, sint, message, quiet=False, more=len(queue) > 1)
+        except Exception:
+            queue.popleft()
+            _release(message)
+            raise
         if result in (Deposit.BUSY, Deposit.OFF):
             return False
         queue.popleft()
         self.lost += result is Deposit.LOST
-        if message.buffers is not None:
-            message.buffers.release()
+        _release(message)
         if message.delivered is not None:
             message.delivered(result)
         return True
@@ -213,16 +222,25 @@ class MessageQueues:
         """Empty the queues of a VP: it was reset."""
         for place in [place for place in self._queues if place[0] == vp]:
             for message in self._queues.pop(place):
-                if message.buffers is not None:
-                    message.buffers.release()
+                _release(message)
 
     def _deposit(self, what: str, vp: int, sint: int, message: _Message, quiet: bool, *, more: bool) -> Deposit:
-        payload = message.payload if isinstance(message.payload, bytes) else message.payload()
+        payload = bytes(memoryview(message.payload() if callable(message.payload) else message.payload))
         how = (lib.VI_DEPOSIT_QUIET if quiet else 0) | (lib.VI_DEPOSIT_MORE if more else 0)
         result = self._synic.deposit(vp, sint, message.message_type, message.origin, payload, how)
         if result < 0 and -result not in _DEPOSIT_ERRORS:
             raise IrqError(-result, f"{what}: cannot take {len(payload)} bytes")
         return _DEPOSIT_ERRORS[-result] if result < 0 else Deposit.DELIVERED if result else Deposit.SILENT
+
+
+def _payload(payload: Payload) -> Payload:
+    """Return bytes, or what makes them. TypeError: it is neither."""
+    return payload if callable(payload) else bytes(memoryview(payload))
+
+
+def _release(message: _Message) -> None:
+    if message.buffers is not None:
+        message.buffers.release()
 
 
 _DEPOSIT_ERRORS: Final = {errno.EAGAIN: Deposit.BUSY, errno.ENXIO: Deposit.OFF, errno.EPERM: Deposit.LOST}

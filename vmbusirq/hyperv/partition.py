@@ -242,11 +242,14 @@ class Partition:
         Returns:
             The result word (RAX): an :class:`HvStatus` in bits 15:0, of rep calls the reps completed in 43:32.
         Raises:
-            IrqError: EINVAL, there is no such VP.
+            IrqError: EINVAL, there is no such VP, or a register is no number.
             InvalidOpcode: it is not made at CPL 0.
         """
         if not 0 <= vp < self.core.nr_cpus:
             raise IrqError(errno.EINVAL, f"hypercall: there is no vp {vp} (EINVAL); 0 to {self.core.nr_cpus - 1}")
+        for word in (control, input_value, output_gpa, *more):
+            if not isinstance(word, int):
+                raise IrqError(errno.EINVAL, f"hypercall: {word!r} is in no register (EINVAL): pass numbers")
         return int(self._hypercalls.make(self.vcpus[vp], control, (input_value, output_gpa, *more), cpl))
 
     def set_monitor_pages(self, h2g_gpa: int, g2h_gpa: int) -> None:
@@ -304,6 +307,8 @@ class Partition:
 
         The later end counts. EINVAL: a negative number.
         """
+        if ticks < 0:
+            raise IrqError(errno.EINVAL, f"partition: cannot suspend the guest for {ticks} ticks (EINVAL)")
         until = self.clock.now + ticks
         if self._resume is not None and self._resume.waiting and self._resume.when >= until:
             return

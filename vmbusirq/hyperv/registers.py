@@ -143,6 +143,12 @@ BY_VP_REGISTER: Final[dict[int, Register]] = {
 }
 
 
+def _number(msr: int) -> int:
+    if not isinstance(msr, int) or not 0 <= msr < 1 << 32:
+        raise IrqError(errno.EINVAL, f"registers: {msr!r} is no MSR number (EINVAL); they have 32 bits")
+    return msr
+
+
 class RegisterFile:
     """The values of all registers of a partition, and the rooms that serve some of them.
 
@@ -192,7 +198,7 @@ class RegisterFile:
 
     def read(self, vcpu: Vcpu, msr: int, *, host: bool = False) -> int:
         """Read as :meth:`Vcpu.rdmsr`."""
-        register = BY_MSR.get(msr)
+        register = BY_MSR.get(_number(msr))
         if register is None or not (host or self._there(vcpu, register)):
             vcpu.fault(msr)
         if register.access == "w" and not host:
@@ -202,9 +208,9 @@ class RegisterFile:
 
     def write(self, vcpu: Vcpu, msr: int, value: int, *, host: bool = False) -> None:
         """Write as :meth:`Vcpu.wrmsr`."""
-        if not 0 <= value < _VALUE_END:
-            raise IrqError(errno.EINVAL, f"registers: {value:#x} does not fit msr {msr:#x}: 64 bits (EINVAL)")
-        register = BY_MSR.get(msr)
+        register = BY_MSR.get(_number(msr))
+        if not isinstance(value, int) or not 0 <= value < _VALUE_END:
+            raise IrqError(errno.EINVAL, f"registers: {value!r} does not fit msr {msr:#x}: 64 bits (EINVAL)")
         if register is None or not (self._host_may(vcpu, register, value) if host else self._there(vcpu, register)):
             vcpu.fault(msr, value)
         if register.access == "r" and not host:

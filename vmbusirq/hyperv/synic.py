@@ -152,8 +152,10 @@ class Synic:
         what = f"synic: cannot post {len(payload)} bytes to sint {sint} of cpu {cpu}"
         if len(payload) > MSG_PAYLOAD:
             raise IrqError(errno.EMSGSIZE, f"{what}: a message holds {MSG_PAYLOAD} bytes (EMSGSIZE)")
-        if not (0 <= sint < SINTS and 0 < message_type < 1 << 32):
-            raise IrqError(errno.EINVAL, f"{what}: SINTs are 0 to {SINTS - 1}, type {message_type} is none (EINVAL)")
+        if not 0 <= sint < SINTS:
+            raise IrqError(errno.EINVAL, f"{what}: SINTs are 0 to {SINTS - 1} (EINVAL)")
+        if not 0 < message_type < 1 << 32:
+            raise IrqError(errno.EINVAL, f"{what}: type {message_type:#x} is none: a u32 above 0 (EINVAL)")
         self._cpu(cpu, what)
         return what
 

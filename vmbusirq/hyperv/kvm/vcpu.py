@@ -157,7 +157,9 @@ class KvmVcpu:
         self._step = next
 
     def store_result(self, status: int) -> None:
-        """Store what a hypercall gives, where user space does: :attr:`hyperv`, 8 bytes at 16."""
+        """Store what a hypercall gives, where user space does: :attr:`hyperv`, 8 bytes at 16. EINVAL: not 64 bits."""
+        if not 0 <= status < 1 << 64:
+            raise IrqError(errno.EINVAL, f"kvm: vcpu {self.vcpu.index}: a result has 64 bits, not {status:#x} (EINVAL)")
         self.hyperv[RESULT_OFFSET : RESULT_OFFSET + 8] = status.to_bytes(8, "little")
 
     def run(self) -> Exit | None:
@@ -193,8 +195,11 @@ class KvmVcpu:
                 if isinstance(result, HcallExit):
                     return self._left(result, None)
                 step = _send(result)
-            else:
+            elif isinstance(instruction, Wrmsr):
                 step = self._write(instruction)
+            else:
+                self._guest = None
+                raise TypeError(f"kvm: a guest yields Wrmsr or Hypercall, not {instruction!r}")
 
     def _write(self, instruction: Wrmsr) -> Callable[[Guest], Wrmsr | Hypercall]:
         try:

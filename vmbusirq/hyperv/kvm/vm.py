@@ -73,7 +73,9 @@ class KvmVm:
         partition.add_pump(self.irqfds.pump)
 
     def check_owner(self) -> None:
-        """Raise EBUSY on another thread than the one that made the VM."""
+        """Raise EBUSY on another thread than the one that made the VM, EBADF if it is closed."""
+        if self._wrote not in self.partition.registers.after_write:
+            raise IrqError(errno.EBADF, "kvm: the VM is closed (EBADF)")
         if get_ident() != self._owner:
             raise IrqError(errno.EBUSY, "kvm: the VM belongs to the thread that made it (EBUSY); write to its eventfds")
 
