@@ -687,7 +687,8 @@ const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32
 
 /*
  * Switch a CPU's SynIC on or off with all that VMBus needs (what hv_synic_init and hv_synic_cleanup
- * do to SCONTROL, SIMP, SIEFP and SINT2). EINVAL: no such CPU.
+ * do to SCONTROL, SIMP, SIEFP and SINT2). For a machine without a partition: one that has register
+ * values of its own would not hear of it. EINVAL: no such CPU.
  */
 VI_MUST_CHECK int vi_synic_enable(struct vi_machine *m, uint32_t cpu, uint32_t on);
 /*

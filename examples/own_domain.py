@@ -15,9 +15,10 @@ interrupt.
 from __future__ import annotations
 
 from vmbusirq.core import Core
-from vmbusirq.hyperv.synic import Synic
+from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import Flow, Fwnode, IrqBatch, IrqChip, IrqCore, IrqDomain, IrqDomainOps, nop
 from vmbusirq.irq.settings import IRQ_HANDLED, IRQ_NONE
+from vmbusirq.vmbus.synic import GuestSynic
 
 BUTTON = 5
 QUEUES = (8, 9, 10, 11)
@@ -48,8 +49,9 @@ def main() -> None:
     for queue in queues:
         irq.request_irq(queue, on_queues, 0, "queue", queue, batched=True)
 
-    synic = Synic(core)
-    synic.enable(0)
+    partition = Partition(core)
+    GuestSynic(partition).enable(0)
+    synic = partition.synic
     for hwirq in (BUTTON, *QUEUES):
         synic.signal(cpu=0, flag=hwirq)
     core.settle()

@@ -19,6 +19,7 @@ from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp import make_vsp
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.steps import Context, Step
+from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.wire import protocol as vmbus
 from vmbusirq.wire.devices import INSTANCE_IDS
 from vmbusirq.wire.packet import COMPLETION_REQUESTED, Packet
@@ -50,7 +51,7 @@ class OwnGuest:
 def main() -> None:
     """Connect, open a channel, exchange a packet, leave."""
     partition = Partition(Core(nr_cpus=1))
-    partition.synic.enable(CPU)
+    GuestSynic(partition).enable(CPU)
     host = HostBus(partition)
     host.add_device(make_vsp("framebuffer"), INSTANCE_IDS["framebuffer"][0], name="framebuffer")
     guest, memory = OwnGuest(partition), partition.memory

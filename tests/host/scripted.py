@@ -18,6 +18,7 @@ from vmbusirq.host.vsp.generic import GenericVsp
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.partition import Partition
+from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.wire.devices import CLASS_IDS
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import (
@@ -82,7 +83,7 @@ class Rig:
         self.memory = GuestMemory(MEMORY_BYTES)
         self.partition = Partition(self.core, self.memory)
         for cpu in range(self.cpus):
-            self.partition.synic.enable(cpu)
+            GuestSynic(self.partition).enable(cpu)
         options = replace(self.options, log=self.log.append)
         self.bus = HostBus(self.partition, version=self.host_version, options=options)
         self.features = FeatureFlags.NONE

@@ -124,7 +124,6 @@ def test_monitor_pages_that_are_no_pages_give_connection_state_2(pages: tuple[in
 def test_a_wrong_sint_is_told_so_at_that_sint() -> None:
     """vmbus.md 2.10: the unsupported response goes to the SINT that was named."""
     rig = Rig()
-    rig.partition.synic.enable(0)
     message = rig.contact_message(interrupt_page=InitiateContact.target(msg_sint=5))
     rig.post(encode(message, Version.V5_3), 4)
     rig.run()

@@ -9,6 +9,7 @@ from vmbusirq.core import Core
 from vmbusirq.hyperv.cpuid import Features
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.partition import Partition
+from vmbusirq.hyperv.profiles import Profile
 from vmbusirq.hyperv.registers import Msr
 from vmbusirq.hyperv.vcpu import Vcpu
 
@@ -33,7 +34,7 @@ class Tick:
 class TimerRig:
     """Two VPs; on each SINT4 has vector 0x51, and whoever gets a vector notes it and ends it."""
 
-    def __init__(self, profile: str = "tlfs", *, start: int = 1000, features: Features | None = None) -> None:
+    def __init__(self, profile: str | Profile = "tlfs", *, start: int = 1000, features: Features | None = None) -> None:
         self.partition = Partition(Core(2, nr_irqs_max=1), GuestMemory(1 << 20), profile=profile, features=features)
         self.vectors: list[tuple[int, int]] = []
         for vcpu in self.partition.vcpus:

@@ -301,3 +301,27 @@ def test_numbers_that_do_not_exist(rig: VpRig) -> None:
     assert [-errno.EINVAL] * len(bad) == bad
     assert not any((lib.vi_synic_own_flags(m, 2), lib.vi_synic_own_messages(m, 2), lib.vi_synic_registers(m, 2)))
     assert 0 == lib.vi_lapic_eoi_count(m, 2)
+
+
+def test_a_host_restores_icr_and_sends_nothing(rig: VpRig) -> None:
+    """KVM_SET_MSRS of what KVM_GET_MSRS gave: the interrupt was sent long ago."""
+    vcpu = rig.vcpu()
+    vcpu.wrmsr(Msr.ICR, 1 << 56 | 0x60)
+    assert [0x60] == rig.taken(1)
+    saved = vcpu.rdmsr(Msr.ICR, host=True)
+    vcpu.reset()
+    assert 0 == vcpu.rdmsr(Msr.ICR)
+    vcpu.wrmsr(Msr.ICR, saved, host=True)
+    assert ([], saved) == (rig.taken(1), vcpu.rdmsr(Msr.ICR))
+
+
+def test_a_hosts_write_of_eoi_ends_no_service(rig: VpRig) -> None:
+    """Nor does it tell anybody; the guest's own does."""
+    vcpu, heard = rig.vcpu(), []
+    vcpu.apic.on_eoi.append(lambda _vcpu, vector: heard.append(vector))
+    rig.post(b"A")
+    assert VECTOR == rig.take_without_eoi()
+    vcpu.wrmsr(Msr.EOI, 0, host=True)
+    assert (1 << VECTOR, []) == (vcpu.apic.isr, heard)
+    vcpu.wrmsr(Msr.EOI, 0)
+    assert (0, [VECTOR]) == (vcpu.apic.isr, heard)

@@ -201,9 +201,17 @@ def test_the_message_page_is_off(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", ALL)
 def test_synic_044_045_buffers_of_a_port(profile: str) -> None:
-    """16 undelivered messages, the 17th is INSUFFICIENT_BUFFERS; one that is delivered makes room."""
+    """D14: 16 undelivered messages, the 17th is INSUFFICIENT_BUFFERS; QEMU stages one, OpenVMM any number.
+
+    One that is delivered makes room.
+    """
     partition = connected(profile)
-    assert [0] * 17 == [post(partition) for _ in range(17)]  # one lies in the slot
+    depth = {"qemu": 1, "openvmm": None}.get(profile, 16)
+    taken = 1 + (200 if depth is None else depth)  # one lies in the slot
+    assert [0] * taken == [post(partition) for _ in range(taken)]
+    if depth is None:
+        partition.delete_port(0x51)
+        return
     assert HvStatus.INSUFFICIENT_BUFFERS == post(partition)
     partition.memory.write(SIM + 4 * 256, bytes(4))
     partition.vcpus[0].wrmsr(Msr.EOM, 0)

@@ -18,7 +18,9 @@ from vmbusirq.errors import Hung, IrqError
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.hyperv.memory import GuestMemory
 from vmbusirq.hyperv.partition import Partition
+from vmbusirq.hyperv.registers import Msr
 from vmbusirq.steps import Context, Lock, LockKind, Step, Steps, run
+from vmbusirq.vmbus.synic import GuestSynic
 
 TASK = Step("wait")
 IRQS_OFF = Step("wait", Context.TASK, (Lock("desc->lock", LockKind.RAW),))
@@ -38,7 +40,7 @@ class Guest:
         lib.vi_machine_set_hooks(core.handle, ffi.new("struct vi_hooks *", {"message": lib.vi_py_message}))
         self.partition = Partition(core)
         for cpu in range(cpus):
-            self.partition.synic.enable(cpu)
+            GuestSynic(self.partition).enable(cpu)
 
     def keep(self, error: BaseException) -> None:
         self.errors.append(error)
@@ -248,14 +250,14 @@ def test_a_message_that_finds_the_slot_busy_waits_with_the_pending_bit(guest: Gu
 def test_a_message_for_a_synic_that_is_off_waits_for_it(guest: Guest) -> None:
     """Settling ends, others go by, and when it is switched on the messages come in order."""
     partition = guest.partition
-    partition.synic.disable(1)
+    partition.vcpus[1].wrmsr(Msr.SCONTROL, 0)
     for payload in (b"1", b"2"):
         partition.post_to_guest(1, payload)
     partition.post_to_guest(0, b"0")
     assert 1 == partition.settle()
     assert ([b"0"], 2) == (guest.payloads, partition.messages_waiting)
     assert not partition.idle(TASK)
-    partition.synic.enable(1)
+    partition.vcpus[1].wrmsr(Msr.SCONTROL, 1)
     assert partition.idle(TASK)
     assert ([b"0", b"1", b"2"], 0) == (guest.payloads, partition.messages_waiting)
 

@@ -6,12 +6,13 @@ import errno
 
 import pytest
 
-from tests.hyperv.hv_rig import ALL, END, SIM, SINT4, faults, make, refused, switched_on
+from tests.hyperv.hv_rig import ALL, END, SIEF, SIM, SINT4, faults, make, refused, switched_on
 from vmbusirq.hyperv.cpuid import Feature, Features
 from vmbusirq.hyperv.hypercall import HvStatus, HypercallRefused
 from vmbusirq.hyperv.profiles import PROFILES
 from vmbusirq.hyperv.registers import BY_VP_REGISTER, REGISTERS, Msr
 
+KVM = [name for name in ALL if PROFILES[name].needs_activation]
 MSRS = {register.name: register.msr for register in REGISTERS}
 STIMERS = range(Msr.STIMER0_CONFIG, Msr.STIMER0_CONFIG + 8)
 
@@ -386,3 +387,36 @@ def test_cpuid_leaves_say_what_is_offered() -> None:
             if number in (0x4000_0003, 0x4000_0004)
         )
     refused(errno.EINVAL, Features, arch="riscv")
+
+
+@pytest.mark.parametrize("profile", KVM)
+def test_a_synic_that_is_activated_late_does_what_its_registers_say(profile: str) -> None:
+    """KVM_ENABLE_CAP sets SCONTROL, each time (v6.16; v4.5 leaves it): signals go by what the guest reads."""
+    partition = make(profile, 1, activate=False)
+    vcpu = partition.vcpus[0]
+    vcpu.wrmsr(Msr.SCONTROL, 0, host=True)  # a VMM that resets registers first
+    vcpu.activate_synic()
+    vcpu.wrmsr(Msr.SIEFP, SIEF | 1)
+    vcpu.wrmsr(SINT4, 0x51)
+    port = partition.create_guest_event_port(5, 0, 4, 0, 8)
+    on = PROFILES[profile].scontrol_reset
+    assert (on, on) == (vcpu.rdmsr(Msr.SCONTROL), partition.synic.registers(0).scontrol)
+    assert (HvStatus.SUCCESS if on else HvStatus.INVALID_SYNIC_STATE) == port.signal(0)
+    vcpu.wrmsr(Msr.SCONTROL, 0)
+    vcpu.activate_synic()
+    assert (on, on) == (vcpu.rdmsr(Msr.SCONTROL), partition.synic.registers(0).scontrol)
+
+
+def test_a_host_may_program_a_synic_that_nobody_has_activated_and_it_takes_nothing() -> None:
+    """KVM v4.5 stores the registers; signals of a vCPU without a SynIC are refused until it has one."""
+    partition = make("kvm-4.5", 1, activate=False)
+    vcpu = partition.vcpus[0]
+    for msr, value in ((Msr.SIEFP, SIEF | 1), (Msr.SIMP, SIM | 1), (Msr.SCONTROL, 1), (SINT4, 0x51)):
+        vcpu.wrmsr(msr, value, host=True)
+    port = partition.create_guest_event_port(5, 0, 4)
+    assert HvStatus.INVALID_SYNIC_STATE == port.signal(0)
+    assert HvStatus.INVALID_SYNIC_STATE == partition.messages.post(0, 4, 1, b"m")
+    vcpu.activate_synic()
+    assert (HvStatus.SUCCESS, (0,)) == (port.signal(0), partition.synic.flags_set(0, 4))
+    assert HvStatus.SUCCESS == partition.messages.post(0, 4, 1, b"m")
+    assert 1 << 0x51 == vcpu.apic.irr

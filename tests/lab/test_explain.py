@@ -12,6 +12,7 @@ from vmbusirq import Machine
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.designs import DESIGNS, HypCount
 from vmbusirq.errors import IrqError
+from vmbusirq.hyperv.registers import Msr
 from vmbusirq.lab.explain import STATES, Explanation, explain, prepare
 from vmbusirq.lab.trace import Event, tracing
 
@@ -336,7 +337,7 @@ def test_the_guests_own_choice_by_name_is_nothing_else() -> None:
 def test_a_cpu_whose_synic_is_off_loses_the_signal() -> None:
     """synic.md: HvSignalEvent fails, the flag stays untouched; the packet is in the ring all the same."""
     machine = booted()
-    machine.synic.disable(3)
+    machine.vcpus[3].wrmsr(Msr.SCONTROL, 0)
     explanation = explain(machine, SCSI, cpu=3)
     said = changes(explanation)
     assert (1, 1) == (said["host dropped_signals"], said["host packets"])

@@ -19,14 +19,23 @@ class Registers:
         self.memory_bytes = memory_bytes
         self.shared: dict[int, int] = {}
         self.vps: list[dict[int, int]] = [{} for _ in range(cpus)]
+        self.active = [profile not in KVM] * cpus
         for vp in range(cpus):
             self.reset(vp)
 
     def reset(self, vp: int) -> None:
         self.vps[vp] = {0x4000_0090 + n: 0x10000 for n in range(16)}
         self.vps[vp][0x4000_0081] = 1
+        if self.active[vp] and self.profile in ("kvm", "kvm-synic2", "qemu", "openvmm"):
+            self.vps[vp][0x4000_0080] = 1
+
+    def activate(self, vp: int) -> None:
+        self.active[vp] = True
         if self.profile in ("kvm", "kvm-synic2", "qemu", "openvmm"):
             self.vps[vp][0x4000_0080] = 1
+
+    def of_synic(self, msr: int) -> bool:
+        return 0x4000_0080 <= msr <= 0x4000_0084 or 0x4000_0090 <= msr <= 0x4000_009F
 
     def known(self, msr: int) -> bool:
         low = msr - 0x4000_0000
@@ -34,7 +43,7 @@ class Registers:
         return low in singles or 0x90 <= low <= 0x9F or 0x100 <= low <= 0x104 or low in (0x106, 0x107, 0x108)
 
     def read(self, vp: int, msr: int) -> int | str:
-        if not self.known(msr) or msr == 0x4000_0070:
+        if not self.known(msr) or msr == 0x4000_0070 or (self.of_synic(msr) and not self.active[vp]):
             return GP
         if msr == 0x4000_0002:
             return vp
@@ -44,6 +53,8 @@ class Registers:
 
     def write(self, vp: int, msr: int, value: int, host: bool) -> str | None:
         if not self.known(msr):
+            return GP
+        if self.of_synic(msr) and not self.active[vp] and (not host or (value and self.profile != "kvm-4.5")):
             return GP
         if msr in (0x4000_0002, 0x4000_0081):
             if not host:

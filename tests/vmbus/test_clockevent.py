@@ -174,7 +174,7 @@ def test_batches_that_cannot_be() -> None:
             machine.clockevents.tick(cpu, 1, start, end)
         assert errno.EINVAL == error.value.errno
     before = rows(machine)
-    machine.synic.disable(0)
+    machine.vcpus[0].wrmsr(Msr.SCONTROL, 0)
     with pytest.raises(IrqError) as error:
         machine.clockevents.tick(0, 5, 0, 10)
     assert (errno.ENXIO, before) == (error.value.errno, rows(machine))

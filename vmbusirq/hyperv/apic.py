@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalApic", "callback_vector", "serve_apic"]
 
-VECTORS: Final[int] = lib.VI_VECTORS
 VECTOR_MIN: Final[int] = lib.VI_VECTOR_MIN
 _RUNS_MAX: Final = 1 << 16
 _WORD: Final = 64
@@ -40,19 +39,28 @@ def bitmap(words: object) -> int:
 
 
 def serve_apic(partition: Partition) -> None:
-    """Put the rules of the EOI, ICR and TPR registers in force; of TPR the low 8 bits count, as in KVM."""
+    """Put the rules of the EOI, ICR and TPR registers in force; of TPR the low 8 bits count, as in KVM.
+
+    A host restores what ICR and TPR hold: nothing is sent by that, and nothing ended.
+    """
     serve = partition.registers.serve
+
+    def write_eoi(vcpu: Vcpu, _msr: int, _value: int, host: bool) -> None:
+        if not host:
+            vcpu.apic.eoi()
+
+    def write_icr(vcpu: Vcpu, _msr: int, value: int, host: bool) -> None:
+        if host:
+            vcpu.apic.icr = value
+        else:
+            vcpu.apic.send(value)
 
     def write_tpr(vcpu: Vcpu, _msr: int, value: int, _host: bool) -> None:
         vcpu.apic.tpr = value & 0xFF
 
-    serve([Msr.EOI], None, lambda vcpu, _msr, _value, _host: _ignore(vcpu.apic.eoi()))
-    serve([Msr.ICR], lambda vcpu, _msr: vcpu.apic.icr, lambda vcpu, _msr, value, _host: _ignore(vcpu.apic.send(value)))
+    serve([Msr.EOI], None, write_eoi)
+    serve([Msr.ICR], lambda vcpu, _msr: vcpu.apic.icr, write_icr)
     serve([Msr.TPR], lambda vcpu, _msr: vcpu.apic.tpr, write_tpr)
-
-
-def _ignore(_result: object) -> None:
-    """An MSR write returns nothing."""
 
 
 def _class_of(vector: int) -> int:
@@ -137,8 +145,12 @@ class LocalApic:
 
     @property
     def icr(self) -> int:
-        """The interrupt command register as last written, high half above the low one."""
+        """The interrupt command register as last written, high half above the low one; setting it sends nothing."""
         return self._icr
+
+    @icr.setter
+    def icr(self, value: int) -> None:
+        self._icr = value
 
     # ---- requests
 
@@ -206,7 +218,7 @@ class LocalApic:
     def run_handlers(self) -> int:
         """Take and handle what has a handler, highest vector first; return how many. ELOOP: there is no end to it."""
         for runs in range(_RUNS_MAX):
-            vector = self._best(self.irr & self._handled) if self._interrupts else None
+            vector = self._best(self._handled(self.irr)) if self._interrupts else None
             if vector is None:
                 return runs
             self._take(vector)
@@ -239,9 +251,11 @@ class LocalApic:
 
     def reset(self) -> Self:
         """Forget requests, services, priority and ICR; handlers and hooks stay. Returns itself."""
-        for vector in range(VECTORS):
-            if self.irr >> vector & 1:
-                check(lib.vi_lapic_clear(self._partition.core.handle, self._vcpu.index, vector), "apic: no such VP")
+        requested = self.irr
+        while requested:
+            vector = requested.bit_length() - 1
+            check(lib.vi_lapic_clear(self._partition.core.handle, self._vcpu.index, vector), "apic: no such VP")
+            requested ^= 1 << vector
         self._isr = self._tpr = self._icr = 0
         self.interrupts_enabled = True
         if not self._enabled:
@@ -252,9 +266,15 @@ class LocalApic:
     def _partition(self) -> Partition:
         return self._vcpu.partition
 
-    @property
-    def _handled(self) -> int:
-        return sum(1 << vector for vector in self.handlers)
+    def _handled(self, requested: int) -> int:
+        """Return those of some vectors that have a handler."""
+        handled, left = 0, requested
+        while left:
+            bit = left & -left
+            if bit.bit_length() - 1 in self.handlers:
+                handled |= bit
+            left ^= bit
+        return handled
 
     def _best(self, requested: int) -> int | None:
         if not requested or not self._interrupts:

@@ -15,6 +15,7 @@ from vmbusirq.errors import IrqError
 
 __all__ = ["Clock", "Timer"]
 
+_RUNS_MAX: Final = 1 << 16  # timers of one tick, run at once
 _DEAD_MAX: Final = 64  # cancelled timers that may lie in the heap besides as many live ones
 
 
@@ -117,12 +118,16 @@ class Clock:
         return True
 
     def run_due(self) -> bool:
-        """Run the timers of this very tick; True if there were any. No time passes."""
-        ran = False
-        while self.next_due == self._core.now:
+        """Run the timers of this very tick; True if there were any. No time passes.
+
+        Raises:
+            IrqError: ELOOP, they set each other to this tick for ever.
+        """
+        for runs in range(_RUNS_MAX):
+            if self.next_due != self._core.now:
+                return runs > 0
             self._run_first()
-            ran = True
-        return ran
+        raise IrqError(errno.ELOOP, f"clock: timers of tick {self.now} set each other to it for ever (ELOOP)")
 
     def _is_ahead(self, tick: int) -> bool:
         return isinstance(tick, int) and self._core.now <= tick < TICKS_MAX

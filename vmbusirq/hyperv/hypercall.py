@@ -51,7 +51,7 @@ _NAME: Final = struct.Struct("<I")
 _VALUE: Final = struct.Struct("<QQ")
 _ASSIGNMENT: Final = struct.Struct("<I12xQQ")  # name, value
 _PARTITION_SELF: Final = (1 << 64) - 1
-_FAST_MOST: Final = 14  # quadwords: RDX, R8 and six XMM registers
+_FAST_MOST: Final = 14  # quadwords: RDX, R8 and six XMM registers; X2 to X15
 
 
 class HvStatus(IntEnum):
@@ -221,7 +221,10 @@ class Hypercalls:
             return HvStatus.INVALID_ALIGNMENT  # as KVM has it for memory that cannot be read
 
     def _fast_input(self, registers: Sequence[int], call: _Call, size: int) -> bytes | HvStatus:
-        """Two quadwords for everybody; more by XMM registers on x86, if they are offered, and by X3 to X7 on arm64."""
+        """Two quadwords for everybody, X2 and X3 on arm64; twelve more by XMM registers on x86, if they are offered.
+
+        On arm64 the same number by the X registers that follow: no call that is known here fits more.
+        """
         partition = self._partition
         usable = _FAST_MOST if partition.core.arch == "arm64" or partition.features.has(Feature.XMM_INPUT) else 2
         data = b"".join(value.to_bytes(8, "little") for value in registers[:usable])

@@ -140,6 +140,8 @@ class MessageQueues:
     ) -> Deposit:
         """Put a message into the slot or leave it with the caller, past the queue (KVM's timers).
 
+        The slot is marked if others wait in the queue for it: they would be stranded there.
+
         Args:
             vp: as in :meth:`post`.
             sint: as in :meth:`post`.
@@ -149,7 +151,8 @@ class MessageQueues:
             quiet: a full slot does not get its pending bit either.
         """
         what = self._synic.check_message(vp, payload if isinstance(payload, bytes) else b"", message_type, sint)
-        return self._deposit(what, vp, sint, _Message(message_type, payload, origin, None, None), quiet, more=False)
+        message = _Message(message_type, payload, origin, None, None)
+        return self._deposit(what, vp, sint, message, quiet, more=bool(self._queues.get((vp, sint))))
 
     def withdraw(self, vp: int, sint: int, buffers: Buffers) -> int:
         """Take messages back that wait in these buffers; return how many. What is in a slot stays there."""
@@ -290,6 +293,10 @@ class Outbox:
         finally:
             self._filling = False
         return moved
+
+    def clear(self) -> None:
+        """Forget what waits: its target was reset."""
+        self._waiting.clear()
 
     def _freed(self) -> None:
         if not self._filling:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
@@ -38,6 +38,8 @@ __all__ = ["VMBUS_MESSAGE_PORT", "Partition"]
 
 VMBUS_MESSAGE_PORT: Final = 1
 """The guest's message port for VMBus: the origin of each control message (synic.md 7.1)."""
+_ROUNDS_MAX: Final = 1 << 16
+"""Rounds of one settle, far beyond what any traffic needs: who is not quiet then feeds itself."""
 
 
 @dataclass(slots=True)
@@ -135,7 +137,7 @@ class Partition:
         return self._ports.create_event_port(port_id)
 
     def create_guest_message_port(
-        self, port_id: int, vp: int, sint: int, buffers: int | None = MESSAGE_BUFFERS
+        self, port_id: int, vp: int, sint: int, buffers: int | Literal["profile"] | None = "profile"
     ) -> GuestMessagePort:
         """Make a port by which messages come to a SINT of a VP of this partition (TLFS; synic.md 7.1).
 
@@ -143,11 +145,12 @@ class Partition:
             port_id: 24 bits; the guest finds it in each message's header.
             vp: the target, or VP_ANY: whoever has the fewest messages waiting.
             sint: 1 to 15.
-            buffers: how many messages may wait; None without bound.
+            buffers: how many messages may wait; None without bound; ``profile``: as many as the profile has (D14).
         Raises:
             IrqError: EINVAL for a number that cannot be, EEXIST if a port has that id.
         """
-        return self._ports.create_guest_message_port(port_id, vp, sint, buffers)
+        depth = self.profile.posted_depth if buffers == "profile" else buffers
+        return self._ports.create_guest_message_port(port_id, vp, sint, depth)
 
     def create_guest_event_port(
         self, port_id: int, vp: int, sint: int, base_flag: int = 0, flag_count: int = 1
@@ -180,7 +183,8 @@ class Partition:
         """Post a message to one VP and SINT as a patient host does; those arrive in the order of posting.
 
         One that the hypervisor does not take, because the SynIC is off or the port's buffers are full, is posted
-        again when that may have changed (synic.md 5.1). A host that wants the status has :attr:`messages`.
+        again when that may have changed (synic.md 5.1); a reset of the VP ends that. A host that wants the status has
+        :attr:`messages`.
 
         Raises:
             IrqError: EINVAL for a VP, SINT or type that does not exist, EMSGSIZE for more than 240 bytes.
@@ -230,7 +234,7 @@ class Partition:
             control: the control word (RCX).
             input_value: guest-physical address of the input, in the fast form the input itself (RDX).
             output_gpa: guest-physical address of the output, in the fast form the second quadword (R8).
-            more: further quadwords of the fast form (XMM0 to XMM5; X4 to X17 on arm64).
+            more: further quadwords of the fast form (XMM0 to XMM5; X4 to X15 on arm64).
             cpl: at which privilege level.
         Returns:
             The result word (RAX): an :class:`HvStatus` in bits 15:0, of rep calls the reps completed in 43:32.
@@ -263,6 +267,10 @@ class Partition:
         """
         self._pumps.append(_Pump(pump, guest))
 
+    def remove_pump(self, pump: Callable[[], object]) -> None:
+        """Do not call ``pump`` any more; nothing, if it is none."""
+        self._pumps[:] = [known for known in self._pumps if known.work != pump]
+
     def add_check(self, check: Callable[[], object]) -> None:
         """Call ``check`` at the end of each settle: it raises what must not get lost, such as errors of callbacks."""
         self._checks.append(check)
@@ -275,7 +283,7 @@ class Partition:
         Returns:
             How often a CPU had something to do.
         Raises:
-            IrqError: ELOOP, a handler raises itself for ever.
+            IrqError: ELOOP, there is no end to it: handlers, VPs, timers or pumps that wake each other for ever.
             Exception: what a pump, a timer or a check raised.
         """
         return self._settle(guest=True)[0]
@@ -308,23 +316,27 @@ class Partition:
 
     def _settle(self, *, guest: bool) -> tuple[int, bool]:
         """Return the runs of CPUs, and whether anything moved."""
-        total, any_moved, pumped = 0, False, True
-        while pumped:
+        total, any_moved = 0, False
+        for _round in range(_ROUNDS_MAX):
             runs, moved = self._quiet(guest)
             pumped = False
-            for pump in self._pumps:
+            for pump in tuple(self._pumps):
                 if not pump.running and (not pump.guest or self._guest_runs(guest)):
                     pumped |= self._run_pump(pump)
             total += runs
             any_moved |= moved or pumped
+            if not pumped:
+                break
+        else:
+            raise _endless("pumps still find something to do")
         for check in self._checks:
             check()
         return total, any_moved
 
     def _quiet(self, guest: bool) -> tuple[int, bool]:
         """Run CPUs and fill slots until the guest has read all that it is going to read."""
-        total, any_moved, moved = 0, False, True
-        while moved:
+        total, any_moved = 0, False
+        for _round in range(_ROUNDS_MAX):
             entered = self._guest_runs(guest) and self.stimers.enter()
             runs = self.core.settle() if self._guest_runs(guest) else 0
             moved = entered | self.clock.run_due() | self._monitor.poll() | self.triggers.take() | bool(runs)
@@ -333,7 +345,9 @@ class Partition:
                 moved |= self.triggers.run_vectors()
             any_moved |= moved
             total += runs
-        return total, any_moved
+            if not moved:
+                return total, any_moved
+        raise _endless("CPUs, messages and timers still move")
 
     def _guest_runs(self, guest: bool) -> bool:
         return guest and not self.guest_suspended
@@ -352,5 +366,16 @@ class Partition:
 
     def _reset_vp(self, vcpu: Vcpu) -> None:
         self.synic.reset(vcpu.index)
+        if vcpu.synic_active:  # the activation outlives a reset: SCONTROL is what it was after that
+            self._synic_register_changed(vcpu, Msr.SCONTROL, 0, self.registers.value(vcpu, Msr.SCONTROL))
+        for (vp, _sint), outbox in self._outboxes.items():
+            if vp == vcpu.index:
+                outbox.clear()  # first: a buffer that comes free would be used for the next of them
         self.messages.reset(vcpu.index)
         vcpu.apic.reset()
+
+
+def _endless(what: str) -> IrqError:
+    return IrqError(
+        errno.ELOOP, f"partition: {what} after {_ROUNDS_MAX} rounds of one settle (ELOOP): they wake each other"
+    )

@@ -1,7 +1,8 @@
 """Where implementations of the SynIC differ: one field per difference, one record per implementation (synic.md 15).
 
 Code asks the record for a field, never for a name. D21, whether the guest's top level counts every vector, is not the
-hypervisor's to choose: it is a design's (``Design.hyp_count``).
+hypervisor's to choose: it is a design's (``Design.hyp_count``). D2, the order of a message header's size and flags, is
+nobody's: the text of the TLFS has it the other way round, code never, and C lays it out (``struct vi_message``).
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ class Profile:
     Attributes:
         name: its name in :data:`PROFILES`.
         scontrol_reset: D1, SCONTROL of a fresh VP; where activation is asked for, from then on.
-        message_size_offset, message_flags_offset: D2, in the header. The text of the TLFS has them the other way
-            round, code never; memory layout is fixed in C, so no profile differs.
         flag_to_masked: D3, an event flag for a masked SINT: refused; set without an interrupt; silently not set.
         message_to_masked: D4, a message for a masked SINT: in the slot without an interrupt; the same but taken for
             undelivered (timers); dropped.
@@ -61,8 +60,6 @@ class Profile:
 
     name: str = "tlfs"
     scontrol_reset: int = 0
-    message_size_offset: int = 4
-    message_flags_offset: int = 5
     flag_to_masked: Literal["refused", "set", "dropped"] = "refused"
     message_to_masked: Literal["deposited", "undelivered", "dropped"] = "deposited"
     polling_silences: bool = True
@@ -135,7 +132,6 @@ PROFILES: Final[dict[str, Profile]] = {
         replace(
             _KVM,
             name="qemu",  # over KVM_CAP_HYPERV_SYNIC2: pages of its own, mapped over guest memory
-            message_to_masked="deposited",
             page_on_enable="overlay",
             page_outside_faults=False,
             page_zero_is_none=True,

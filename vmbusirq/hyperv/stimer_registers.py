@@ -53,6 +53,7 @@ def timer_rules(profile: Profile) -> TimerRules:
         rules,
         sint_0=_SINT_0[profile.stimer_sint0],
         drops_busy_ticks=profile.busy_periodic_tick == "dropped",
+        masked_is_delivered=profile.message_to_masked != "undelivered",
         late=_LATE[profile.late_periodic],
         lazy=(rules.lazy if rules.lazy != "ignored" else "skip") if profile.stimer_lazy else "ignored",
     )

@@ -26,7 +26,7 @@ def policy_of(profile: Profile) -> int:
     """Return what a profile says about SINTs as C wants it, bits of ``enum vi_synic_policy``."""
     choices = (
         (profile.scontrol_gates_messages, lib.VI_SYNIC_CONTROL_GATES_MESSAGES),
-        (profile.scontrol_reset, lib.VI_SYNIC_CONTROL_AT_RESET),
+        (profile.scontrol_reset and not profile.needs_activation, lib.VI_SYNIC_CONTROL_AT_RESET),
         (profile.flag_to_masked == "set", lib.VI_SYNIC_MASKED_TAKES_FLAGS),
         (profile.flag_to_masked == "dropped", lib.VI_SYNIC_QUIET_FLAGS | lib.VI_SYNIC_PRIVATE_PAGES),
         (profile.message_to_masked == "dropped", lib.VI_SYNIC_MASKED_LOSES_MESSAGES),
@@ -93,14 +93,6 @@ class Synic:
             if not value & lib.VI_SINT_MASKED and value & lib.VI_SINT_VECTOR == vector
         ]
         return [sint for sint in found if not last or sint == self._last_sint.get((cpu, vector), sint)]
-
-    def enable(self, cpu: int) -> None:
-        """Switch the SynIC of ``cpu`` on and unmask SINT 2, as hv_synic_init does. EINVAL: no such CPU."""
-        self._raise(lib.vi_synic_enable(self._core.handle, cpu, 1), f"synic: cannot enable cpu {cpu}", cpu)
-
-    def disable(self, cpu: int) -> None:
-        """Switch it off; flags that are set stay set and unserved. EINVAL: no such CPU."""
-        self._raise(lib.vi_synic_enable(self._core.handle, cpu, 0), f"synic: cannot disable cpu {cpu}", cpu)
 
     def signal(self, cpu: int, flag: int, sint: int = SINT_VMBUS) -> bool:
         """Set an event flag.

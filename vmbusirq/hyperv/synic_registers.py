@@ -35,8 +35,9 @@ class SynicRegisters:
     """The rules of those registers.
 
     Attributes:
-        changed: called as (vcpu, msr, old, new) when SCONTROL, SIEFP, SIMP or a SINT was written, by guest or host,
-            and when a reset takes one back; the new value is stored already, and :meth:`page` says where pages are.
+        changed: called as (vcpu, msr, old, new) when SCONTROL, SIEFP, SIMP or a SINT of an active SynIC was written,
+            by guest or host, when it is activated, and when a reset takes one back; the new value is stored already,
+            and :meth:`page` says where pages are.
         eom: called with the VP whose guest wrote EOM.
     """
 
@@ -79,8 +80,12 @@ class SynicRegisters:
     def _store(self, vcpu: Vcpu, msr: int, value: int, _host: bool) -> None:
         old = self._file.value(vcpu, msr)
         self._file.store(vcpu, msr, value)
-        for heard in self.changed:
-            heard(vcpu, msr, old, value)
+        self._tell(vcpu, msr, old, value)
+
+    def _tell(self, vcpu: Vcpu, msr: int, old: int, new: int) -> None:
+        if vcpu.synic_active:  # the registers of one that is not take no flag and no message yet
+            for heard in self.changed:
+                heard(vcpu, msr, old, new)
 
     def _write_page(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
         profile = vcpu.profile
@@ -117,6 +122,14 @@ class SynicRegisters:
             vcpu.fault(msr, value)
         self._store(vcpu, msr, value, host)
 
+    def activate(self, vcpu: Vcpu) -> None:
+        """Put the registers of a SynIC in force that was activated a moment ago, SCONTROL as after reset."""
+        if (on := self._partition.profile.scontrol_reset) != 0:
+            self._file.store(vcpu, Msr.SCONTROL, on)
+        for msr in _WITH_EFFECT:
+            value = self._file.value(vcpu, msr)
+            self._tell(vcpu, msr, value, value)
+
     def reset(self, vcpu: Vcpu, old: dict[int, int]) -> None:
         """Take a VP's pages away and make them zeroes; tell what changed.
 
@@ -134,5 +147,4 @@ class SynicRegisters:
         for msr in _WITH_EFFECT:
             before, now = old.get(msr, SINT_RESET if msr in _SINTS else 0), self._file.value(vcpu, msr)
             if before != now:
-                for heard in self.changed:
-                    heard(vcpu, msr, before, now)
+                self._tell(vcpu, msr, before, now)

@@ -39,8 +39,6 @@ class Vcpu:
     Attributes:
         index: its VP index.
         partition: whose it is.
-        profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
-            SynIC in another way (KVM's SYNIC and SYNIC2).
         apic: its interrupt controller.
         profile: how its SIM and SIEF pages behave when they are enabled: the partition's, unless a VMM activated its
             SynIC in another way (KVM's SYNIC and SYNIC2).
@@ -56,9 +54,8 @@ class Vcpu:
         self.profile = partition.profile
         self.apic: Final = LocalApic(self)
         self.values: Final[dict[int, int]] = {}
-        self.synic_active = False
-        if not partition.profile.needs_activation:
-            self.activate_synic()
+        self.synic_active = not partition.profile.needs_activation
+        self._reset_scontrol()
 
     def rdmsr(self, msr: int, *, host: bool = False) -> int:
         """Read a register by its MSR number.
@@ -103,9 +100,13 @@ class Vcpu:
         raise GeneralProtectionFault(msr, value, self.index)
 
     def activate_synic(self) -> None:
-        """Give it a SynIC (KVM_ENABLE_CAP of KVM_CAP_HYPERV_SYNIC); it has one already unless the profile asks."""
+        """Give it a SynIC (KVM_ENABLE_CAP of KVM_CAP_HYPERV_SYNIC); it has one already unless the profile asks.
+
+        SCONTROL takes its reset value, each time; what a host has put into the other registers before is in force
+        from now on.
+        """
         self.synic_active = True
-        self._reset_scontrol()
+        self.partition.synic_registers.activate(self)
 
     def reset(self) -> None:
         """Take the VP back to what it was when it was created: its registers, then what rooms keep for it."""

@@ -16,6 +16,9 @@ from vmbusirq.errors import IrqError
 
 __all__ = ["EventFd"]
 
+_NO_NOWAIT: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""What preadv2() says where an eventfd has no read that does not wait, as before Linux 5.8."""
+
 
 class EventFd:
     """One reference to an eventfd.
@@ -34,6 +37,7 @@ class EventFd:
     __slots__ = ("fd", "identity")
 
     def __init__(self, fd: int, what: str) -> None:
+        self.fd = -1
         if not 0 <= fd < 1 << 31:  # the kernel's is an s32
             raise IrqError(errno.EBADF, f"{what}: fd {fd} is not open (EBADF)")
         try:
@@ -46,15 +50,17 @@ class EventFd:
             if identity is None:
                 raise IrqError(errno.EINVAL, f"{what}: fd {fd} is no eventfd (EINVAL); make one with os.eventfd")
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
         self.identity: Final = identity
 
     def signal(self) -> None:
-        """Add 1. A counter that is full stays full, and nobody waits, as with the kernel's eventfd_signal()."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        if poll.poll(0):
+        """Add 1. A counter that is full stays full, and nobody waits, as with the kernel's eventfd_signal().
+
+        But for one moment: user space can look first and then write, and has no write that never waits on a
+        descriptor whose flags are the caller's as well. Who fills the counter in between holds us up until it is read.
+        """
+        if _ready(self.fd, select.POLLOUT):
             os.eventfd_write(self.fd, 1)
 
     def take(self) -> int:
@@ -65,6 +71,11 @@ class EventFd:
             os.preadv(self.fd, [counter], -1, os.RWF_NOWAIT)
         except BlockingIOError:
             return 0
+        except OSError as error:
+            if error.errno not in _NO_NOWAIT:
+                raise
+            # as signal() does: look, then read
+            return os.eventfd_read(self.fd) if _ready(self.fd, select.POLLIN) else 0
         return int.from_bytes(counter, "little")
 
     def close(self) -> None:
@@ -72,6 +83,16 @@ class EventFd:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        """Drop it with the last reference to it: a VM need not be closed."""
+        self.close()
+
+
+def _ready(fd: int, events: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(0))
 
 
 def _identity(fd: int) -> int | None:

@@ -181,7 +181,11 @@ class KvmVm:
         self.vcpus[vcpu.index].eom()
 
     def close(self) -> None:
-        """Let go of the partition and of all eventfds; the callers' own stay open. A second call does nothing."""
+        """Let go of the partition and of all eventfds; the callers' own stay open. A second call does nothing.
+
+        A VM that is dropped without it gives the eventfds back as well, when it is collected.
+        """
+        self.partition.remove_pump(self.irqfds.pump)
         self.irqfds.close()
         self.connections.close()
         if self._wrote in self.partition.registers.after_write:
