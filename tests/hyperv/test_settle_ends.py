@@ -44,7 +44,7 @@ def test_two_vps_that_interrupt_each_other() -> None:
 
 
 def test_an_irqfd_whose_resampler_is_itself() -> None:
-    """Each acknowledge raises the GSI anew (KVM would loop as well, on its own CPU)."""
+    """Each acknowledge raises the GSI anew."""
     with eventfds(1) as (fd,), made() as vm:
         route(vm)
         vm.irqfd(fd, GSI, RESAMPLE, fd)

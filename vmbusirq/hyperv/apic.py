@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalApic", "callback_vector", "serve_apic"]
 
+VECTORS: Final[int] = lib.VI_VECTORS
 VECTOR_MIN: Final[int] = lib.VI_VECTOR_MIN
 _RUNS_MAX: Final = 1 << 16
 _WORD: Final = 64
@@ -218,7 +219,7 @@ class LocalApic:
     def run_handlers(self) -> int:
         """Take and handle what has a handler, highest vector first; return how many. ELOOP: there is no end to it."""
         for runs in range(_RUNS_MAX):
-            vector = self._best(self._handled(self.irr)) if self._interrupts else None
+            vector = self._best(self.irr & self._handled) if self._interrupts else None
             if vector is None:
                 return runs
             self._take(vector)
@@ -251,11 +252,9 @@ class LocalApic:
 
     def reset(self) -> Self:
         """Forget requests, services, priority and ICR; handlers and hooks stay. Returns itself."""
-        requested = self.irr
-        while requested:
-            vector = requested.bit_length() - 1
-            check(lib.vi_lapic_clear(self._partition.core.handle, self._vcpu.index, vector), "apic: no such VP")
-            requested ^= 1 << vector
+        for vector in range(VECTORS):
+            if self.irr >> vector & 1:
+                check(lib.vi_lapic_clear(self._partition.core.handle, self._vcpu.index, vector), "apic: no such VP")
         self._isr = self._tpr = self._icr = 0
         self.interrupts_enabled = True
         if not self._enabled:
@@ -266,15 +265,9 @@ class LocalApic:
     def _partition(self) -> Partition:
         return self._vcpu.partition
 
-    def _handled(self, requested: int) -> int:
-        """Return those of some vectors that have a handler."""
-        handled, left = 0, requested
-        while left:
-            bit = left & -left
-            if bit.bit_length() - 1 in self.handlers:
-                handled |= bit
-            left ^= bit
-        return handled
+    @property
+    def _handled(self) -> int:
+        return sum(1 << vector for vector in self.handlers)
 
     def _best(self, requested: int) -> int | None:
         if not requested or not self._interrupts:
