@@ -71,10 +71,10 @@ def told_by(profile: Profile) -> list[object]:
         rig.config(1, AUTO | PERIODIC | SINT4 | lazy)
         rig.count(1, 1000)
         rig.partition.suspend_guest(4300)
-        for _ in range(8):
+        for step in range(8):
             rig.to(rig.now + 700)
             told.append((rig.slot(), rig.read(1)))
-            told.append(rig.free() if _ % 3 else None)
+            told.append(rig.free() if step % 3 else None)
         rig.count(1, 0)
         told.append((rig.read(1), rig.free()))
     vcpu.apic.enabled = False
@@ -99,7 +99,9 @@ def test_what_is_told_tells_families_apart() -> None:
     assert all(one != other for i, one in enumerate(told) for other in told[:i])
 
 
-@pytest.mark.parametrize("field", [name for name, hint in get_type_hints(Profile).items() if get_origin(hint) is Literal])
+@pytest.mark.parametrize(
+    "field", [name for name, hint in get_type_hints(Profile).items() if get_origin(hint) is Literal]
+)
 def test_a_word_that_is_no_choice_is_refused(field: str) -> None:
     """With the choices there are; each of those is taken."""
     choices = get_args(get_type_hints(Profile)[field])

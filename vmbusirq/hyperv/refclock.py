@@ -82,8 +82,8 @@ def tsc_scale(frequency_hz: int) -> int:
 def kvmclock_scale(frequency_hz: int) -> int:
     """Return the scale as Linux's KVM has it from a clock multiplier of 32 bits (v6.16).
 
-    The multiplier is that of the whole frequency, rounded down. The kernel divides by a frequency that has lost the bits
-    shifted out of it; with one in kHz below 16 GHz, as the kernel's are, those are zeroes, and both come to the same.
+    The multiplier is that of the whole frequency, rounded down. The kernel divides by a frequency that has lost the
+    bits shifted out of it; of one in kHz up to 16 GHz, as the kernel's are, those are zeroes: both come to the same.
 
     EINVAL as :func:`tsc_scale`, and for a multiplier that is too large for the page.
     """
