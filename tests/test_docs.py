@@ -3,7 +3,8 @@
 A document is a session: its blocks run in order, in one folder of their own, Python blocks in one namespace. In output,
 a line ``...`` stands for any lines and ``...`` within a line for anything; blanks at the end of a line do not count.
 Figures of ``vmbusirq bench`` are those of the machine that printed them: only the words around them are compared, of a
-run with one round.
+run with one round. A scenario is played; one that begins with a comment ``# NAME.toml`` is a file of that name for the
+commands that follow.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import pytest
 
-from vmbusirq import cli
+from vmbusirq import Machine, cli
 from vmbusirq.scenario.schema import parse_scenario
 
 ROOT = Path(__file__).parent.parent
@@ -200,13 +201,21 @@ class Session:
             self.run_python(block)
         elif block.language == "toml":
             if "[cpus]" in block.text:
-                parse_scenario(block.text, f"{self.name}:{block.line}")
+                self.play(block)
             else:
                 tomllib.loads(block.text)
         elif block.language == "text" and printed is not None:
             assert expected_pattern(block.text).fullmatch(printed), (
                 f"line {block.line}: the block above prints\n{printed}"
             )
+
+    def play(self, block: Block) -> None:
+        machine = Machine.load(parse_scenario(block.text, f"{self.name}:{block.line}"))
+        machine.run()
+        table = machine.fs.read("/proc/interrupts").decode().splitlines()
+        assert len(table) > 1, f"line {block.line}: the scenario shows nothing"
+        if named := re.match(r"# ([\w-]+\.toml)\n", block.text):
+            Path(named[1]).write_text(block.text, encoding="utf-8")
 
     def run_python(self, block: Block) -> None:
         if ">>> " not in block.text:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib import resources
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmbusirq import Machine
+from vmbusirq import Machine, parse_interrupts
 from vmbusirq.host.stats import Traffic
 from vmbusirq.scenario.schema import ScenarioError, builtin_names, load_scenario, parse_scenario
 from vmbusirq.vmbus.drivers.catalogue import CATALOGUE
@@ -119,6 +120,38 @@ def test_count_makes_channels_with_relids_and_indices_that_go_up() -> None:
     assert [(2045, 0, 5), (2046, 1, 5), (2047, 2, 5)] == [
         (channel.relid, channel.sub, channel.interrupts) for channel in scenario.channels
     ]
+
+
+def rows_shown(machine: Machine) -> list[str]:
+    return [row.label for row in parse_interrupts(machine.fs.read("/proc/interrupts")).rows]
+
+
+@pytest.mark.parametrize("generation", ["v6.10", "v7.1"])
+def test_a_file_without_rows_shows_those_of_a_machine_without_a_file(generation: str) -> None:
+    """What a kernel usually has; an empty list is no kernel's but is asked for, and arm64 has no such rows."""
+    bare = rows_shown(Machine(cpus=2, generation=generation))
+    assert {"NMI", "LOC", "HYP", "HVS"} < set(bare)
+    for platform, shown in (("", bare), ("platform.rows = []", []), ('platform.rows = ["HYP", "LOC"]', ["LOC", "HYP"])):
+        scenario = parse_scenario("cpus.possible = 2\n" + platform, "x")
+        assert shown == rows_shown(Machine.load(scenario, generation=generation))
+    assert () == parse_scenario('arch = "arm64"\ncpus.possible = 2', "x").rows
+
+
+def test_clock_ticks_are_seen_without_a_list_of_rows() -> None:
+    """A [timers] table alone: 600 and 450 messages, and the host's two answers on CPU 0."""
+    text = 'duration_s = 60\n[cpus]\npossible = 2\n[timers]\nmode = "message"\nticks = [600, 450]\n'
+    machine = Machine.load(parse_scenario(text, "x"))
+    machine.run()
+    table = parse_interrupts(machine.fs.read("/proc/interrupts"))
+    assert [(602, 450)] == [tuple(row.counts) for row in table.rows if row.label == "HYP"]
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_built_in_scenarios_say_which_rows_they_show(name: str) -> None:
+    """Their tables do not depend on what is usual."""
+    text = (resources.files("vmbusirq.scenario") / "builtin" / f"{name}.toml").read_text(encoding="utf-8")
+    top = tomllib.loads(text)
+    assert ("rows" in top.get("platform", {})) == (top["arch"] == "x86")
 
 
 def test_missing_file_lists_what_is_built_in(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from functools import cache
+from typing import Final, Literal, get_args, get_origin, get_type_hints
 
 from vmbusirq.errors import IrqError
 
@@ -36,7 +37,21 @@ class Profile:
         stimer_sint0: D11, message mode with SINT 0: timer disabled; only if it was enabled before; allowed.
         busy_periodic_tick: D12, a periodic tick that finds the slot busy.
         late_periodic: D13, the tick after a late one: in phase; one period from now; sooner until caught up.
-        stimer_lazy: D13, the lazy bit is looked at: a lazy timer is never caught up.
+        stimer_lazy: D13, what the lazy bit does: nothing; a timer that is late has one deferred signal, none when the
+            next is almost due; its next period begins now.
+        stimer_queues: an expiry joins the SynIC's queue with the timer's own buffer; False: it is tried at once, and a
+            timer that could not deliver keeps an undelivered mark.
+        stimer_retry: when that is tried again: at an EOI or EOM of the SINT; whenever the VP is entered.
+        stimer_zero_count_disables: a COUNT of 0 clears enable; False: it only stops the timer.
+        stimer_lost_vector_is_delivered: a direct expiry that a disabled APIC drops is over; False: the timer is stuck
+            with it.
+        stimer_enabled_until_delivered: a one-shot keeps enable until its message is in the slot.
+        tsc_rounding: how the scale of the reference TSC page is rounded down: to its 64 bits; to what a clock
+            multiplier of 32 bits gives; to its high half.
+        tsc_sequence_from: where the page's next sequence comes from: a count of the partition's; the guest's page.
+        tsc_enable_clears: enabling the page clears it, so that its sequence begins at 1 again.
+        tsc_skips_all_ones: 0xFFFFFFFF is never published as a sequence: old readers take it for invalid.
+        tsc_emulation_keeps_page: while the guest has TSC emulation, its page stays as it is.
         posted_depth: D14, undelivered messages of a port, None without bound.
         unknown_connection_status: D15, SignalEvent to nobody.
         wide_connection_status: SignalEvent by an id with more than 24 bits.
@@ -56,6 +71,9 @@ class Profile:
         locked_faults: HYPERCALL locked: a write is #GP; False: it changes nothing.
         assist_cleared_bytes: of an assist page in guest memory, when a guest enables it.
         overlays: hypercall, reference TSC and assist pages lie over guest memory; False: they are written into it.
+
+    Raises:
+        ValueError: a field has a value that is none of its choices.
     """
 
     name: str = "tlfs"
@@ -71,7 +89,17 @@ class Profile:
     stimer_sint0: Literal["disabled", "disabled-if-enabled", "allowed"] = "disabled"
     busy_periodic_tick: Literal["dropped", "kept"] = "kept"
     late_periodic: Literal["phase", "now", "catch-up"] = "catch-up"
-    stimer_lazy: bool = True
+    stimer_lazy: Literal["ignored", "skip", "drift"] = "skip"
+    stimer_queues: bool = True
+    stimer_retry: Literal["ack", "entry"] = "ack"
+    stimer_zero_count_disables: bool = True
+    stimer_lost_vector_is_delivered: bool = True
+    stimer_enabled_until_delivered: bool = False
+    tsc_rounding: Literal["exact", "multiplier", "high-half"] = "exact"
+    tsc_sequence_from: Literal["partition", "page"] = "partition"
+    tsc_enable_clears: bool = False
+    tsc_skips_all_ones: bool = True
+    tsc_emulation_keeps_page: bool = True
     posted_depth: int | None = 16
     unknown_connection_status: int = 0x12
     wide_connection_status: int = 0x12
@@ -91,6 +119,19 @@ class Profile:
     assist_cleared_bytes: int = 4
     overlays: bool = True
 
+    def __post_init__(self) -> None:
+        for field, choices in _choices().items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise ValueError(f"profile {self.name!r}: {field}: no {value!r}; choose from {', '.join(choices)}")
+
+
+@cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Return the fields that choose by word, and their words."""
+    hints = get_type_hints(Profile).items()
+    return {field: get_args(hint) for field, hint in hints if get_origin(hint) is Literal}
+
 
 _TLFS: Final = Profile()
 _KVM: Final = Profile(
@@ -105,7 +146,12 @@ _KVM: Final = Profile(
     stimer_sint0="disabled-if-enabled",
     busy_periodic_tick="dropped",
     late_periodic="phase",
-    stimer_lazy=False,
+    stimer_lazy="ignored",
+    stimer_queues=False,
+    stimer_lost_vector_is_delivered=False,
+    stimer_enabled_until_delivered=True,
+    tsc_rounding="multiplier",
+    tsc_sequence_from="page",
     unknown_connection_status=0x11,
     wide_connection_status=3,
     needs_activation=True,
@@ -140,7 +186,7 @@ PROFILES: Final[dict[str, Profile]] = {
             oversized_payload_status=3,
         ),
         Profile(
-            name="openvmm",
+            name="openvmm",  # 2026
             scontrol_reset=1,
             flag_to_masked="dropped",
             message_to_masked="dropped",
@@ -149,7 +195,12 @@ PROFILES: Final[dict[str, Profile]] = {
             page_outside_faults=True,
             stimer_sint0="allowed",
             late_periodic="now",
-            stimer_lazy=False,
+            stimer_lazy="ignored",
+            stimer_queues=False,
+            stimer_retry="entry",
+            stimer_zero_count_disables=False,
+            stimer_enabled_until_delivered=True,
+            tsc_skips_all_ones=False,
             posted_depth=None,
             straddling_input_status=3,
             eom_scans_queues=False,
@@ -158,11 +209,17 @@ PROFILES: Final[dict[str, Profile]] = {
             os_id_zero_disables=False,
         ),
         Profile(
-            name="xen",
+            name="xen",  # 4.17
             polling_silences=False,
             scontrol_gates_messages=False,
             masked_low_vector_faults=True,
             page_on_enable="zeroed",
+            stimer_lazy="drift",
+            stimer_queues=False,
+            tsc_rounding="high-half",
+            tsc_sequence_from="page",
+            tsc_enable_clears=True,
+            tsc_skips_all_ones=False,
             shared_vector_eoi="last",
             overlays=False,
         ),

@@ -1,8 +1,10 @@
 """The partition reference clock as its guest reads it: a counter, and a page to read it from with the TSC (TLFS 12).
 
 Reference time is 10 MHz, whatever the TSC's frequency. While the reference TSC page is valid, the counter register
-follows the page's formula: ``floor()`` makes that line a little slower than exact arithmetic, and a guest that changes
-between the two must never see time run backwards.
+follows the page's formula. Every scale is rounded down, so that this line is a little slower than exact arithmetic and
+the register goes on ahead of it when the page goes. Whole TSC cycles and ticks may still put the line a single tick
+ahead of the partition's clock: the register then waits there, for a guest that changes between the two must never see
+time run backwards.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import errno
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_S
@@ -24,11 +26,10 @@ if TYPE_CHECKING:
     from vmbusirq.hyperv.vcpu import Vcpu
 
 __all__ = [
-    "CLOCK_RULES",
     "TSC_HZ_DEFAULT",
-    "ClockRules",
     "ReferenceClock",
     "TscPage",
+    "coarse_scale",
     "kvmclock_scale",
     "read_tsc_page",
     "tsc_scale",
@@ -81,60 +82,33 @@ def tsc_scale(frequency_hz: int) -> int:
 def kvmclock_scale(frequency_hz: int) -> int:
     """Return the scale as Linux's KVM has it from a clock multiplier of 32 bits (v6.16).
 
+    The multiplier is that of the whole frequency, rounded down. The kernel divides by a frequency that has lost the
+    bits shifted out of it; of one in kHz up to 16 GHz, as the kernel's are, those are zeroes: both come to the same.
+
     EINVAL as :func:`tsc_scale`, and for a multiplier that is too large for the page.
     """
     tsc_scale(frequency_hz)
-    frequency, nanoseconds, shift = frequency_hz, _NS_PER_S, 0
-    while frequency > 2 * nanoseconds or frequency >> 32:
-        frequency >>= 1
+    shift = 0
+    while frequency_hz > 2 * _NS_PER_S << -shift:
         shift -= 1
-    while frequency <= nanoseconds:
-        if frequency >> 31:
-            nanoseconds >>= 1
-        else:
-            frequency <<= 1
+    while frequency_hz << max(shift, 0) <= _NS_PER_S:
         shift += 1
-    multiplier = (nanoseconds << 32) // frequency
+    multiplier = (_NS_PER_S << (32 - shift)) // frequency_hz
     if multiplier >= 100 << (32 - shift):
         raise IrqError(errno.EINVAL, f"reference clock: a TSC of {frequency_hz} Hz is too slow for KVM (EINVAL)")
     return (multiplier << (32 + shift)) // 100
 
 
-@dataclass(frozen=True, slots=True)
-class ClockRules:
-    """What implementations do differently (synic.md 12).
-
-    Attributes:
-        scale: how the scale is had from the frequency.
-        sequence: where the next sequence comes from: a count of the partition's, or the guest's page.
-        clears_page: enabling clears the page, so that the sequence begins at 1 again.
-        skips_all_ones: 0xFFFFFFFF is never published, which old readers take for invalid.
-        emulation_keeps_page: while the guest has TSC emulation, its page stays as it is.
-    """
-
-    scale: Callable[[int], int] = tsc_scale
-    sequence: Literal["partition", "page"] = "partition"
-    clears_page: bool = False
-    skips_all_ones: bool = True
-    emulation_keeps_page: bool = True
-
-
-def _coarse_scale(frequency_hz: int) -> int:
+def coarse_scale(frequency_hz: int) -> int:
+    """Return the scale as Xen has it: its low half is 0 (4.17). EINVAL as :func:`tsc_scale`."""
     return tsc_scale(frequency_hz) & ~0xFFFF_FFFF
 
 
-CLOCK_RULES: Final = {
-    "tlfs": ClockRules(),
-    "kvm": ClockRules(scale=kvmclock_scale, sequence="page"),
-    "openvmm": ClockRules(skips_all_ones=False),
-    "xen": ClockRules(scale=_coarse_scale, clears_page=True, sequence="page", skips_all_ones=False),
+_SCALES: Final[dict[str, Callable[[int], int]]] = {
+    "exact": tsc_scale,
+    "multiplier": kvmclock_scale,
+    "high-half": coarse_scale,
 }
-"""TLFS; Linux 6.16; OpenVMM (2026); Xen 4.17."""
-
-
-def _rules_of(profile: str) -> ClockRules:
-    family = "kvm" if profile == "qemu" else profile.partition("-")[0]
-    return CLOCK_RULES.get(family, CLOCK_RULES["tlfs"])
 
 
 class ClockPort(Protocol):
@@ -171,7 +145,6 @@ class ReferenceClock:
     Args:
         partition: whose.
         frequency_hz: of the host's TSC, which is the guest's until the first migration.
-        rules: by default those of the partition's profile.
 
     Attributes:
         frequency_hz: of the host's TSC.
@@ -179,21 +152,21 @@ class ReferenceClock:
         on_publish: called when a step of an update is in the page: with sequence 0 first, then the new one.
     """
 
-    def __init__(
-        self, partition: Partition, frequency_hz: int = TSC_HZ_DEFAULT, rules: ClockRules | None = None
-    ) -> None:
+    def __init__(self, partition: Partition, frequency_hz: int = TSC_HZ_DEFAULT) -> None:
         self._partition = partition
-        self._rules = rules or _rules_of(partition.profile.name)
+        self._profile: Final = partition.profile
+        self._scale: Final = _SCALES[self._profile.tsc_rounding]
         self.frequency_hz = frequency_hz
         self.guest_hz = frequency_hz
         self._tsc_base = 0
         self._tick_base = 0
         self._sequence = 0
         self._line: TscPage | None = None
+        self._last = 0
         self.overlay: Final = Overlay("reference TSC page", writable=False)
         self._data: Any = self.overlay.data
         self.on_publish: Final[list[Callable[[TscPage], object]]] = []
-        self._rules.scale(frequency_hz)
+        self._scale(frequency_hz)
         self._serve()
         partition.on_reset.append(self.reset)
 
@@ -203,9 +176,11 @@ class ReferenceClock:
     # ---- reading
 
     def time(self) -> int:
-        """Return reference time: by the page's formula while there is one, else the partition's clock."""
-        now = self._partition.clock.now
-        return now if self._line is None else self._line.reference(self.tsc())
+        """Return reference time: by the page's formula while there is one, else the partition's clock.
+
+        The latter never comes before the last time by a page.
+        """
+        return max(self._partition.clock.now, self._last) if self._line is None else self._line.reference(self.tsc())
 
     def tsc(self) -> int:
         """Return the guest's TSC at this tick."""
@@ -246,10 +221,10 @@ class ReferenceClock:
         Raises:
             IrqError: EINVAL, that frequency cannot be scaled, or the TSC value has more than 64 bits.
         """
-        self._rules.scale(new_frequency_hz)
+        self._scale(new_frequency_hz)
         if restart_tsc is not None and not 0 <= restart_tsc <= _U64:
             raise IrqError(errno.EINVAL, f"reference clock: the TSC cannot begin at {restart_tsc}: 64 bits (EINVAL)")
-        emulates = self._read(Msr.TSC_EMULATION_CONTROL) & 1 and self._rules.emulation_keeps_page
+        emulates = self._read(Msr.TSC_EMULATION_CONTROL) & 1 and self._profile.tsc_emulation_keeps_page
         self.frequency_hz = new_frequency_hz
         if emulates:
             self._store(Msr.TSC_EMULATION_STATUS, int(self.guest_hz != new_frequency_hz))
@@ -275,7 +250,7 @@ class ReferenceClock:
 
     def reset(self) -> None:
         """Forget the page after a reset of the system; its time goes on."""
-        self._line = None
+        self._end_line()
         self._data = self.overlay.data
         self.overlay.clear()
         if self.overlay.pfn is not None:
@@ -287,10 +262,10 @@ class ReferenceClock:
 
     def _publish(self, reference: int) -> None:
         """Write the line that is at ``reference`` now: invalid, then scale and offset, then a new sequence."""
-        scale = self._rules.scale(self.guest_hz)
+        scale = self._scale(self.guest_hz)
         offset = (reference - (self.tsc() * scale >> 64) + (1 << 63) & _U64) - (1 << 63)
         sequence = self._next_sequence()
-        invalid = self._partition.profile.tsc_sequence_invalid & 0xFFFF_FFFF
+        invalid = self._profile.tsc_sequence_invalid & 0xFFFF_FFFF
         self._line = TscPage(sequence, scale, offset)  # the register follows the new line already
         self._write(0, struct.pack("<I", invalid))
         self._tell(TscPage(invalid, scale, offset))
@@ -298,15 +273,20 @@ class ReferenceClock:
         self._write(0, struct.pack("<I", sequence))
         self._tell(self._line)
 
+    def _end_line(self) -> None:
+        """Go on without a page, from where its line is."""
+        self._last = self.time()
+        self._line = None
+
     def _tell(self, page: TscPage) -> None:
         for heard in self.on_publish:
             heard(page)
 
     def _next_sequence(self) -> int:
         published = TscPage.decode(bytes(ffi.buffer(self._data, _LAYOUT.size))).sequence
-        last = published if self._rules.sequence == "page" else self._sequence
+        last = published if self._profile.tsc_sequence_from == "page" else self._sequence
         following = last + 1 & 0xFFFF_FFFF
-        if following == 0 or (following == 0xFFFF_FFFF and self._rules.skips_all_ones):
+        if following == 0 or (following == 0xFFFF_FFFF and self._profile.tsc_skips_all_ones):
             following = 1
         self._sequence = following
         return following
@@ -325,14 +305,14 @@ class ReferenceClock:
 
     def _write_reference_tsc(self, vcpu: Vcpu, msr: int, value: int, host: bool) -> None:
         old, was_enabled, reference = self._read(msr), self._line is not None, self.time()
-        covers = self._partition.profile.overlays
+        covers = self._profile.overlays
         page = put_page(vcpu, msr, value, self.overlay, host=host, covers=covers, outside_faults=False)
         self._store(msr, value)
         if page is None:  # without an overlay the guest's page stays as it is, and is written to no more
-            self._line = None
+            self._end_line()
         elif not was_enabled or old != value:
             self._data = page
-            if self._rules.clears_page:
+            if self._profile.tsc_enable_clears:
                 ffi.memmove(page, bytes(lib.VI_PAGE), lib.VI_PAGE)
             self._publish(reference)
 

@@ -22,7 +22,6 @@ __all__ = [
     "CONFIG_PERIODIC",
     "STIMERS",
     "TIMER_EXPIRED",
-    "TIMER_RULES",
     "SyntheticTimer",
     "TimerPort",
     "TimerRules",
@@ -121,24 +120,6 @@ class TimerRules:
     late: Literal["phase", "drift", "catch-up"] = "catch-up"
     lazy: Literal["ignored", "skip", "drift"] = "ignored"
     enabled_until_delivered: bool = False
-
-
-TIMER_RULES: Final = {
-    "tlfs": TimerRules(queues=True, lazy="skip"),
-    "kvm": TimerRules(
-        sint_0="if-enabled",
-        drops_busy_ticks=True,
-        masked_is_delivered=False,
-        lost_vector_is_delivered=False,
-        late="phase",
-        enabled_until_delivered=True,
-    ),
-    "openvmm": TimerRules(
-        retry="entry", sint_0="allowed", zero_count_disables=False, late="drift", enabled_until_delivered=True
-    ),
-    "xen": TimerRules(lazy="drift"),
-}
-"""TLFS; arch/x86/kvm/hyperv.c of Linux 6.16; OpenVMM hv1_emulator (2026); Xen viridian (4.17)."""
 
 
 def next_due(rules: TimerRules, config: int, due: int, period: int, now: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmbusirq.core import TICKS_MAX
@@ -16,7 +15,6 @@ from vmbusirq.hyperv.stimer import (
     CONFIG_DIRECT,
     STIMERS,
     TIMER_EXPIRED,
-    TIMER_RULES,
     SyntheticTimer,
     TimerRules,
     config_sint,
@@ -43,19 +41,18 @@ _LATE: Final[dict[str, Literal["phase", "drift", "catch-up"]]] = {
 
 
 def timer_rules(profile: Profile) -> TimerRules:
-    """Return how timers behave in a profile.
-
-    Those of a family (``kvm-4.5`` is one of ``kvm``), with the profile's own choice where it has one.
-    """
-    family = "kvm" if profile.name == "qemu" else profile.name.partition("-")[0]
-    rules = TIMER_RULES.get(family, TIMER_RULES["tlfs"])
-    return replace(
-        rules,
+    """Return how timers behave in a profile: its own choices, in a timer's words."""
+    return TimerRules(
+        queues=profile.stimer_queues,
+        retry=profile.stimer_retry,
         sint_0=_SINT_0[profile.stimer_sint0],
+        zero_count_disables=profile.stimer_zero_count_disables,
         drops_busy_ticks=profile.busy_periodic_tick == "dropped",
         masked_is_delivered=profile.message_to_masked != "undelivered",
+        lost_vector_is_delivered=profile.stimer_lost_vector_is_delivered,
         late=_LATE[profile.late_periodic],
-        lazy=(rules.lazy if rules.lazy != "ignored" else "skip") if profile.stimer_lazy else "ignored",
+        lazy=profile.stimer_lazy,
+        enabled_until_delivered=profile.stimer_enabled_until_delivered,
     )
 
 

@@ -29,6 +29,7 @@ from vmbusirq.scenario.spec import (
     Scenario,
     TimerSpec,
     bare_scenario,
+    usual_rows,
 )
 from vmbusirq.scenario.table import COUNT_MAX, ScenarioError, Table
 from vmbusirq.scenario.timeline import check_traffic
@@ -114,8 +115,8 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         cpus=cpus,
         gsi_top=gsi_top,
         legacy_irqs=platform.number("legacy_irqs", 0, 16, 0),
-        rows=_read_rows(platform, "rows"),
-        impossible=_read_rows(platform, "impossible"),
+        rows=_read_rows(platform, "rows", usual_rows(arch)),
+        impossible=_read_rows(platform, "impossible", ()),
         irqs=_read_irqs(top, cpus.possible, gsi_top),
         devices=devices,
         channels=channels,
@@ -160,8 +161,8 @@ def _read_mask(table: Table, key: str, text: Any, possible: int) -> int:
         raise table.fail(key, str(error)) from None
 
 
-def _read_rows(platform: Table, key: str) -> tuple[str, ...]:
-    rows = platform.take(key, list, [])
+def _read_rows(platform: Table, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    rows = platform.take(key, list, list(default))
     known = [row.label for row in X86_ROWS]
     for row in rows:
         if row not in known:

@@ -22,6 +22,7 @@ __all__ = [
     "Scenario",
     "TimerSpec",
     "bare_scenario",
+    "usual_rows",
 ]
 
 ROWS_SELDOM_BUILT: Final = ("PLT", "PMN")  # UV machines; CONFIG_X86_POSTED_MSI, off by default
@@ -229,9 +230,13 @@ class Scenario:
     timers: TimerSpec | None = None
 
 
+def usual_rows(arch: str) -> tuple[str, ...]:
+    """Return the architecture rows that a usual kernel configuration shows; arm64 has none."""
+    return tuple(row.label for row in X86_ROWS if row.label not in ROWS_SELDOM_BUILT) if arch == "x86" else ()
+
+
 def bare_scenario(cpus: int, arch: str) -> Scenario:
     """Return a scenario with nobody in it. Whether the numbers make sense is for the machine to say."""
-    rows = tuple(row.label for row in X86_ROWS if row.label not in ROWS_SELDOM_BUILT) if arch == "x86" else ()
     return Scenario(
         name="bare",
         description="a machine without devices",
@@ -240,7 +245,7 @@ def bare_scenario(cpus: int, arch: str) -> Scenario:
         cpus=CpuSpec(cpus, cpus, 0, ((1 << max(cpus, 0)) - 1,)),
         gsi_top=24,
         legacy_irqs=0,
-        rows=rows,
+        rows=usual_rows(arch),
         impossible=(),
         irqs=(),
         devices=(),
