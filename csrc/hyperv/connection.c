@@ -179,7 +179,7 @@ uint32_t vi_signal_event(struct vi_machine *m, uint32_t connection_id, uint32_t 
 			return VI_HV_INVALID_PARAMETER;
 		group = &c->group[port / GROUP_PORTS];
 		seen = __atomic_load_n(group, __ATOMIC_SEQ_CST);
-		/* always written: a bit seen set may be about to be taken by who looked too early */
+		/* a bit seen set is written, too: who looked too early may be about to take it */
 	} while (__atomic_load_n(&c->entry[place], __ATOMIC_SEQ_CST) != entry ||
 		 !__atomic_compare_exchange_n(group, &seen, seen | 1ull << (port % GROUP_PORTS),
 					      false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));

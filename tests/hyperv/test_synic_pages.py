@@ -354,7 +354,7 @@ def test_messages_of_a_cpu_arrive_once_and_in_order(steps: list[tuple[str, int]]
 
 @pytest.mark.parametrize("profile", ["kvm", "kvm-synic2", "xen"])
 def test_pages_leave_memory_that_is_closed(profile: str) -> None:
-    """Where SIM and SIEF are the guest's own pages, C has their addresses: what is gone takes no signal."""
+    """Where SIM and SIEF are pages of the guest, C has their addresses: nothing is signalled into what is gone."""
     rig = VpRig(profile)
     assert HvStatus.SUCCESS == rig.signal(5)
     assert (5,) == rig.flags()
