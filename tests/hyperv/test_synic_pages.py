@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -404,3 +405,20 @@ def test_a_synic_keeps_its_memory() -> None:
     gc.collect()
     assert 1 == lib.vi_synic_signal(core.handle, 0, 2, 6)
     assert 1 == core.settle()
+
+
+def test_memory_outlives_its_machine_without_looking_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector finalizes the two in any order; release() is what it does to the machine."""
+    calls: list[object] = []
+    rig = VpRig("kvm")
+    ffi.release(rig.partition.core.handle)
+    monkeypatch.setattr("vmbusirq.hyperv.synic.lib", SimpleNamespace(vi_synic_leave_memory=calls.append))
+    rig.memory.close()
+    assert [] == calls
+
+
+def test_a_machine_outlives_its_memory() -> None:
+    """The other order."""
+    rig = VpRig("kvm")
+    rig.memory.close()
+    ffi.release(rig.partition.core.handle)

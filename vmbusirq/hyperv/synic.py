@@ -57,7 +57,14 @@ class Synic:
         """
         self._memory = memory
         core = self._core  # not self, which has the memory
-        memory.before_close.append(lambda base, size: lib.vi_synic_leave_memory(core.handle, base, size))
+        machine_is_there = [True]  # the garbage collector finalizes the two in any order
+
+        def leave(base: Any, size: int) -> None:
+            if machine_is_there:
+                lib.vi_synic_leave_memory(core.handle, base, size)
+
+        core.before_end.append(machine_is_there.clear)
+        memory.before_close.append(leave)
 
     def registers(self, cpu: int) -> Any:
         """Return the ``struct vi_synic_registers`` of a CPU, to look at. EINVAL: no such CPU."""
