@@ -20,6 +20,8 @@ from vmbusirq.vmbus.connection import VmbusConnection
 
 __all__ = ["CpuSwitch"]
 
+_ONLINE: Final = frozenset({"online"})
+
 
 class CpuSwitch:
     """Takes the CPUs of a machine offline and brings them back.
@@ -62,7 +64,7 @@ class CpuSwitch:
         self._check(cpu)
         if not self.hotpluggable >> cpu & 1:
             raise IrqError(errno.EPERM, f"cpu {cpu}: cannot go offline on this architecture (EPERM)")
-        yield Step(f"cpu {cpu}: cpu_down takes cpu_hotplug_lock", takes=CPUS_WRITE_LOCK)
+        yield Step(f"cpu {cpu}: cpu_down takes cpu_hotplug_lock", takes=CPUS_WRITE_LOCK, touches=_ONLINE)
         yield from holding(CPUS_WRITE_LOCK, self._down(cpu))
 
     def _down(self, cpu: int) -> Steps[None]:
@@ -71,9 +73,10 @@ class CpuSwitch:
         if self._irq.online == 1 << cpu:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: it is the last one that is online (EBUSY)")
         yield from self._vmbus.cpuhp.synic_cleanup(cpu)
-        yield Step(f"cpu {cpu}: takes what was raised before stop_machine", ready=lambda: self._is_quiet(cpu))
+        point = f"cpu {cpu}: takes what was raised before stop_machine"
+        yield Step(point, ready=lambda: self._is_quiet(cpu), touches=_ONLINE | {f"flags cpu{cpu}", f"slot cpu{cpu}", f"cpu {cpu}"})
         self._irq.set_cpu_online(cpu, False)
-        yield Step(f"cpu {cpu}: has left the online mask", Context.HARDIRQ)
+        yield Step(f"cpu {cpu}: has left the online mask", Context.HARDIRQ, touches=frozenset())
         yield from self._irq.irq_migrate_all_off_steps(cpu)
 
     def _is_quiet(self, cpu: int) -> bool:
@@ -84,13 +87,13 @@ class CpuSwitch:
     def up(self, cpu: int) -> Steps[None]:
         """Yield the steps of bringing a CPU back (device_online, cpu_up)."""
         self._check(cpu)
-        yield Step(f"cpu {cpu}: cpu_up takes cpu_hotplug_lock", takes=CPUS_WRITE_LOCK)
+        yield Step(f"cpu {cpu}: cpu_up takes cpu_hotplug_lock", takes=CPUS_WRITE_LOCK, touches=_ONLINE)
         yield from holding(CPUS_WRITE_LOCK, self._up(cpu))
 
     def _up(self, cpu: int) -> Steps[None]:
         if self._irq.online >> cpu & 1:
             return
         self._irq.set_cpu_online(cpu, True)
-        yield Step(f"cpu {cpu}: is in the online mask, its SynIC is still off")
+        yield Step(f"cpu {cpu}: is in the online mask, its SynIC is still off", touches=frozenset())
         yield from self._irq.irq_affinity_online_steps(cpu)
         yield from self._vmbus.cpuhp.synic_init(cpu)

@@ -62,6 +62,8 @@ class Step:
         locks: held here, in the order they were taken.
         takes: the lock that the next step takes; it may not be resumed while another operation holds that.
         ready: the condition waited for, None when there is none; resumed only when it is true.
+        touches: names of what the code from here to the next step reads or writes, the condition included; None: it
+            may be anything. Two steps that touch nothing in common can change places.
     """
 
     point: str
@@ -69,6 +71,7 @@ class Step:
     locks: tuple[Lock, ...] = ()
     takes: Lock | None = None
     ready: Callable[[], bool] | None = field(default=None, compare=False)
+    touches: frozenset[str] | None = field(default=None, compare=False)
 
     @property
     def irqs_off(self) -> bool:

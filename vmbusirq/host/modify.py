@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmbusirq.host.channel import ChannelState, HostChannel
+from vmbusirq.steps import Step, Steps
 from vmbusirq.wire.protocol import (
     STATUS_SUCCESS,
     STATUS_UNSUCCESSFUL,
@@ -75,16 +76,20 @@ class ModifyControl:
         channel.modifying = True
         self._in_flight += 1
         time, opens = self._bus.options.modify_delay_ticks, channel.opens
-        self._bus.later(time, lambda: self._finish(channel, channel.relid, opens, vp))
+        self._bus.later(time, lambda: self._bus.execute(self._finish(channel, channel.relid, opens, vp)))
 
-    def _finish(self, channel: HostChannel, relid: int, opens: int, vp: int) -> None:
-        """The event port is moved; then the answer, then what came meanwhile."""
+    def _finish(self, channel: HostChannel, relid: int, opens: int, vp: int) -> Steps[None]:
+        """Move the event port; then answer, then see to what came meanwhile."""
+        yield Step(f"host: re-targets channel {relid} to vp {vp}", touches=frozenset({"host target"}))
         self._in_flight -= 1
         if channel.state is not ChannelState.OPEN or channel.opens != opens:
             if self._connection.channel(relid) is channel and channel.is_offered:
                 self._answer(relid, STATUS_UNSUCCESSFUL)
             return
         channel.set_target(vp)
+        if self._answers:
+            point = f"host: channel {relid} interrupts vp {vp}, the answer is next"
+            yield Step(point, touches=frozenset({f"slot cpu{self._connection.target_vp}"}))
         channel.modifying = False
         self._answer(relid, STATUS_SUCCESS)
         if channel.pending_target is not None:

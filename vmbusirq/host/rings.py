@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import IrqError, MachineBug, check
 from vmbusirq.host.stats import VspStats
+from vmbusirq.steps import Step, Steps, run
 from vmbusirq.wire.packet import COMPLETION, Packet
 from vmbusirq.wire.protocol import VP_INDEX_NONE
 from vmbusirq.wire.ring import RingMemory, RingReader, RingWriter
@@ -135,17 +136,34 @@ class HostRings:
     def _try_write(self, packet: Packet) -> bool:
         """Write and signal by the ring's rule; False: no room. A corrupt ring ends the worker."""
         try:
-            signal = self._writer.write(packet)
+            run(self.write_steps(packet))
         except IrqError as error:
             if error.errno == errno.EAGAIN:
                 return False
             if error.errno != errno.EIO:
                 raise
             self._channel.fail(f"in ring: {error}")
-            return True
+        return True
+
+    def write_steps(self, packet: Packet) -> Steps[bool]:
+        """Yield the steps of writing one packet; return whether the guest was signalled (vmbus.md 1.8, 1.9).
+
+        Errors as :meth:`RingWriter.write`.
+        """
+        relid = self._channel.relid
+        ring = frozenset({f"ring {relid} in"})
+        yield Step(f"host: copies a packet into the in ring of channel {relid}", touches=ring)
+        self._writer.put(packet)
+        yield Step(f"host: publishes the write index of channel {relid}", touches=ring)
+        self._writer.publish()
         self._count(packet)
-        if signal:
-            self.signal()
+        yield Step(f"host: looks whether the reader of channel {relid} wants a signal", touches=ring)
+        if not self._writer.must_signal():
+            return False
+        cpus = range(self._channel.device.bus.partition.core.nr_cpus)
+        touches = frozenset({"host target", *(f"flags cpu{cpu}" for cpu in cpus)})
+        yield Step(f"host: signals channel {relid}", touches=touches)
+        self.signal()
         return True
 
     def _count(self, packet: Packet) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -78,16 +78,34 @@ class Router:
 
     def receive(self) -> bool:
         """Take what waits, as far as the guest reads the answers; True if there was anything."""
-        moved = self._take(self._old, self._from_old)
-        if self._contact is not None:
-            moved |= self._take(self._contact, self._from_contact)
-        for connection, (_, port) in tuple(self._clients.items()):
-            moved |= self._take(port, partial(self._from_client, connection, port))
-        return moved
+        return sum(self._take(port, handle, port.buffers) for port, handle in self._ports()) > 0
 
-    def _take(self, port: MessagePort, handle: Callable[[bytes], None]) -> bool:
+    def receive_one(self) -> bool:
+        """Take one message, if there is any that can be taken; True if there was."""
+        return any(self._take(port, handle, 1) for port, handle in self._ports())
+
+    @property
+    def waiting(self) -> int:
+        """Messages that were not taken yet."""
+        return sum(len(port) for port, _ in self._ports())
+
+    @property
+    def next_type(self) -> int | None:
+        """The type of the message that is taken next, None if there is none."""
+        payload = next((port.first for port, _ in self._ports() if port.first is not None), None)
+        return None if payload is None else int.from_bytes(payload[:4], "little")
+
+    def _ports(self) -> Iterator[tuple[MessagePort, Callable[[bytes], None]]]:
+        """Yield the ports as they are when they are asked for: what came by one may open or close another."""
+        yield self._old, self._from_old
+        if self._contact is not None:
+            yield self._contact, self._from_contact
+        for connection, (_, port) in tuple(self._clients.items()):
+            yield port, partial(self._from_client, connection, port)
+
+    def _take(self, port: MessagePort, handle: Callable[[bytes], None], most: int) -> bool:
         moved = False
-        for _ in range(port.buffers):
+        for _ in range(most):
             if self._bus.partition.messages_waiting >= WAITING_MAX:
                 break
             payload = port.receive()

@@ -26,6 +26,7 @@ from vmbusirq.host.router import Router
 from vmbusirq.host.stats import Traffic
 from vmbusirq.host.throttle import Throttle
 from vmbusirq.limits import RELID_MAX, RELID_MIN, SINT_VMBUS, SINTS
+from vmbusirq.steps import Steps, each, run
 from vmbusirq.wire.protocol import InitiateContact, Version, VersionResponse, encode, signal_connection_id
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class HostBus:
         hv_sock: services and connections.
         complaints: log lines about the guest.
         messages_posted: to the guest.
+        execute: runs operations that are written as steps, by default at once and to their end.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class HostBus:
         self.hv_sock: Final = HvSock(self)
         self.complaints = 0
         self.messages_posted = 0
+        self.execute: Callable[[Steps[None]], object] = run
         self._devices: list[HostDevice] = []
         self._fixed: dict[HostConnection, Counter[int]] = {}
         self._due: list[tuple[int, int, Callable[[], None]]] = []
@@ -309,6 +312,26 @@ class HostBus:
             return self._serve() or moved
         finally:
             self._pumping = False
+
+    def message_steps(self) -> Steps[None]:
+        """Yield the steps of taking one message of the guest and doing at once what it asks for."""
+        begun: list[Steps[None]] = []
+        ordinary, self.execute = self.execute, begun.append
+        try:
+            self._router.receive_one()
+        finally:
+            self.execute = ordinary
+        yield from each(*begun)
+
+    @property
+    def next_message_type(self) -> int | None:
+        """The type of the message that is taken next, None if there is none."""
+        return self._router.next_type
+
+    @property
+    def unread_messages(self) -> int:
+        """Messages of the guest that were not taken yet."""
+        return self._router.waiting
 
     def later(self, ticks: int, work: Callable[[], None]) -> None:
         """Do something in :meth:`pump` when so many ticks have passed, at once for 0; what is due together in order."""

@@ -105,6 +105,10 @@ class GuestMemory:
         self.allocated_pages += pages
         return pfn
 
+    def allocations(self) -> tuple[tuple[int, int], ...]:
+        """Return what is allocated: first pfn and pages of each."""
+        return tuple(self._allocated.items())
+
     def free(self, pfn: int) -> None:
         """Give back what :meth:`alloc` returned; the contents are dropped, whoever still has the pages mapped.
 

@@ -45,6 +45,11 @@ class MessagePort:
         self.buffers: Final = buffers
         self._waiting: deque[bytes] = deque()
 
+    @property
+    def first(self) -> bytes | None:
+        """The oldest payload, which stays there; None if there is none."""
+        return self._waiting[0] if self._waiting else None
+
     def receive(self) -> bytes | None:
         """Return the oldest payload, None if there is none; its buffer is free again."""
         return self._waiting.popleft() if self._waiting else None

@@ -139,7 +139,8 @@ class AffinityLayer(DescTable):
         self.check_owner()
         desc = self.irq_to_desc(irq)
         self._check_mask(f"irq {irq}", mask)
-        yield Step(f"irq {irq}: irq_set_affinity takes desc->lock", takes=desc.lock)
+        touches = frozenset({f"irq {irq}", "online"})
+        yield Step(f"irq {irq}: irq_set_affinity takes desc->lock", takes=desc.lock, touches=touches)
         yield from holding(desc.lock, self._set_affinity_locked(desc, mask, force))
 
     def _set_affinity_locked(self, desc: IrqDesc, mask: int, force: bool) -> Steps[None]:
@@ -190,7 +191,9 @@ class AffinityLayer(DescTable):
             raise self._not_online(f"irq {desc.irq}", mask)
         set_affinity = desc.chip.irq_set_affinity
         assert set_affinity is not None
-        yield Step(f"irq {desc.irq}: {desc.chip.name} irq_set_affinity({cpus_text(prog)})")
+        # of others a chip's callback touches nothing before its own first step
+        touches = frozenset({f"irq {desc.irq}"})
+        yield Step(f"irq {desc.irq}: {desc.chip.name} irq_set_affinity({cpus_text(prog)})", touches=touches)
         result = set_affinity(desc, prog, force)
         if isinstance(result, Generator):
             result = yield from result

@@ -59,7 +59,8 @@ class CpuHotplugLayer(DomainLayer):
             desc = self.descs.get(irq)
             if desc is None:
                 continue
-            yield Step(f"irq {irq}: migration off cpu {cpu} takes desc->lock", Context.HARDIRQ, takes=desc.lock)
+            point = f"irq {irq}: migration off cpu {cpu} takes desc->lock"
+            yield Step(point, Context.HARDIRQ, takes=desc.lock, touches=frozenset({f"irq {irq}", "online"}))
             if desc.freed:
                 continue
             if (yield from holding(desc.lock, self._migrate_one(desc, cpu))):
@@ -131,7 +132,8 @@ class CpuHotplugLayer(DomainLayer):
             desc = self.descs.get(irq)
             if desc is None:
                 continue
-            yield Step(f"irq {irq}: restored on cpu {cpu}, takes desc->lock", takes=desc.lock)
+            touches = frozenset({f"irq {irq}", "online"})
+            yield Step(f"irq {irq}: restored on cpu {cpu}, takes desc->lock", takes=desc.lock, touches=touches)
             if not desc.freed:
                 yield from holding(desc.lock, self._restore_affinity(desc, cpu))
 

@@ -124,18 +124,25 @@ class Control:
 
     # ---- waiting
 
-    def wait(self, point: str, ready: Callable[[], bool], timeout_ticks: int | None = None) -> Steps[bool]:
-        """Wait until ``ready``, or so many ticks; return whether it came true."""
+    def wait(
+        self,
+        point: str,
+        ready: Callable[[], bool],
+        timeout_ticks: int | None = None,
+        *,
+        touches: frozenset[str] | None = None,
+    ) -> Steps[bool]:
+        """Wait until ``ready``, or so many ticks; return whether it came true. ``touches``: see :class:`Step`."""
         if timeout_ticks is None:
             if not ready():
-                yield Step(point, ready=ready)
+                yield Step(point, ready=ready, touches=touches)
             return True
         clock = self.hv.clock
         end = clock.now + timeout_ticks
         timer = clock.call_at(end, lambda: None)  # so that idle time ends no later
         try:
             while not ready() and clock.now < end:
-                yield Step(point, ready=lambda: ready() or clock.now >= end)
+                yield Step(point, ready=lambda: ready() or clock.now >= end, touches=touches)
         finally:
             timer.cancel()
         return ready()
@@ -154,14 +161,19 @@ class Control:
 
     # ---- to the host
 
-    def post(self, message: Message, what: str = "") -> Steps[None]:
+    def post(self, message: Message, what: str = "", touches: frozenset[str] | None = None) -> Steps[None]:
         """Post a message; retry while the host has no buffer for it (vmbus_post_msg).
 
+        Args:
+            message: the message.
+            what: it, in words.
+            touches: what is touched beside the host's queue until the caller's next step; None: maybe anything.
         Raises:
             IrqError: EAGAIN, ENOBUFS after 100 attempts; EINVAL at once for what no retry mends, an unknown connection
                 at first contact among it.
         """
-        yield Step(what or f"send {message.msgtype.name}")
+        touched = None if touches is None else touches | {"host queue"}
+        yield Step(what or f"send {message.msgtype.name}", touches=touched)
         payload = encode(message, self.version)
         error = 0
         for attempt in range(POST_ATTEMPTS):

@@ -28,6 +28,7 @@ MODIFY_SLEEP_TICKS: Final = 5 * TICKS_PER_MS  # of 5 to 10 ms
 MODIFY_SLEEPS: Final = 5
 FLAGS_SLEEP_TICKS: Final = 10 * TICKS_PER_MS  # of 10 to 20 ms
 FLAGS_SLEEPS: Final = 3
+_SEARCH: Final = frozenset({"targets", "synic_online"})  # what the search touches, see Step
 
 
 class CpuHotplug:
@@ -52,7 +53,7 @@ class CpuHotplug:
 
     def synic_init(self, cpu: int) -> Steps[None]:
         """Switch the SynIC of a CPU that has come online on (hv_synic_init)."""
-        yield Step(f"cpu {cpu}: hv_synic_init")
+        yield Step(f"cpu {cpu}: hv_synic_init", touches=_synic(cpu) | {"synic_online"})
         self._synic.enable(cpu)
         self.synics_on |= 1 << cpu
         self._retarget.synic_online |= 1 << cpu
@@ -65,7 +66,7 @@ class CpuHotplug:
         """
         if self._ctx.control.connected:
             yield from self._leave(cpu)
-        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off")
+        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu))
         self.disable(cpu)
 
     def disable(self, cpu: int) -> None:
@@ -80,10 +81,10 @@ class CpuHotplug:
         if cpu == CONNECT_CPU:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: control messages come to it (EBUSY); unload")
         design = self._ctx.design
-        yield Step(f"cpu {cpu}: hv_synic_cleanup takes channel_mutex", takes=CHANNEL_MUTEX)
+        yield Step(f"cpu {cpu}: hv_synic_cleanup takes channel_mutex", takes=CHANNEL_MUTEX, touches=_SEARCH)
         try:
             yield from holding(CHANNEL_MUTEX, self._clear_and_search(cpu))
-            yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it")
+            yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it", touches=_wait(cpu))
             if design.wait_modifychannel:
                 yield from self._wait_for_moves(cpu)
             yield from self._wait_for_flags(cpu)
@@ -97,9 +98,14 @@ class CpuHotplug:
         if not self._ctx.design.set_affinity_lock:
             self._search(cpu)
             return
-        yield Step(f"cpu {cpu}: hv_synic_cleanup takes set_affinity_lock", takes=SET_AFFINITY_LOCK)
+        yield Step(
+            f"cpu {cpu}: hv_synic_cleanup takes set_affinity_lock",
+            takes=SET_AFFINITY_LOCK,
+            touches=frozenset({"synic_online"}),
+        )
         self._retarget.synic_online &= ~(1 << cpu)
-        yield Step(f"cpu {cpu}: has left synic_online, the search is next", locks=(SET_AFFINITY_LOCK,))
+        point = f"cpu {cpu}: has left synic_online, the search is next"
+        yield Step(point, locks=(SET_AFFINITY_LOCK,), touches=_SEARCH)
         self._search(cpu)
 
     def _search(self, cpu: int) -> None:
@@ -117,13 +123,13 @@ class CpuHotplug:
         assert version is not None
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
             if version.has(Unlock.MODIFYCHANNEL):
-                yield from self._sleep(f"cpu {cpu}: leaves the host time for MODIFYCHANNEL", MODIFY_UNANSWERED_TICKS)
+                yield from self._sleep(cpu, "leaves the host time for MODIFYCHANNEL", MODIFY_UNANSWERED_TICKS)
             return
         base = retarget.modchan_sent
         for _ in range(MODIFY_SLEEPS):
             if retarget.modchan_completed >= base:
                 return
-            yield from self._sleep(f"cpu {cpu}: waits for MODIFYCHANNEL_RESPONSE", MODIFY_SLEEP_TICKS)
+            yield from self._sleep(cpu, "waits for MODIFYCHANNEL_RESPONSE", MODIFY_SLEEP_TICKS)
         if retarget.modchan_completed < base:
             self._ctx.irq.log.err(
                 f"hv_vmbus: Timed out waiting for MODIFYCHANNEL. CPU {cpu} sent {base} "
@@ -137,7 +143,7 @@ class CpuHotplug:
         if not version.has(Unlock.MODIFYCHANNEL) or not self._flags(cpu):
             return
         for _ in range(FLAGS_SLEEPS):
-            yield from self._sleep(f"cpu {cpu}: waits for its event flags to be served", FLAGS_SLEEP_TICKS)
+            yield from self._sleep(cpu, "waits for its event flags to be served", FLAGS_SLEEP_TICKS)
             if not self._flags(cpu):
                 return
         if self._ctx.design.wait_modifychannel:
@@ -148,5 +154,15 @@ class CpuHotplug:
     def _flags(self, cpu: int) -> tuple[int, ...]:
         return tuple(flag for flag in self._ctx.hv.synic.flags_set(cpu) if flag)  # flag 0 is nobody's
 
-    def _sleep(self, point: str, ticks: int) -> Steps[None]:
-        yield from self._ctx.control.wait(point, lambda: False, ticks)
+    def _sleep(self, cpu: int, what: str, ticks: int) -> Steps[None]:
+        yield from self._ctx.control.wait(f"cpu {cpu}: {what}", lambda: False, ticks, touches=_wait(cpu))
+
+
+def _synic(cpu: int) -> frozenset[str]:
+    """What switching a SynIC on or off touches."""
+    return frozenset({f"flags cpu{cpu}", f"slot cpu{cpu}", "synics"})
+
+
+def _wait(cpu: int) -> frozenset[str]:
+    """What waiting for moves and flags touches."""
+    return frozenset({"modchan", f"flags cpu{cpu}", "clock", "synic_online"})

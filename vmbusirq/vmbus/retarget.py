@@ -60,9 +60,11 @@ class Retarget:
         if not isinstance(channel, Channel):
             return (yield from self._message_set_affinity(desc, mask))
         if self._ctx.design.set_affinity_lock:
-            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock", takes=SET_AFFINITY_LOCK)
+            point = f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock"
+            yield Step(point, takes=SET_AFFINITY_LOCK, touches=_chooses(channel))
             old = yield from holding(SET_AFFINITY_LOCK, self._choose_and_move(desc, channel, mask))
         else:
+            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity chooses a cpu", touches=_chooses(channel))
             old = yield from self._choose_and_move(desc, channel, mask)
         if old is not None:
             self._account(channel, old)
@@ -90,7 +92,10 @@ class Retarget:
                 f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
             )
         yield from self._send_modify(channel, cpu)
-        yield Step(f"channel {channel.relid}: MODIFYCHANNEL to cpu {cpu} is posted, target_cpu is next")
+        yield Step(
+            f"channel {channel.relid}: MODIFYCHANNEL to cpu {cpu} is posted, target_cpu is next",
+            touches=_chooses(channel) | {"assignment"},
+        )
         return _set_target(channel, cpu)
 
     def _message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
@@ -113,7 +118,9 @@ class Retarget:
                 f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EINVAL); 4.1 can",
             )
         message = ModifyChannel(channel.relid, cpu)
-        yield from self._ctx.control.post(message, f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}")
+        what = f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}"
+        touches = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
+        yield from self._ctx.control.post(message, what, touches)
         self.modchan_sent += 1
 
     def on_response(self, message: Message) -> None:
@@ -210,6 +217,11 @@ class Retarget:
         primary = channel.primary or channel
         if primary.change_target_cpu is not None:
             primary.change_target_cpu(channel, old, cpu)
+
+
+def _chooses(channel: Channel) -> frozenset[str]:
+    """What choosing a CPU for a channel touches."""
+    return frozenset({"targets", "synic_online", "next_cpu", f"channel {channel.relid}", f"irq {channel.irq}"})
 
 
 def _set_target(channel: Channel, cpu: int) -> int:

@@ -1,0 +1,1 @@
+"""All orders of a race: explored, judged, told, and played again."""

@@ -1,0 +1,19 @@
+"""The races in the box, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vmbusirq.lab.explore.race import Race
+from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
+
+__all__ = ["RACES", "find_race"]
+
+RACES: Final[dict[str, Race]] = {race.name: race for race in (EARLY_OFFLINE, CHECK_THEN_OFFLINE)}
+
+
+def find_race(name: str) -> Race:
+    """Return a race by its name. ValueError: there is none."""
+    if name not in RACES:
+        raise ValueError(f"no race {name!r}; the races are {', '.join(RACES)}")
+    return RACES[name]

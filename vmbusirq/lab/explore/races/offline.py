@@ -1,0 +1,92 @@
+"""A channel is moved while a CPU goes offline: the races that RFC patches 11 and 12 close."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from vmbusirq.designs import DESIGNS
+from vmbusirq.lab.explore.actors import Actor
+from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
+from vmbusirq.lab.explore.scene import StageScene
+from vmbusirq.lab.explore.stage import Stage
+from vmbusirq.lab.explore.world import Invariant, Scene
+
+__all__ = ["CHECK_THEN_OFFLINE", "EARLY_OFFLINE"]
+
+RELID: Final = 5
+_RFC: Final = DESIGNS["rfc"]
+
+
+def _must_hold(stage: Stage) -> Iterable[Invariant]:
+    return (stage.stranded, stage.lost_flags, stage.on_offline_cpu, stage.outside_mask, stage.host_disagrees)
+
+
+def _early_offline(*, waits: bool) -> Scene:
+    """Patch 11: the channel leaves CPU 1, which goes offline before the host has heard of it."""
+    design = replace(_RFC, wait_modifychannel=waits)
+
+    def build() -> Stage:
+        return Stage(cpus=2, design=design, channels={RELID: 1})
+
+    def cast(stage: Stage) -> Sequence[Actor]:
+        irq = stage.channel(RELID).irq
+        return (
+            stage.task("affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 1), cpu=0),
+            stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
+            stage.host_control(),
+            stage.device(RELID),
+            *stage.cpus(),
+            stage.time(patient=True),
+        )
+
+    return StageScene(build, cast, _must_hold)
+
+
+EARLY_OFFLINE: Final = Race(
+    name="early-offline",
+    title="a channel leaves a CPU that goes offline before the host has carried the move out",
+    source="vmbus.md 4.6 A; RFC patch 11",
+    variants=(
+        Variant(OFF, "without RFC patch 11", lambda: _early_offline(waits=False), "hangs: "),
+        Variant(ON, "RFC patch 11: hv_synic_cleanup waits for MODIFYCHANNEL", lambda: _early_offline(waits=True)),
+    ),
+    left_out="hosts slower than the wait of 25 to 50 ms, which only delays the loss (vmbus.md 10, trap 12)",
+)
+
+
+def _check_then_offline(*, locks: bool) -> Scene:
+    """Patch 12: the channel comes to CPU 1 between the search for channels there and the end of its SynIC."""
+    design = replace(_RFC, set_affinity_lock=locks)
+
+    def build() -> Stage:
+        return Stage(cpus=2, design=design, channels={RELID: 0})
+
+    def cast(stage: Stage) -> Sequence[Actor]:
+        irq = stage.channel(RELID).irq
+        return (
+            stage.task(
+                "affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 2), cpu=0, may_fail=(errno.EINVAL,)
+            ),
+            stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
+            stage.host_control(),
+            stage.device(RELID),
+            *stage.cpus(),
+            stage.time(patient=True),
+        )
+
+    return StageScene(build, cast, _must_hold)
+
+
+CHECK_THEN_OFFLINE: Final = Race(
+    name="check-then-offline",
+    title="a channel moves to a CPU that has just been searched for channels and goes offline",
+    source="vmbus.md 4.6 B; RFC patch 12",
+    variants=(
+        Variant(OFF, "without RFC patch 12", lambda: _check_then_offline(locks=False), "channel 5 "),
+        Variant(ON, "RFC patch 12: set_affinity_lock and synic_online", lambda: _check_then_offline(locks=True)),
+    ),
+    left_out="hosts slower than the wait of 25 to 50 ms",
+)

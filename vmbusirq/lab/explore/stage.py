@@ -1,0 +1,239 @@
+"""What most races are played on: a guest of few CPUs and channels, its host, and all that can go on between them.
+
+It is made of the same rooms as a machine, without a boot: no files, no devices but those of the race, no ticks. It is
+made once for each race; every order begins with putting it back (:mod:`vmbusirq.lab.explore.snapshot`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+from vmbusirq._ffi import lib
+from vmbusirq.core import Core
+from vmbusirq.cpumask import format_pbl
+from vmbusirq.designs import DESIGNS, Design
+from vmbusirq.host.options import HostOptions
+from vmbusirq.host.server import HostBus
+from vmbusirq.host.vsp.generic import GenericVsp
+from vmbusirq.hotplug import CpuSwitch
+from vmbusirq.hyperv.partition import Partition
+from vmbusirq.irq import IrqCore
+from vmbusirq.lab.explore.actors import Actor, at_once
+from vmbusirq.log import Log
+from vmbusirq.steps import Context, Steps
+from vmbusirq.vmbus.channel import Channel
+from vmbusirq.vmbus.connection import VmbusConnection
+from vmbusirq.vmbus.context import GuestOptions
+from vmbusirq.wire.devices import CLASS_IDS
+from vmbusirq.wire.packet import Packet
+from vmbusirq.wire.protocol import MessageType, Version
+
+__all__ = ["Stage"]
+
+_INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
+_IRQS: Final = 64
+
+
+class Stage:
+    """A guest and its host, ready for a race.
+
+    Args:
+        cpus: of the guest.
+        design: how it deals with interrupts.
+        version: that both speak.
+        channels: the CPU of each open channel, by relid.
+        device_class: of the channels' devices.
+        engine: ``linux``: v6.10's own steps; or ``fast``.
+        strict_rfc: keep the defects of the RFC as posted.
+        options: of the host.
+
+    Attributes:
+        core, partition, irq, host, vmbus, switch, log: the rooms of a machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        cpus: int = 2,
+        design: Design = DESIGNS["rfc"],
+        version: Version = Version.V5_3,
+        channels: Mapping[int, int] | None = None,
+        device_class: str = "keyboard",
+        engine: str = "linux",
+        strict_rfc: bool = False,
+        options: HostOptions | None = None,
+    ) -> None:
+        self.core: Final = Core(
+            cpus, nr_irqs_max=_IRQS, hyp_count=design.hyp_count, channel_irqs=design.channel_irqs, engine=engine
+        )
+        self.partition: Final = Partition(self.core)
+        self.log: Final = Log(lambda: self.core.now)
+        self.irq: Final = IrqCore(self.core.handle, nr_cpus=cpus, nr_irqs=_IRQS, dynirq_base=24, log=self.log)
+        self.host: Final = HostBus(self.partition, version=version, options=options)
+        for relid in channels or {}:
+            vsp = GenericVsp(device_class, CLASS_IDS[device_class])
+            self.host.add_device(vsp, uuid5(_INSTANCES, str(relid)), name=f"device {relid}", relid=relid)
+        self.vmbus: Final = VmbusConnection(
+            self.core,
+            self.irq,
+            self.partition,
+            design,
+            nodes=[(1 << cpus) - 1],
+            options=GuestOptions(strict_rfc=strict_rfc, max_version=int(version)),
+        )
+        present = (1 << cpus) - 1
+        self.switch: Final = CpuSwitch(
+            self.irq, self.partition, self.vmbus, present=present, hotpluggable=present & ~1
+        )
+        self.vmbus.devices.drivers.clear()
+        self.partition.add_check(self.irq.reraise)
+        self.vmbus.synic_init(range(cpus))
+        self.vmbus.connect()
+        self.partition.settle()
+        for relid, cpu in (channels or {}).items():
+            channel = self.vmbus.channels[relid]
+            self.vmbus.open(channel)
+            if channel.irq:
+                self.irq.irq_set_affinity(channel.irq, 1 << cpu)
+            self.partition.settle()
+        self.irq.idle = None  # whoever waits is an actor
+
+    # ---- who goes on
+
+    def channel(self, relid: int) -> Channel:
+        """Return a channel of the guest."""
+        return self.vmbus.channels[relid]
+
+    def task(self, name: str, begin: Callable[[], Steps[Any]], cpu: int | None = None, **how: Any) -> Actor:
+        """Return an actor that runs one operation, which looks at nothing before its first step."""
+        return Actor(name, begin, cpu=cpu, **{"touches": frozenset(), **how})
+
+    def cpus(self) -> list[Actor]:
+        """Return the CPUs, which take interrupts whenever some are requested."""
+        return [self._cpu(cpu) for cpu in range(self.core.nr_cpus)]
+
+    def _cpu(self, cpu: int) -> Actor:
+        handle = self.core.handle
+        channels = [(f"channel {relid}", f"ring {relid} in", f"irq {channel.irq}") for relid, channel in self.vmbus.channels.items()]
+        own = (f"flags cpu{cpu}", f"slot cpu{cpu}", "modchan", "requests", "work")
+        touches = frozenset({*own, *(name for names in channels for name in names)})
+        return Actor(
+            f"cpu {cpu}",
+            at_once(lambda: lib.vi_vcpu_run(handle, cpu)),
+            cpu=cpu,
+            wants=lambda: bool(lib.vi_vcpu_pending(handle, cpu)),
+            context=Context.HARDIRQ,
+            point=f"cpu {cpu} takes the interrupt",
+            whole=True,
+            touches=touches,
+        )
+
+    def host_control(self) -> Actor:
+        """Return the host as it takes control messages, one at a time."""
+        return Actor(
+            "host",
+            self.host.message_steps,
+            wants=lambda: self.host.unread_messages > 0,
+            point="host: takes the next control message",
+            touches=self._next_message_touches,
+        )
+
+    def _next_message_touches(self) -> frozenset[str] | None:
+        if self.host.next_message_type == MessageType.MODIFYCHANNEL:
+            return frozenset({"host queue"})
+        return None
+
+    def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
+        """Return a device that writes packets, one after the other."""
+        return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+
+    def _write(self, relid: int, packets: int) -> Steps[None]:
+        for _ in range(packets):
+            channel = self.host.default.channel(relid)
+            if channel is None or channel.rings is None:
+                return
+            yield from channel.rings.write_steps(Packet(b"x"))
+
+    def time(self, *, patient: bool = False) -> Actor:
+        """Return time, which can pass up to the next timer at any moment; ``patient``: only when the host has heard."""
+        clock = self.partition.clock
+
+        touches = frozenset({"clock", "host queue"} if patient else {"clock"})
+
+        def wants() -> bool:
+            return clock.next_due is not None and not (patient and self.host.unread_messages)
+
+        return Actor("time", at_once(clock.advance_to_next), wants=wants, point="time passes", touches=touches)
+
+    def after_step(self) -> None:
+        """Fill the message slots that were freed, and raise what callbacks raised."""
+        while self.partition.messages.poll():
+            pass
+        self.irq.reraise()
+
+    # ---- what must not be
+
+    def stranded(self) -> str:
+        """Packets wait in a ring whose reader has been told of them by nobody."""
+        for relid, channel in self.vmbus.channels.items():
+            if channel.rings is not None and (waits := channel.ring_in.bytes_to_read):
+                return f"channel {relid} hangs: {waits} bytes wait in its ring, and no signal is on its way"
+        return ""
+
+    def lost_flags(self) -> str:
+        """Event flags are set that nobody is going to serve."""
+        for cpu in range(self.core.nr_cpus):
+            flags = [flag for flag in self.partition.synic.flags_set(cpu) if flag]
+            if flags:
+                return f"flags {','.join(map(str, flags))} are stranded on cpu {cpu}"
+        return ""
+
+    def on_offline_cpu(self) -> str:
+        """A channel interrupts a CPU that is offline, or whose SynIC is off."""
+        usable = self.irq.online & self.vmbus.synics_on
+        for relid, channel in self.vmbus.channels.items():
+            if not usable >> channel.target_cpu & 1:
+                return f"channel {relid} targets cpu {channel.target_cpu}, which is offline"
+        return ""
+
+    def outside_mask(self) -> str:
+        """A channel is where its IRQ's affinity does not allow it, or where the two faces disagree."""
+        for relid, channel in self.vmbus.channels.items():
+            if not channel.irq:
+                continue
+            desc = self.irq.irq_to_desc(channel.irq)
+            if desc.effective_affinity != 1 << channel.target_cpu:
+                effective = format_pbl(desc.effective_affinity) or "none"
+                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {effective}"
+            if not desc.affinity >> channel.target_cpu & 1:
+                return f"channel {relid} targets cpu {channel.target_cpu}, outside of {format_pbl(desc.affinity)}"
+        return ""
+
+    def host_disagrees(self) -> str:
+        """The host interrupts another CPU than the guest believes, for ever."""
+        for relid, channel in self.vmbus.channels.items():
+            there = self.host.default.channel(relid)
+            if there is not None and there.is_open and there.target_vp != channel.target_cpu:
+                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {channel.target_cpu}"
+        return ""
+
+    def watch(self) -> Mapping[str, object]:
+        """Return what a story tells about."""
+        seen: dict[str, object] = {
+            "online": format_pbl(self.irq.online),
+            "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
+            "messages to the host": self.host.unread_messages,
+        }
+        for relid, channel in self.vmbus.channels.items():
+            seen[f"channel {relid} target"] = channel.target_cpu
+            there = self.host.default.channel(relid)
+            if there is not None and there.is_open:
+                seen[f"host's target of {relid}"] = there.target_vp
+            if channel.rings is not None:
+                seen[f"bytes in ring {relid}"] = channel.ring_in.bytes_to_read
+        for cpu in range(self.core.nr_cpus):
+            flags = [flag for flag in self.partition.synic.flags_set(cpu) if flag]
+            seen[f"flags of cpu {cpu}"] = ",".join(map(str, flags)) or "none"
+        return seen
