@@ -135,6 +135,13 @@ struct vi_ring_looker {
 	uint32_t all;
 };
 
+/* A softirq that is run step by step: what it has detached, what of it runs, its vector. */
+struct vi_softirq_step {
+	struct vi_tasklet *list;
+	struct vi_tasklet *tasklet;
+	uint32_t vec;
+};
+
 /* entropy pool of the linux engine (linux_shaped/entropy.c) */
 struct vi_lx_fast_pool {
 	uint64_t state[4];
@@ -147,7 +154,8 @@ struct vi_cpu {
 	uint32_t pending;		/* the callback vector is requested: its bit of the IRR */
 	uint32_t vector_mode;		/* enum vi_vector_mode */
 	uint32_t irq_seq;		/* odd: takes an interrupt, softirqs included */
-	uintptr_t thread;		/* pthread_self() of who runs it, while irq_seq is odd */
+	/* pthread_self() of who runs it, while irq_seq is odd; 0 between two sub-steps */
+	uintptr_t thread;
 	uint16_t route[VI_SINTS];	/* what a signal or message does: enum vi_sint_route */
 
 	/* line 1: read-mostly, owned */
@@ -176,6 +184,7 @@ struct vi_cpu {
 	struct vi_tasklet_list napi;
 	struct vi_lx_fast_pool fast_pool;
 	struct vi_lost lost;
+	struct vi_softirq_step step;
 	uint32_t batch_n;
 	uint32_t batch_irq[VI_RELIDS];
 	uint32_t batch_result[VI_RELIDS];
@@ -296,6 +305,10 @@ struct vi_machine {
 	uint8_t *channel_pool;
 	void *channel_memory;		/* what holds the pool */
 	uint32_t *channel_place;	/* relid -> slot, shuffled for the linux engine */
+	/* what was ever used, a bit each: all else is as it was made (image.c) */
+	uint64_t channel_used[VI_RELIDS / 64];	/* by place in the pool */
+	uint64_t slot_used[VI_RELIDS / 64];
+	uint64_t *desc_used;		/* by column */
 	uint64_t rescinded;		/* arrivals for channels that are being taken away */
 	uint32_t *irq_counts;
 	uint32_t *arch_counts;
@@ -349,6 +362,48 @@ static inline void vi_irq_exit(struct vi_cpu *cpu)
 	vi_store(&cpu->irq_seq, cpu->irq_seq + 1);
 }
 
+/* ---- sub-steps ------------------------------------------------------------------------------- */
+
+/*
+ * An interrupt that is taken step by step (vi_step_*) belongs to no thread between two steps, so
+ * that the thread that runs them can do something else there, which is what they are for. Whoever
+ * would have to wait for it says so instead: nobody goes on with it meanwhile.
+ */
+static inline bool vi_is_stepped(const struct vi_cpu *cpu)
+{
+	return (vi_load(&cpu->irq_seq) & 1) && !vi_load_relaxed(&cpu->thread);
+}
+
+static inline bool vi_any_stepped(const struct vi_machine *m)
+{
+	for (uint32_t c = 0; c < m->nr_cpus; c++)
+		if (vi_is_stepped(&m->cpus[c]))
+			return true;
+	return false;
+}
+
+/* The CPU of a sub-step; NULL: there is none, or it is not between two sub-steps. */
+static inline struct vi_cpu *vi_step_cpu(struct vi_machine *m, uint32_t cpu)
+{
+	return cpu < m->nr_cpus && vi_is_stepped(&m->cpus[cpu]) ? &m->cpus[cpu] : NULL;
+}
+
+/* Around a sub-step that calls handlers: they are inside an interrupt, as ever. */
+static inline void vi_step_begin(struct vi_cpu *cpu)
+{
+	vi_store_relaxed(&cpu->thread, (uintptr_t)pthread_self());
+}
+
+static inline void vi_step_end(struct vi_cpu *cpu)
+{
+	vi_store_relaxed(&cpu->thread, 0);
+}
+
+static inline void vi_set_bit(uint64_t *words, uint32_t bit)
+{
+	words[bit / 64] |= 1ull << (bit % 64);
+}
+
 /* ---- tracing --------------------------------------------------------------------------------- */
 
 /*
@@ -378,6 +433,16 @@ void vi_trace_event(struct vi_machine *m, uint32_t step, uint32_t cpu, uint32_t 
 /* machine.c */
 int64_t vi_settle_cpu(struct vi_machine *m, uint32_t cpu);
 
+/* image.c: one walk over everything, in the direction that @how says */
+enum vi_image_how { VI_IMAGE_SIZE, VI_IMAGE_SAVE, VI_IMAGE_RESTORE };
+struct vi_image {
+	enum vi_image_how how;
+	uint8_t *at;
+	uint64_t bytes;
+};
+void vi_image_move(struct vi_image *image, void *what, uint64_t bytes);
+bool vi_image_next(const uint64_t *words, uint32_t n, uint32_t *bit);
+
 /* irq/irqdesc.c */
 void vi_shuffle_places(uint64_t seed, uint32_t n, uint32_t *place);
 int vi_irq_core_init(struct vi_machine *m);
@@ -400,7 +465,7 @@ void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq);
 void vi_batch_flush(struct vi_cpu *cpu);
 
 /* irq/manage.c */
-void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc);
+int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc);
 void vi_synchronize_cpus(struct vi_machine *m);
 
 /* irq/chip.c */
@@ -420,7 +485,13 @@ void vi_note_interrupt(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t re
 void vi_handle_irq_event_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_handle_irq_event(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 int vi_desc_check_resend(struct vi_machine *m, struct vi_irq_desc *desc);
+uint64_t vi_resend_claim(struct vi_machine *m, uint32_t word);
 void vi_resend_run(struct vi_cpu *cpu, void *data);
+
+/* irq/substeps.c */
+bool vi_flow_has_steps(const struct vi_irq_desc *desc);
+void vi_percpu_enter(struct vi_cpu *cpu, struct vi_irq_desc *desc);
+void vi_percpu_leave(struct vi_cpu *cpu, struct vi_irq_desc *desc, bool handled);
 
 /* irq/softirq.c */
 void vi_tasklet_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
@@ -434,6 +505,8 @@ void vi_lx_add_interrupt_randomness(struct vi_cpu *cpu, uint32_t irq);
 int vi_lx_chan_sched_legacy(struct vi_cpu *cpu);
 int vi_lx_chan_sched_rfc(struct vi_cpu *cpu);
 vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced);
+uint32_t vi_lx_claim(struct vi_cpu *cpu, uint32_t from);
+uint32_t vi_lx_lookup(struct vi_cpu *cpu, uint32_t relid, uint32_t *column);
 
 /* hyperv/synic.c */
 int vi_synic_init(struct vi_machine *m);
@@ -451,6 +524,7 @@ void vi_notice(struct vi_cpu *cpu, uint32_t what);
 /* hyperv/connection.c */
 int vi_connections_init(struct vi_machine *m);
 void vi_connections_exit(struct vi_machine *m);
+void vi_connections_image(struct vi_machine *m, struct vi_image *image);
 
 /* wire/ */
 int vi_ring_drain_with(struct vi_ring_reader *r, uint32_t budget, struct vi_ring_tally *tally,
@@ -461,6 +535,8 @@ uint32_t vi_looks_of(uint32_t callback, uint32_t attention);
 uint32_t vi_read_drain(struct vi_cpu *cpu, uint32_t irq, void *context);
 uint32_t vi_read_napi(struct vi_cpu *cpu, uint32_t irq, void *context);
 void vi_read_napi_poll(struct vi_cpu *cpu, void *data);
+bool vi_napi_read(struct vi_cpu *cpu, struct vi_channel *ch);
+void vi_napi_complete(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t raced);
 
 /* vmbus/util.c */
 bool vi_util_is_message(const struct vi_packet *p);
@@ -471,7 +547,13 @@ vi_scan_t vi_scan_variant(uint32_t simd);
 vi_scan_t vi_scan_variant_traced(void);
 void vi_take_vector(struct vi_cpu *cpu);
 void vi_take_vector_traced(struct vi_cpu *cpu);
+void vi_vector_begin(struct vi_cpu *cpu);
+bool vi_isr_has_steps(const struct vi_machine *m);
+struct vi_irq_desc *vi_isr_message(struct vi_cpu *cpu, uint32_t type);
+void vi_vector_end(struct vi_cpu *cpu, bool handled);
 bool vi_vmbus_isr(struct vi_cpu *cpu);
+uint32_t vi_message_copy(struct vi_cpu *cpu, struct vi_message *copy);
+void vi_message_hand(struct vi_cpu *cpu, const struct vi_message *copy);
 void vi_msg_dpc(struct vi_cpu *cpu, void *data);
 int vi_channels_init(struct vi_machine *m);
 void vi_channels_exit(struct vi_machine *m);
@@ -480,6 +562,9 @@ uint32_t vi_chan_arrival_traced(struct vi_cpu *cpu, struct vi_channel *ch);
 void vi_channel_apply(struct vi_channel *ch);
 uint32_t vi_callback_count(struct vi_cpu *cpu, uint32_t irq, void *context);
 void vi_on_event(struct vi_cpu *cpu, void *data);
-void vi_channels_refresh(struct vi_machine *m);
+bool vi_event_call(struct vi_cpu *cpu, struct vi_channel *ch);
+void vi_event_complete(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t raced);
+bool vi_calls_own_code(const struct vi_irqaction *action);
+int vi_channels_refresh(struct vi_machine *m);
 
 #endif

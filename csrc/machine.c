@@ -191,12 +191,25 @@ void *vi_cpu_owner(const struct vi_cpu *cpu)
 /*
  * The resend tasklet is scheduled by whoever enables an IRQ, but its list belongs to the boot CPU.
  */
-static void take_resend(struct vi_cpu *cpu)
+static inline __attribute__((always_inline)) void take_resend(struct vi_cpu *cpu)
 {
 	if (cpu->id == 0 && unlikely(vi_load(&cpu->m->resend_pending))) {
 		(void)__atomic_exchange_n(&cpu->m->resend_pending, 0, __ATOMIC_ACQ_REL);
 		vi_tasklet_schedule(cpu, &cpu->m->resend_tasklet);
 	}
+}
+
+/* Nothing for @cpu to do: no vector that can be taken, no softirq. */
+static inline bool is_idle(const struct vi_cpu *cpu, uint32_t mode)
+{
+	return (!vi_load_relaxed(&cpu->pending) || mode & VI_VECTOR_HELD) && !cpu->softirq_pending;
+}
+
+/* Take the doorbell back. Return: it had rung, and the vector can be taken. */
+static inline bool claim_vector(struct vi_cpu *cpu, uint32_t mode)
+{
+	return !(mode & VI_VECTOR_HELD) &&
+	       __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
 }
 
 int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
@@ -210,12 +223,11 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	cpu = vi_cpu_of(m, cpu_id);
 	take_resend(cpu);
 	mode = vi_load_relaxed(&cpu->vector_mode);
-	if ((!vi_load_relaxed(&cpu->pending) || mode & VI_VECTOR_HELD) && !cpu->softirq_pending)
+	if (is_idle(cpu, mode))
 		return 0;
 	if (!vi_irq_enter(cpu))
 		return 0;	/* interrupts are off in a handler: the doorbell stays */
-	vector = !(mode & VI_VECTOR_HELD) &&
-		 __atomic_exchange_n(&cpu->pending, 0, __ATOMIC_SEQ_CST);
+	vector = claim_vector(cpu, mode);
 	vi_trace(m, VI_TRACE_VECTOR, cpu_id, 0, vector);
 	if (vector) {
 		(unlikely(m->trace) ? vi_take_vector_traced : vi_take_vector)(cpu);
@@ -226,6 +238,79 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	vi_irq_exit(cpu);
 	vi_trace(m, VI_TRACE_IRQ_EXIT, cpu_id, 0, 0);
 	return 1;
+}
+
+int vi_step_vector(struct vi_machine *m, uint32_t cpu_id)
+{
+	struct vi_cpu *cpu;
+	uint32_t mode;
+	int taken;
+
+	if (cpu_id >= m->nr_cpus)
+		return -EINVAL;
+	cpu = vi_cpu_of(m, cpu_id);
+	take_resend(cpu);
+	mode = vi_load_relaxed(&cpu->vector_mode);
+	if (is_idle(cpu, mode) || !vi_irq_enter(cpu))
+		return 0;
+	taken = VI_STEP_ENTERED;
+	if (claim_vector(cpu, mode))
+		taken |= VI_STEP_VECTOR | (mode & VI_VECTOR_EOI ? VI_STEP_EOI : 0);
+	vi_trace(m, VI_TRACE_VECTOR, cpu_id, 0, (taken & VI_STEP_VECTOR) != 0);
+	if (taken & VI_STEP_VECTOR && vi_isr_has_steps(m)) {
+		taken |= VI_STEP_ISR;
+		vi_vector_begin(cpu);
+	} else if (taken & VI_STEP_VECTOR) {
+		vi_take_vector_traced(cpu);
+	}
+	vi_step_end(cpu);
+	return taken;
+}
+
+int vi_step_vector_end(struct vi_machine *m, uint32_t cpu_id, uint32_t taken)
+{
+	struct vi_cpu *cpu = vi_step_cpu(m, cpu_id);
+
+	if (!cpu)
+		return -EINVAL;
+	vi_step_begin(cpu);
+	if (taken & VI_STEP_ISR)
+		vi_vector_end(cpu, taken & VI_STEP_HANDLED);
+	if (taken & VI_STEP_EOI)
+		vi_lapic_callback_eoi(cpu);
+	vi_step_end(cpu);
+	return 0;
+}
+
+int vi_step_leave(struct vi_machine *m, uint32_t cpu_id)
+{
+	struct vi_cpu *cpu = vi_step_cpu(m, cpu_id);
+
+	if (!cpu)
+		return -EINVAL;
+	cpu->step = (struct vi_softirq_step){ 0 };
+	vi_step_begin(cpu);	/* as vi_vcpu_run() leaves it */
+	vi_irq_exit(cpu);
+	vi_trace(m, VI_TRACE_IRQ_EXIT, cpu_id, 0, 0);
+	return 0;
+}
+
+uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu)
+{
+	return cpu < m->nr_cpus ? vi_load(&m->cpus[cpu].irq_seq) & 1 : 0;
+}
+
+uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu)
+{
+	const struct vi_cpu *c;
+
+	if (cpu >= m->nr_cpus)
+		return 0;
+	c = &m->cpus[cpu];
+	if (vi_load(&c->irq_seq) & 1)
+		return 0;
+	return !is_idle(c, vi_load_relaxed(&c->vector_mode)) ||
+	       (cpu == 0 && vi_load(&m->resend_pending));
 }
 
 uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu)

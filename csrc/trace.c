@@ -33,9 +33,10 @@ int vi_machine_set_trace(struct vi_machine *m, vi_trace_t fn, void *context)
 {
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
+	if (vi_any_stepped(m))
+		return -EBUSY;
 	m->trace = fn;
 	m->trace_context = context;
 	m->scan = scan_of(m);
-	vi_channels_refresh(m);
-	return 0;
+	return vi_channels_refresh(m);
 }

@@ -458,6 +458,161 @@ int64_t vi_machine_settle(struct vi_machine *m);
 /* 1: the callback vector is requested on @cpu and not yet taken. [any] */
 uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
 
+/* ---- sub-steps: one delivery in parts, for who explores orders ------------------------------- */
+
+/*
+ * What vi_vcpu_run() does at once, in the pieces between which another CPU or the host can come, of
+ * the same inline functions. Run in their order on one CPU they leave what it leaves:
+ *
+ *	taken = vector; 0: there is nothing to do
+ *	if taken & ISR:	the flags, then message (and the flow of its IRQ, if it has one)
+ *	  linux engine:	claim_flag from 0 until VI_SINT_FLAGS; each: lookup, by whose answer
+ *			flow_enter | flow_actions | flow_exit, the last two as long as they say 1;
+ *			or arrival
+ *	  fast engine:	claim_word from 0 until VI_SINT_WORDS; each bit of it: dispatch; scan_end
+ *	vector_end
+ *	up to VI_STEP_ROUNDS times: softirqs until it is 0; each bit of it, from the lowest:
+ *	  softirq, then tasklet until it says 0; each: tasklet_begin; if it said 1, by its kind:
+ *	  CHANNEL, POLL: callback; if it said 1: unmask | end_read
+ *	  MESSAGES:	message_copy; if there was one: message_hand | message_eom
+ *	  RESEND:	resend from 0 until VI_STEP_WORDS_END; each bit of it is an IRQ: its flow,
+ *			in the fast engine handle_irq
+ *	  tasklet_end
+ *	leave
+ *
+ * Between two of them the CPU is in an interrupt that belongs to no thread: whatever the caller
+ * does there is not inside it. Hard interrupts do not come in during softirqs, as in vi_vcpu_run().
+ *
+ * What waits for a CPU that is run this way would wait for ever; it fails with EBUSY and changes
+ * nothing. So before these, an explorer waits:
+ *  - vi_irq_free_desc(), vi_irq_remove_action(), vi_domain_unmap(), vi_channel_unmap(),
+ *    vi_machine_set_trace(), vi_machine_save(): until no CPU is in an interrupt
+ *    (vi_step_in_interrupt()), which is what they do (synchronize_rcu());
+ *  - vi_irq_synchronize(): until the descriptor is not IN_PROGRESS; fast engine: and its owner is
+ *    in no interrupt;
+ *  - vi_channel_set_callback(), vi_channel_set_attention(), and vi_channel_create() for a relid
+ *    that had a channel: until that channel's tasklet does not run (vi_channel_is_running()); fast
+ *    engine: and as for vi_irq_synchronize().
+ * A CPU whose flag belongs to an IRQ that another one may still run (fast engine) raises it once
+ * more for itself, and so on until the other one has left: let that one go on.
+ *
+ * All return -EINVAL for a CPU that is not between two sub-steps, or no such IRQ or relid.
+ */
+enum vi_step_taken {
+	VI_STEP_ENTERED = 1,
+	VI_STEP_VECTOR = 2,	/* the callback vector was taken, not softirqs alone */
+	VI_STEP_EOI = 4,	/* vector_end ends it */
+	VI_STEP_ISR = 8,	/* the service routine is run in parts; else it has run whole */
+	VI_STEP_HANDLED = 16	/* for vector_end: message has said 1 */
+};
+enum vi_step_kind {
+	VI_STEP_CHANNEL = 1,	/* a channel's tasklet */
+	VI_STEP_POLL = 2,	/* a channel's NAPI poll */
+	VI_STEP_MESSAGES = 3,	/* the message slot's */
+	VI_STEP_RESEND = 4
+};
+/* rounds of softirqs; the rest is the next delivery's (MAX_SOFTIRQ_RESTART) */
+#define VI_STEP_ROUNDS 10
+#define VI_STEP_WORDS_END 4096	/* past the words of every list of IRQs */
+struct vi_step_tasklet {
+	uint32_t kind;		/* enum vi_step_kind */
+	uint32_t relid;		/* of CHANNEL and POLL */
+	uint32_t own;		/* its callback does nothing but read the in ring */
+};
+/* 1: @cpu is in an interrupt, softirqs included, whoever runs it. [any] */
+uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
+/* 1: vi_step_vector() would take something. */
+uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu);
+/* 1: the one action of @irq is a channel's, and runs no code of others. */
+uint32_t vi_step_is_own(struct vi_machine *m, uint32_t irq);
+/*
+ * Take the callback vector, unless it is held, up to its service routine. Return: enum
+ * vi_step_taken bits; 0: nothing to do, or @cpu is in an interrupt.
+ */
+VI_MUST_CHECK int vi_step_vector(struct vi_machine *m, uint32_t cpu);
+/* Claim the next event flag. Return: its relid, VI_SINT_FLAGS: none from @from on. */
+VI_MUST_CHECK int vi_step_claim_flag(struct vi_machine *m, uint32_t cpu, uint32_t from);
+/* Claim what the next word holds. Return: which, and *bits; VI_SINT_WORDS: none from @from on. */
+VI_MUST_CHECK int vi_step_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t from,
+				     uint64_t *bits);
+/*
+ * Where a claimed flag goes. Return: enum vi_trace_way: FLOW, and *irq; CHANNEL, and its column;
+ * UNMAPPED, RESCINDED: nowhere, and counted.
+ */
+VI_MUST_CHECK int vi_step_lookup(struct vi_machine *m, uint32_t cpu, uint32_t relid, uint32_t *irq);
+/*
+ * The simple flow under desc->lock, up to where it drops it. Return: 1 IN_PROGRESS, actions come
+ * next; 0 it is over: dropped, remembered, or a flow of another kind, which has run as a whole.
+ */
+VI_MUST_CHECK int vi_step_flow_enter(struct vi_machine *m, uint32_t cpu, uint32_t irq);
+/* Its actions, without a lock but what they take. */
+VI_MUST_CHECK int vi_step_flow_actions(struct vi_machine *m, uint32_t cpu, uint32_t irq);
+/* The rest under desc->lock. Return: 1 another one was remembered: actions again; 0 it is over. */
+VI_MUST_CHECK int vi_step_flow_exit(struct vi_machine *m, uint32_t cpu, uint32_t irq);
+/* A channel without an IRQ: what its flag does, under sched_lock. */
+VI_MUST_CHECK int vi_step_arrival(struct vi_machine *m, uint32_t cpu, uint32_t relid);
+/* Run one claimed flag. Return: 1 from its slot, 0 otherwise. */
+VI_MUST_CHECK int vi_step_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid);
+/* Run what dispatch has collected of batched handlers. */
+VI_MUST_CHECK int vi_step_scan_end(struct vi_machine *m, uint32_t cpu);
+/*
+ * Look at the message slot. Return: 1 there is a message; its tasklet was scheduled, or *irq is not
+ * 0 and that IRQ's flow takes it; 0 there is none.
+ */
+VI_MUST_CHECK int vi_step_message(struct vi_machine *m, uint32_t cpu, uint32_t *irq);
+/* The end of the hard interrupt. @taken: of vector, with VI_STEP_HANDLED. */
+VI_MUST_CHECK int vi_step_vector_end(struct vi_machine *m, uint32_t cpu, uint32_t taken);
+/* Take over which softirqs are pending, as bits of 1 << enum vi_softirq. */
+uint32_t vi_step_softirqs(struct vi_machine *m, uint32_t cpu);
+/* Begin one of them: count it, detach its list. */
+VI_MUST_CHECK int vi_step_softirq(struct vi_machine *m, uint32_t cpu, uint32_t vec);
+/* Which tasklet comes next in the detached list. Return: 1 and *out, 0 there is none left. */
+VI_MUST_CHECK int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *out);
+/* Take it. Return: 1 it runs here; 0 it runs on another CPU, and is in the list again, for later. */
+VI_MUST_CHECK int vi_step_tasklet_begin(struct vi_machine *m, uint32_t cpu);
+/* The channel's callback, or one budget of its poll. Return: 1 unmask and end_read come next. */
+VI_MUST_CHECK int vi_step_callback(struct vi_machine *m, uint32_t cpu);
+/* Let the host signal again. */
+VI_MUST_CHECK int vi_step_unmask(struct vi_machine *m, uint32_t cpu);
+/* Mask again and schedule once more if something raced in. Return: how many bytes. */
+VI_MUST_CHECK int64_t vi_step_end_read(struct vi_machine *m, uint32_t cpu);
+/* Copy the message out of its slot. Return: its type, VI_MSG_NONE: there is none. */
+VI_MUST_CHECK int64_t vi_step_message_copy(struct vi_machine *m, uint32_t cpu,
+					   struct vi_message *copy);
+/* Hand it to vi_hooks.message. */
+VI_MUST_CHECK int vi_step_message_hand(struct vi_machine *m, uint32_t cpu,
+				       const struct vi_message *copy);
+/* Free the slot, and write EOM if another one waits. */
+VI_MUST_CHECK int vi_step_message_eom(struct vi_machine *m, uint32_t cpu, uint32_t seen_type);
+/*
+ * Claim a word of the list of IRQs to replay. Return: which, and *bits: IRQ word * 64 + n for bit
+ * n; VI_STEP_WORDS_END: none from @from on.
+ */
+VI_MUST_CHECK int vi_step_resend(struct vi_machine *m, uint32_t cpu, uint32_t from, uint64_t *bits);
+/* The flow of one IRQ as a whole, whoever may run it from its slot. */
+VI_MUST_CHECK int vi_step_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq);
+/* The tasklet that was taken has run. */
+VI_MUST_CHECK int vi_step_tasklet_end(struct vi_machine *m, uint32_t cpu);
+/* The CPU leaves the interrupt. */
+VI_MUST_CHECK int vi_step_leave(struct vi_machine *m, uint32_t cpu);
+
+/*
+ * All that changes in a machine, as bytes: the same state gives the same bytes. @image: 8-aligned;
+ * NULL: only say how many bytes it takes. One thread, no CPU in an interrupt. Not in it, since it
+ * is not the machine's: rings and guest memory, and the SynIC, monitor and interrupt pages in it;
+ * VSPs (vi_vsp_state_bytes()); actions, chips and the cookies of per-CPU actions; what handles and
+ * contexts refer to. Return: bytes. ENOSPC: more than @size; EDEADLK from inside an interrupt;
+ * EBUSY: a CPU is run step by step.
+ */
+VI_MUST_CHECK int64_t vi_machine_save(struct vi_machine *m, void *image, uint64_t size);
+/*
+ * Put it back, in place: every pointer into the machine stays good, and what the image points to
+ * must be there again. CPUs that were run step by step are where they were when it was saved.
+ * EINVAL: not an image of this machine; EDEADLK as above; ENOMEM: a buffer that was freed since
+ * cannot be had, and the machine is good for another restore only.
+ */
+VI_MUST_CHECK int vi_machine_restore(struct vi_machine *m, const void *image, uint64_t size);
+
 /* ---- tracing: one interrupt, step by step ---------------------------------------------------- */
 
 /*
@@ -574,7 +729,7 @@ VI_MUST_CHECK int vi_irq_add_action(struct vi_machine *m, uint32_t irq,
 				    struct vi_irqaction *action);
 /*
  * Take @action out of the chain, shut the IRQ down if it was the last, wait until no CPU runs it.
- * ENOENT; EDEADLK inside an interrupt.
+ * ENOENT; EDEADLK inside an interrupt; EBUSY: a CPU is run step by step.
  */
 VI_MUST_CHECK int vi_irq_remove_action(struct vi_machine *m, uint32_t irq,
 				       struct vi_irqaction *action);
@@ -1118,6 +1273,9 @@ VI_MUST_CHECK int vi_ring_drain(struct vi_ring_reader *r, uint32_t budget,
  */
 void vi_ring_begin_read(struct vi_ring_reader *r);
 uint32_t vi_ring_end_read(struct vi_ring_reader *r);
+/* The steps that vi_ring_end_read() is made of. */
+void vi_ring_unmask(struct vi_ring_reader *r);
+uint32_t vi_ring_raced_in(const struct vi_ring_reader *r);
 
 /* Who moves packets in vi_ring_bench_run(). */
 enum vi_ring_contender {
@@ -1234,6 +1392,8 @@ VI_MUST_CHECK int vi_channel_set_callback(struct vi_channel *ch, uint32_t callba
 VI_MUST_CHECK int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle);
 VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
+/* 1: the channel's tasklet runs, or nobody may run it just now. */
+uint32_t vi_channel_is_running(const struct vi_channel *ch);
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);
@@ -1343,6 +1503,8 @@ struct vi_traffic {
 VI_MUST_CHECK int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem *in,
 				const struct vi_ring_mem *out, struct vi_vsp **result);
 void vi_vsp_destroy(struct vi_vsp *vsp);
+/* The first so many bytes of a VSP are all of it that lasts from one call to the next. */
+uint64_t vi_vsp_state_bytes(void);
 #define VI_VP_NONE 0xffffffff		/* target of a channel without interrupts */
 /*
  * Where HvSignalEvent goes: the VP the guest named in OPENCHANNEL or MODIFYCHANNEL, or VI_VP_NONE.

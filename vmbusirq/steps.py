@@ -62,8 +62,8 @@ class Step:
         locks: held here, in the order they were taken.
         takes: the lock that the next step takes; it may not be resumed while another operation holds that.
         ready: the condition waited for, None when there is none; resumed only when it is true.
-        touches: names of what the code from here to the next step reads or writes, the condition included; None: it
-            may be anything. Two steps that touch nothing in common can change places.
+        touches: what the code up to the next step reads or writes, by names such as ``irq 28`` and ``ring 5 in``, for
+            who leaves orders out that cannot differ; None: it may be anything. The lock taken is not among them.
     """
 
     point: str
@@ -71,7 +71,7 @@ class Step:
     locks: tuple[Lock, ...] = ()
     takes: Lock | None = None
     ready: Callable[[], bool] | None = field(default=None, compare=False)
-    touches: frozenset[str] | None = field(default=None, compare=False)
+    touches: frozenset[str] | None = None
 
     @property
     def irqs_off(self) -> bool:

@@ -50,6 +50,11 @@ int vi_vsp_create(struct vi_machine *m, uint32_t relid, const struct vi_ring_mem
 	return 0;
 }
 
+uint64_t vi_vsp_state_bytes(void)
+{
+	return offsetof(struct vi_vsp, payload);
+}
+
 void vi_vsp_destroy(struct vi_vsp *vsp)
 {
 	free(vsp);

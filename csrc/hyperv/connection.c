@@ -35,7 +35,8 @@ _Static_assert(VI_EVENT_PORT_WORDS * 64 == VI_EVENT_PORTS, "a bit per port");
 struct vi_connections {
 	uint64_t entry[TABLE_SIZE];
 	uint64_t group[VI_EVENT_PORTS / GROUP_PORTS] VI_ALIGNED;
-	uint32_t used;		/* the owner's */
+	uint32_t used;		/* the owner's, as is what follows */
+	uint64_t touched[TABLE_SIZE / 64];	/* entries that were ever used */
 };
 
 int vi_connections_init(struct vi_machine *m)
@@ -112,6 +113,7 @@ int vi_connect_event(struct vi_machine *m, uint32_t connection_id, uint32_t port
 		return -ENOSPC;
 	while (c->entry[place] != ENTRY_FREE && c->entry[place] != ENTRY_GRAVE)
 		place = next_place(place);
+	vi_set_bit(c->touched, place);
 	vi_store(&c->entry[place], make_entry(connection_id, port_index));
 	c->used++;
 	return 0;
@@ -222,4 +224,28 @@ uint32_t vi_take_events(struct vi_machine *m, uint64_t *words)
 uint32_t vi_monitor_take(uint32_t *pending, uint32_t mask)
 {
 	return __atomic_fetch_and(pending, ~mask, __ATOMIC_SEQ_CST) & mask;
+}
+
+/* Entries that came after the image was made are free again. */
+static void forget_new_entries(struct vi_connections *c, const uint64_t *touched)
+{
+	for (uint32_t i = 0, place; i < TABLE_SIZE / 64; i++)
+		for (uint64_t fresh = c->touched[i] & ~touched[i]; fresh; fresh &= fresh - 1) {
+			place = i * 64 + (uint32_t)__builtin_ctzll(fresh);
+			c->entry[place] = ENTRY_FREE;
+		}
+}
+
+/* See image.c. */
+void vi_connections_image(struct vi_machine *m, struct vi_image *image)
+{
+	struct vi_connections *c = m->connections;
+
+	if (image->how == VI_IMAGE_RESTORE)
+		forget_new_entries(c, (const uint64_t *)(const void *)image->at);
+	vi_image_move(image, c->touched, sizeof(c->touched));
+	for (uint32_t place = 0; vi_image_next(c->touched, TABLE_SIZE, &place); place++)
+		vi_image_move(image, &c->entry[place], sizeof(c->entry[place]));
+	vi_image_move(image, c->group, sizeof(c->group));
+	vi_image_move(image, &c->used, sizeof(c->used));
 }

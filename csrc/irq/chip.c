@@ -3,16 +3,9 @@
  * chip.c - flow handlers: who counts, who acks, when the actions run (kernel/irq/chip.c, v6.10).
  *
  * Every handler but the per-CPU ones takes desc->lock and drops it around the actions, with
- * IN_PROGRESS set. Callers hold no lock. What an arrival adds to, as the kernel has it: count3 =
- * cnt, irqs_sum and tot_count; count2 = cnt and irqs_sum.
+ * IN_PROGRESS set. Callers hold no lock. The parts that they are made of are flow_inline.h's.
  */
-#include "internals.h"
-
-static void chip_call(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t op)
-{
-	if (desc->chip && (desc->chip->ops & op) && desc->chip->call)
-		desc->chip->call(cpu, desc->irq, op);
-}
+#include "irq/flow_inline.h"
 
 static bool chip_has(const struct vi_irq_desc *desc, uint32_t op)
 {
@@ -27,7 +20,7 @@ static void mask_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	if ((desc->state & VI_IRQD_MASKED) || !chip_has(desc, VI_CHIP_MASK))
 		return;
-	chip_call(cpu, desc, VI_CHIP_MASK);
+	vi_chip_call(cpu, desc, VI_CHIP_MASK);
 	desc->state |= VI_IRQD_MASKED;
 }
 
@@ -35,19 +28,19 @@ static void unmask_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	if (!(desc->state & VI_IRQD_MASKED) || !chip_has(desc, VI_CHIP_UNMASK))
 		return;
-	chip_call(cpu, desc, VI_CHIP_UNMASK);
+	vi_chip_call(cpu, desc, VI_CHIP_UNMASK);
 	desc->state &= ~(uint32_t)VI_IRQD_MASKED;
 }
 
 static void mask_ack_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	if (chip_has(desc, VI_CHIP_MASK_ACK)) {
-		chip_call(cpu, desc, VI_CHIP_MASK_ACK);
+		vi_chip_call(cpu, desc, VI_CHIP_MASK_ACK);
 		desc->state |= VI_IRQD_MASKED;
 		return;
 	}
 	mask_irq(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_ACK);
+	vi_chip_call(cpu, desc, VI_CHIP_ACK);
 }
 
 /* Control-plane calls have no CPU of their own: they run on the boot CPU. */
@@ -65,7 +58,7 @@ void vi_desc_enable(struct vi_machine *m, struct vi_irq_desc *desc)
 	}
 	desc->state &= ~(uint32_t)VI_IRQD_DISABLED;
 	if (chip_has(desc, VI_CHIP_ENABLE)) {
-		chip_call(boot_cpu(m), desc, VI_CHIP_ENABLE);
+		vi_chip_call(boot_cpu(m), desc, VI_CHIP_ENABLE);
 		desc->state &= ~(uint32_t)VI_IRQD_MASKED;
 	} else {
 		unmask_irq(boot_cpu(m), desc);
@@ -82,7 +75,7 @@ static void disable_irq(struct vi_machine *m, struct vi_irq_desc *desc, bool mas
 	}
 	desc->state |= VI_IRQD_DISABLED;
 	if (chip_has(desc, VI_CHIP_DISABLE)) {
-		chip_call(boot_cpu(m), desc, VI_CHIP_DISABLE);
+		vi_chip_call(boot_cpu(m), desc, VI_CHIP_DISABLE);
 		desc->state |= VI_IRQD_MASKED;
 	} else if (mask) {
 		mask_irq(boot_cpu(m), desc);
@@ -104,7 +97,7 @@ void vi_desc_startup(struct vi_machine *m, struct vi_irq_desc *desc)
 		return;
 	}
 	if (chip_has(desc, VI_CHIP_STARTUP)) {
-		chip_call(boot_cpu(m), desc, VI_CHIP_STARTUP);
+		vi_chip_call(boot_cpu(m), desc, VI_CHIP_STARTUP);
 		desc->state &= ~(uint32_t)(VI_IRQD_DISABLED | VI_IRQD_MASKED);
 	} else {
 		vi_desc_enable(m, desc);
@@ -121,7 +114,7 @@ void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc)
 			   __ATOMIC_RELAXED);
 	desc->depth = m->shutdown_adds_depth ? desc->depth + 1 : 1;
 	if (chip_has(desc, VI_CHIP_SHUTDOWN)) {
-		chip_call(boot_cpu(m), desc, VI_CHIP_SHUTDOWN);
+		vi_chip_call(boot_cpu(m), desc, VI_CHIP_SHUTDOWN);
 		desc->state |= VI_IRQD_DISABLED | VI_IRQD_MASKED;
 	} else {
 		disable_irq(m, desc, true);
@@ -129,49 +122,10 @@ void vi_desc_shutdown(struct vi_machine *m, struct vi_irq_desc *desc)
 	desc->state &= ~(uint32_t)(VI_IRQD_STARTED | VI_IRQD_ACTIVATED);
 }
 
-static inline void count2(struct vi_cpu *cpu, struct vi_irq_desc *desc)
-{
-	vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
-	vi_count(cpu->irqs_sum, desc->visible);
-}
-
-static inline void count3(struct vi_cpu *cpu, struct vi_irq_desc *desc)
-{
-	count2(cpu, desc);
-	desc->tot_count++;
-}
-
-/* irq_may_run() */
-static bool may_run(const struct vi_irq_desc *desc)
-{
-	return likely(!(desc->state & VI_IRQD_INPROGRESS));
-}
-
-/*
- * An arrival while the IRQ runs already: v6.10's simple flow drops it; a descriptor marked replay
- * (the fast engine, and what later kernels call resend-when-in-progress) remembers it.
- */
-static void arrived_while_running(struct vi_cpu *cpu, struct vi_irq_desc *desc)
-{
-	if (desc->replay)
-		desc->istate |= VI_IRQS_PENDING;
-	else
-		vi_count(&cpu->lost.in_progress, 1);
-}
-
-/* An arrival nobody can take now collapses into one remembered PENDING. */
-static bool usable(struct vi_irq_desc *desc)
-{
-	if (likely(desc->action && !(desc->state & VI_IRQD_DISABLED)))
-		return true;
-	desc->istate |= VI_IRQS_PENDING;
-	return false;
-}
-
 static void handle_bad_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	vi_lock(&desc->lock);
-	count3(cpu, desc);
+	vi_flow_count3(cpu, desc);
 	vi_unlock(&desc->lock);
 	if (cpu->m->arch == VI_ARCH_ARM64)	/* ack_bad_irq(): x86 only prints */
 		__atomic_fetch_add(&cpu->m->irq_err_count, 1, __ATOMIC_RELAXED);
@@ -184,22 +138,14 @@ static inline __attribute__((always_inline)) void simple_irq(struct vi_cpu *cpu,
 							     const bool traced)
 {
 	vi_lock(&desc->lock);
-	if (!may_run(desc)) {
-		arrived_while_running(cpu, desc);
-		vi_trace_if(traced, VI_TRACE_FLOW_DROP, desc->irq, desc->replay);
+	if (!vi_simple_arrive(cpu, desc, traced))
 		goto out;
-	}
 	do {
-		desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-		if (!usable(desc)) {
-			vi_trace_if(traced, VI_TRACE_FLOW_PENDING, desc->irq, 0);
+		if (!vi_simple_admit(cpu, desc, traced))
 			break;
-		}
-		count3(cpu, desc);
-		vi_trace_if(traced, VI_TRACE_FLOW_COUNT, desc->irq, 0);
 		vi_handle_irq_event(cpu, desc);
 		vi_trace_if(traced, VI_TRACE_FLOW_DONE, desc->irq, 0);
-	} while (unlikely(desc->replay && (desc->istate & VI_IRQS_PENDING)));
+	} while (vi_flow_again(desc));
 out:
 	vi_unlock(&desc->lock);
 }
@@ -227,24 +173,18 @@ vi_flow_t vi_flow_traced(vi_flow_t flow)
 static void handle_untracked_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	vi_lock(&desc->lock);
-	if (!may_run(desc)) {
-		arrived_while_running(cpu, desc);
+	if (!vi_flow_may_run(desc)) {
+		vi_flow_while_running(cpu, desc);
 		goto out;
 	}
 	do {
 		desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-		if (!usable(desc))
+		if (!vi_flow_usable(desc))
 			break;
-		desc->istate &= ~(uint32_t)VI_IRQS_PENDING;
-		desc->state |= VI_IRQD_INPROGRESS;
-		desc->running_cpu = cpu->id;
-		vi_unlock(&desc->lock);
-
+		vi_event_begin(cpu, desc);
 		vi_run_actions(cpu, desc);
-
-		vi_lock(&desc->lock);
-		desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
-	} while (unlikely(desc->replay && (desc->istate & VI_IRQS_PENDING)));
+		vi_event_end(desc);
+	} while (vi_flow_again(desc));
 out:
 	vi_unlock(&desc->lock);
 }
@@ -253,13 +193,13 @@ static void handle_edge_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	vi_lock(&desc->lock);
 	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-	if (!may_run(desc) || !usable(desc)) {
+	if (!vi_flow_may_run(desc) || !vi_flow_usable(desc)) {
 		desc->istate |= VI_IRQS_PENDING;
 		mask_ack_irq(cpu, desc);
 		goto out;
 	}
-	count3(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_ACK);
+	vi_flow_count3(cpu, desc);
+	vi_chip_call(cpu, desc, VI_CHIP_ACK);
 	do {
 		if (unlikely(!desc->action)) {
 			mask_irq(cpu, desc);
@@ -283,12 +223,12 @@ static void handle_level_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	vi_lock(&desc->lock);
 	mask_ack_irq(cpu, desc);
-	if (!may_run(desc))
+	if (!vi_flow_may_run(desc))
 		goto out;
 	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-	if (!usable(desc))
+	if (!vi_flow_usable(desc))
 		goto out;	/* stays masked */
-	count3(cpu, desc);
+	vi_flow_count3(cpu, desc);
 	vi_handle_irq_event(cpu, desc);
 	cond_unmask(cpu, desc);
 out:
@@ -300,24 +240,24 @@ static void handle_fasteoi_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	bool ran = false;
 
 	vi_lock(&desc->lock);
-	if (!may_run(desc)) {
+	if (!vi_flow_may_run(desc)) {
 		if (desc->replay)
 			desc->istate |= VI_IRQS_PENDING;
 		goto out;
 	}
 	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-	if (!usable(desc)) {
+	if (!vi_flow_usable(desc)) {
 		mask_irq(cpu, desc);
 		goto out;
 	}
 	ran = true;
-	count3(cpu, desc);
+	vi_flow_count3(cpu, desc);
 	if (desc->istate & VI_IRQS_ONESHOT)
 		mask_irq(cpu, desc);
 	vi_handle_irq_event(cpu, desc);
 out:
 	if (ran || !desc->chip || !(desc->chip->flags & VI_CHIP_EOI_IF_HANDLED))
-		chip_call(cpu, desc, VI_CHIP_EOI);
+		vi_chip_call(cpu, desc, VI_CHIP_EOI);
 	if (ran && (desc->istate & VI_IRQS_ONESHOT))
 		cond_unmask(cpu, desc);
 	if (ran && unlikely(desc->istate & VI_IRQS_PENDING))
@@ -327,10 +267,10 @@ out:
 
 static void handle_percpu_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
-	count2(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_ACK);
+	vi_flow_count2(cpu, desc);
+	vi_chip_call(cpu, desc, VI_CHIP_ACK);
 	vi_handle_irq_event_percpu(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_EOI);
+	vi_chip_call(cpu, desc, VI_CHIP_EOI);
 }
 
 /* Nobody has requested it: off on this CPU, and said so. */
@@ -341,7 +281,7 @@ static void spurious_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	bool enabled = word && (__atomic_fetch_and(word, ~bit, __ATOMIC_RELAXED) & bit);
 
 	if (enabled)
-		chip_call(cpu, desc,
+		vi_chip_call(cpu, desc,
 			  chip_has(desc, VI_CHIP_DISABLE) ? VI_CHIP_DISABLE : VI_CHIP_MASK);
 	if (cpu->m->hooks.report)
 		cpu->m->hooks.report(cpu, VI_REPORT_SPURIOUS_PERCPU, desc->irq, enabled);
@@ -351,17 +291,15 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 {
 	struct vi_irqaction *action = vi_load(&desc->action);
 
-	count2(cpu, desc);
-	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
-	chip_call(cpu, desc, VI_CHIP_ACK);
+	vi_flow_count2(cpu, desc);
+	vi_percpu_begin(cpu, desc);
 	if (likely(action))
 		action->handler(cpu, desc->irq,
 				action->percpu_dev_id ? action->percpu_dev_id[cpu->id] :
 							action->dev_id);
 	else
 		spurious_percpu(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_EOI);
-	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
+	vi_devid_end(cpu, desc);
 }
 
 /* Run the actions of a per-CPU demultiplexer, each with this CPU's cookie where it has cookies. */
@@ -383,12 +321,8 @@ static uint32_t run_percpu_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
  */
 static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
-	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
-	chip_call(cpu, desc, VI_CHIP_ACK);
-	if (run_percpu_actions(cpu, desc) != VI_IRQ_NONE)
-		count2(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_EOI);
-	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
+	vi_percpu_begin(cpu, desc);
+	vi_demux_end(cpu, desc, run_percpu_actions(cpu, desc));
 }
 
 /*
@@ -397,13 +331,9 @@ static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
  */
 static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
-	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
-	chip_call(cpu, desc, VI_CHIP_ACK);
+	vi_percpu_begin(cpu, desc);
 	run_percpu_actions(cpu, desc);
-	chip_call(cpu, desc, VI_CHIP_EOI);
-	if (!(desc->settings & VI_IRQ_HIDDEN))
-		vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
-	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
+	vi_nostat_end(cpu, desc);
 }
 
 struct flow {

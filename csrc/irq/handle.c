@@ -7,7 +7,7 @@
  * of their own. Others look at them, and a per-CPU flow has several such CPUs, so they are atomic,
  * each by itself.
  */
-#include "internals.h"
+#include "irq/flow_inline.h"
 
 #define SPURIOUS_WINDOW_MS 100		/* HZ / 10 */
 #define SPURIOUS_SAMPLE 100000
@@ -139,15 +139,9 @@ void vi_handle_irq_event_percpu(struct vi_cpu *cpu, struct vi_irq_desc *desc)
  */
 void vi_handle_irq_event(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
-	desc->istate &= ~(uint32_t)VI_IRQS_PENDING;
-	desc->state |= VI_IRQD_INPROGRESS;
-	desc->running_cpu = cpu->id;
-	vi_unlock(&desc->lock);
-
+	vi_event_begin(cpu, desc);
 	vi_handle_irq_event_percpu(cpu, desc);
-
-	vi_lock(&desc->lock);
-	desc->state &= ~(uint32_t)VI_IRQD_INPROGRESS;
+	vi_event_end(desc);
 }
 
 /**
@@ -179,6 +173,12 @@ int vi_desc_check_resend(struct vi_machine *m, struct vi_irq_desc *desc)
 	return 0;
 }
 
+/* Take the queued IRQs of one word of the list. */
+uint64_t vi_resend_claim(struct vi_machine *m, uint32_t word)
+{
+	return __atomic_exchange_n(&m->resend[word], 0, __ATOMIC_ACQ_REL);
+}
+
 /* The resend tasklet: call the flow handler of every queued IRQ once. */
 void vi_resend_run(struct vi_cpu *cpu, void *data)
 {
@@ -186,7 +186,7 @@ void vi_resend_run(struct vi_cpu *cpu, void *data)
 
 	(void)data;
 	for (uint32_t word = 0; word < (m->irq_columns + 63) / 64; word++) {
-		uint64_t bits = __atomic_exchange_n(&m->resend[word], 0, __ATOMIC_ACQ_REL);
+		uint64_t bits = vi_resend_claim(m, word);
 
 		for (; bits; bits &= bits - 1) {
 			struct vi_irq_desc *desc =

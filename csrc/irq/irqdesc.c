@@ -47,6 +47,7 @@ int vi_irq_core_init(struct vi_machine *m)
 	m->irq_stride = counter_stride(m->irq_columns);
 	m->desc = calloc(m->irq_columns, sizeof(*m->desc));
 	m->desc_pool = aligned_alloc(VI_LINE, (size_t)m->irq_columns * sizeof(*m->desc_pool));
+	m->desc_used = calloc((m->irq_columns + 63) / 64, sizeof(uint64_t));
 	m->desc_place = malloc(m->irq_columns * sizeof(*m->desc_place));
 	m->irq_counts = calloc((size_t)m->irq_stride * n + 16, sizeof(uint32_t));
 	m->arch_counts = calloc((size_t)VI_ARCH_STRIDE * n, sizeof(uint32_t));
@@ -56,8 +57,9 @@ int vi_irq_core_init(struct vi_machine *m)
 	m->slot = aligned_alloc(VI_LINE, VI_DOMAIN_SIZE * sizeof(*m->slot));
 	m->domain.slot = m->slot;
 	m->domain.revmap = calloc(VI_DOMAIN_SIZE, sizeof(*m->domain.revmap));
-	if (!m->desc || !m->desc_pool || !m->desc_place || !m->irq_counts || !m->arch_counts ||
-	    !m->softirq_counts || !m->irqs_sums || !m->resend || !m->slot || !m->domain.revmap)
+	if (!m->desc || !m->desc_pool || !m->desc_used || !m->desc_place || !m->irq_counts ||
+	    !m->arch_counts || !m->softirq_counts || !m->irqs_sums || !m->resend || !m->slot ||
+	    !m->domain.revmap)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < m->irq_columns; i++)
 		m->desc_place[i] = i;
@@ -83,6 +85,7 @@ void vi_irq_core_exit(struct vi_machine *m)
 			free(m->desc[i]->percpu_enabled);
 	free(m->desc);
 	free(m->desc_pool);
+	free(m->desc_used);
 	free(m->desc_place);
 	free(m->irq_counts);
 	free(m->arch_counts);
@@ -111,6 +114,7 @@ struct vi_irq_desc *vi_desc_create(struct vi_machine *m, uint32_t column)
 	desc->handle_irq = vi_flow_handler(VI_FLOW_BAD);
 	desc->replay = m->engine == VI_ENGINE_FAST;
 	desc->visible = column < m->nr_irqs_max;
+	vi_set_bit(m->desc_used, column);
 	vi_store(&m->desc[column], desc);
 	return desc;
 }
@@ -136,7 +140,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 
 	if (!desc)
 		return -EINVAL;
-	if (desc->action || desc->handler_data)
+	if (desc->action || desc->handler_data || vi_any_stepped(m))
 		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;

@@ -139,6 +139,7 @@ void vi_slot_bind(struct vi_machine *m, uint32_t hwirq, struct vi_irq_desc *desc
 {
 	struct vi_irq_slot *slot = &m->slot[hwirq];
 
+	vi_set_bit(m->slot_used, hwirq);
 	vi_lock(&desc->lock);
 	vi_store(&desc->slot, slot);
 	desc->hwirq = hwirq;
@@ -291,6 +292,8 @@ int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 		return -ENOENT;
 	if (m->slot[hwirq].desc->handler_data)
 		return -EBUSY;	/* the room that demultiplexes still uses it */
+	if (vi_any_stepped(m))
+		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
 	vi_slot_unbind(m, hwirq);

@@ -79,6 +79,8 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 		return -EINVAL;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
+	if (vi_any_stepped(m))
+		return -EBUSY;
 	vi_lock(&desc->lock);
 	for (link = &desc->action; *link && *link != action; link = &(*link)->next)
 		;
@@ -96,7 +98,7 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 		vi_desc_shutdown(m, desc);
 	}
 	vi_unlock(&desc->lock);
-	vi_desc_synchronize(m, desc);
+	(void)vi_desc_synchronize(m, desc);
 	vi_synchronize_cpus(m);		/* per-CPU flows run actions without IN_PROGRESS */
 
 	vi_lock(&desc->lock);
@@ -126,8 +128,9 @@ void vi_synchronize_cpus(struct vi_machine *m)
  * vi_desc_synchronize() - wait until nobody runs a handler of @desc, neither on the locked path nor
  * from the slot
  * Context: no lock, not inside an interrupt.
+ * Return: 0; -EBUSY: it is run step by step.
  */
-void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
+int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 {
 	for (;;) {
 		bool busy;
@@ -137,7 +140,9 @@ void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 		       (desc->slot && vi_slot_hazard(m, desc->slot, NULL));
 		vi_unlock(&desc->lock);
 		if (!busy)
-			return;
+			return 0;
+		if (vi_any_stepped(m))
+			return -EBUSY;
 		sched_yield();
 	}
 }
@@ -145,6 +150,7 @@ void vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 int vi_irq_synchronize(struct vi_machine *m, uint32_t irq)
 {
 	struct vi_irq_desc *desc = vi_irq_to_desc(m, irq);
+	int result;
 
 	if (!desc)
 		return -EINVAL;
@@ -155,11 +161,11 @@ int vi_irq_synchronize(struct vi_machine *m, uint32_t irq)
 		/* what runs from the slot now becomes a hazard to wait for */
 		vi_slot_fence(m, desc->slot);
 	vi_unlock(&desc->lock);
-	vi_desc_synchronize(m, desc);
+	result = vi_desc_synchronize(m, desc);
 	vi_lock(&desc->lock);
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);
-	return 0;
+	return result;
 }
 
 int vi_irq_startup(struct vi_machine *m, uint32_t irq, uint32_t resend)

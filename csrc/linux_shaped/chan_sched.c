@@ -49,33 +49,76 @@ static uint32_t way_of(const void *found, const struct vi_channel *ch, uint32_t 
 	return ch && vi_load_relaxed(&ch->rescind) ? VI_WAY_RESCINDED : way;
 }
 
-static inline __attribute__((always_inline)) int sched_legacy(struct vi_cpu *cpu, const bool traced)
+#define PART static inline __attribute__((always_inline))
+
+/* Find and claim the next flag from @from on. Return: its relid, VI_SINT_FLAGS: there is none. */
+PART uint32_t claim_next(struct vi_cpu *cpu, uint32_t from)
 {
 	uint64_t *words = cpu->sint_flags;
+
+	for (uint32_t relid = find_next_bit(words, VI_SINT_FLAGS, from); relid < VI_SINT_FLAGS;
+	     relid = find_next_bit(words, VI_SINT_FLAGS, relid + 1)) {
+		if (!test_and_clear_bit(words, relid))
+			continue;
+		if (relid)
+			return relid;
+		vi_count(&cpu->lost.flag_zero, 1);
+	}
+	return VI_SINT_FLAGS;
+}
+
+/* A claimed flag goes nowhere: its relid leads to nothing, or the channel is being taken away. */
+PART bool goes_nowhere(struct vi_cpu *cpu, const void *found, const struct vi_channel *ch)
+{
+	if (unlikely(!found)) {
+		vi_count(&cpu->lost.unmapped, 1);
+		return true;
+	}
+	if (unlikely(ch && vi_load_relaxed(&ch->rescind))) {
+		__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
+		return true;
+	}
+	return false;
+}
+
+/* Return: whose a claimed flag is; NULL: nobody's, which is counted. @way: NULL, or which way. */
+PART struct vi_channel *find_channel(struct vi_cpu *cpu, uint32_t relid, const bool traced,
+				     uint32_t *way)
+{
+	struct vi_channel *ch = vi_load(&cpu->m->channel[relid]);
+
+	vi_trace_if(traced, VI_TRACE_LOOKUP, ch ? ch->column : 0, way_of(ch, ch, VI_WAY_CHANNEL));
+	if (way)
+		*way = way_of(ch, ch, VI_WAY_CHANNEL);
+	return goes_nowhere(cpu, ch, ch) ? NULL : ch;
+}
+
+PART struct vi_irq_desc *find_desc(struct vi_cpu *cpu, uint32_t relid, const bool traced,
+				   uint32_t *way)
+{
+	struct vi_irq_desc *desc = vi_load(&cpu->m->domain.revmap[relid]);
+	struct vi_channel *ch = desc ? vi_load(&desc->handler_data) : NULL;
+
+	vi_trace_if(traced, VI_TRACE_LOOKUP, desc ? desc->irq : 0, way_of(desc, ch, VI_WAY_FLOW));
+	if (way)
+		*way = way_of(desc, ch, VI_WAY_FLOW);
+	return goes_nowhere(cpu, desc, ch) ? NULL : desc;
+}
+
+PART int sched_legacy(struct vi_cpu *cpu, const bool traced)
+{
+	uint32_t relid, from;
 	int claimed = 0;
 
 	vi_trace_if(traced, VI_TRACE_SCAN, 0, 0);
-	for (uint32_t relid = find_next_bit(words, VI_SINT_FLAGS, 0); relid < VI_SINT_FLAGS;
-	     relid = find_next_bit(words, VI_SINT_FLAGS, relid + 1)) {
+	for (from = 0; (relid = claim_next(cpu, from)) < VI_SINT_FLAGS; from = relid + 1) {
 		struct vi_channel *ch;
 
-		if (!test_and_clear_bit(words, relid))
-			continue;
-		if (relid == 0) {
-			vi_count(&cpu->lost.flag_zero, 1);
-			continue;
-		}
 		claimed++;
 		vi_trace_if(traced, VI_TRACE_CLAIM, relid, 0);
 		rcu_barrier_here();
-		ch = vi_load(&cpu->m->channel[relid]);
-		vi_trace_if(traced, VI_TRACE_LOOKUP, ch ? ch->column : 0,
-			    way_of(ch, ch, VI_WAY_CHANNEL));
-		if (unlikely(!ch))
-			vi_count(&cpu->lost.unmapped, 1);
-		else if (unlikely(vi_load_relaxed(&ch->rescind)))
-			__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
-		else
+		ch = find_channel(cpu, relid, traced, NULL);
+		if (likely(ch))
 			(traced ? vi_chan_arrival_traced : vi_chan_arrival)(cpu, ch);
 		rcu_barrier_here();
 	}
@@ -83,35 +126,20 @@ static inline __attribute__((always_inline)) int sched_legacy(struct vi_cpu *cpu
 	return claimed;
 }
 
-static inline __attribute__((always_inline)) int sched_rfc(struct vi_cpu *cpu, const bool traced)
+PART int sched_rfc(struct vi_cpu *cpu, const bool traced)
 {
-	uint64_t *words = cpu->sint_flags;
+	uint32_t relid, from;
 	int claimed = 0;
 
 	vi_trace_if(traced, VI_TRACE_SCAN, 0, 0);
-	for (uint32_t relid = find_next_bit(words, VI_SINT_FLAGS, 0); relid < VI_SINT_FLAGS;
-	     relid = find_next_bit(words, VI_SINT_FLAGS, relid + 1)) {
+	for (from = 0; (relid = claim_next(cpu, from)) < VI_SINT_FLAGS; from = relid + 1) {
 		struct vi_irq_desc *desc;
-		struct vi_channel *ch;
 
-		if (!test_and_clear_bit(words, relid))
-			continue;
-		if (relid == 0) {
-			vi_count(&cpu->lost.flag_zero, 1);
-			continue;
-		}
 		claimed++;
 		vi_trace_if(traced, VI_TRACE_CLAIM, relid, 0);
 		rcu_barrier_here();
-		desc = vi_load(&cpu->m->domain.revmap[relid]);
-		ch = desc ? vi_load(&desc->handler_data) : NULL;
-		vi_trace_if(traced, VI_TRACE_LOOKUP, desc ? desc->irq : 0,
-			    way_of(desc, ch, VI_WAY_FLOW));
-		if (unlikely(!desc))
-			vi_count(&cpu->lost.unmapped, 1);
-		else if (unlikely(ch && vi_load_relaxed(&ch->rescind)))
-			__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
-		else
+		desc = find_desc(cpu, relid, traced, NULL);
+		if (likely(desc))
 			(traced ? vi_flow_traced(desc->handle_irq) : desc->handle_irq)(cpu, desc);
 		rcu_barrier_here();
 	}
@@ -144,4 +172,32 @@ vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced)
 	if (traced)
 		return channel_irqs ? sched_rfc_traced : sched_legacy_traced;
 	return channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
+}
+
+/* ---- the same, step by step ------------------------------------------------------------------ */
+
+uint32_t vi_lx_claim(struct vi_cpu *cpu, uint32_t from)
+{
+	return claim_next(cpu, from);
+}
+
+/**
+ * vi_lx_lookup() - whose a claimed flag is
+ * @column: its IRQ, or the column of a channel without one; 0 if it is nobody's, which is counted
+ * Return: enum vi_trace_way.
+ */
+uint32_t vi_lx_lookup(struct vi_cpu *cpu, uint32_t relid, uint32_t *column)
+{
+	uint32_t way;
+
+	if (cpu->m->channel_irqs) {
+		const struct vi_irq_desc *desc = find_desc(cpu, relid, cpu->m->trace, &way);
+
+		*column = desc ? desc->irq : 0;
+	} else {
+		const struct vi_channel *ch = find_channel(cpu, relid, cpu->m->trace, &way);
+
+		*column = ch ? ch->column : 0;
+	}
+	return way;
 }

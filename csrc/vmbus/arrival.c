@@ -23,26 +23,46 @@ __attribute__((aligned(64))) uint32_t vi_callback_count(struct vi_cpu *cpu, uint
 	return VI_IRQ_HANDLED;
 }
 
-/* vmbus_on_event(): once; in batched mode again if something raced in while the ring was masked */
-void vi_on_event(struct vi_cpu *cpu, void *data)
+/* Call back. Return: in batched mode: the ring is masked, and what races in is to be looked for. */
+static inline bool event_call(struct vi_cpu *cpu, struct vi_channel *ch)
 {
-	struct vi_channel *ch = data;
 	vi_handler_t callback = vi_load(&ch->callback);
-	uint32_t raced;
 
 	if (!callback)
-		return;
+		return false;
 	vi_trace(cpu->m, VI_TRACE_CALLBACK, cpu->id, ch->relid, ch->callback_mode);
 	callback(cpu, ch->column, ch->context);
-	if (ch->callback_mode != VI_CALL_BATCHED)
-		return;
-	raced = vi_ring_end_read(&ch->in);
+	return ch->callback_mode == VI_CALL_BATCHED;
+}
+
+/* The ring is unmasked, and so many bytes have raced in before that. */
+static inline void event_complete(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t raced)
+{
 	vi_trace(cpu->m, VI_TRACE_UNMASK, cpu->id, ch->relid, raced);
 	if (!raced)
 		return;
 	vi_ring_begin_read(&ch->in);
 	vi_tasklet_schedule(cpu, &ch->tasklet);
 	vi_trace(cpu->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
+}
+
+/* vmbus_on_event(): once; in batched mode again if something raced in while the ring was masked */
+void vi_on_event(struct vi_cpu *cpu, void *data)
+{
+	struct vi_channel *ch = data;
+
+	if (event_call(cpu, ch))
+		event_complete(cpu, ch, vi_ring_end_read(&ch->in));
+}
+
+bool vi_event_call(struct vi_cpu *cpu, struct vi_channel *ch)
+{
+	return event_call(cpu, ch);
+}
+
+void vi_event_complete(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t raced)
+{
+	event_complete(cpu, ch, raced);
 }
 
 /* ---- arrivals -------------------------------------------------------------------------------- */
@@ -149,6 +169,17 @@ static uint32_t chan_linux_traced(struct vi_cpu *cpu, uint32_t irq, void *dev_id
 DEFINE_CHAN(batched)
 DEFINE_CHAN(direct)
 DEFINE_CHAN(closed)
+
+/* Is the action a channel's, and all that it calls, tasklets aside, this core's own? */
+bool vi_calls_own_code(const struct vi_irqaction *action)
+{
+	const struct vi_channel *ch = action->dev_id;
+
+	if (action->handler != chan_linux && action->handler != chan_linux_traced)
+		return false;
+	return ch->callback_mode != VI_CALL_ISR || ch->callback_kind == VI_CALLBACK_NAPI ||
+	       !ch->callback;
+}
 
 /* What the channel's action calls in its present state. */
 void vi_channel_apply(struct vi_channel *ch)

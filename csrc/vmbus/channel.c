@@ -45,11 +45,16 @@ static bool is_mapped(const struct vi_channel *ch)
 /*
  * tasklet_disable(): once this returns, the channel's tasklet does not run until running is 0
  * again.
+ * Return: 0; -EBUSY: it is run step by step.
  */
-static void hold_tasklet(struct vi_channel *ch)
+static int hold_tasklet(struct vi_machine *m, struct vi_channel *ch)
 {
-	while (__atomic_exchange_n(&ch->tasklet.running, 1, __ATOMIC_ACQUIRE))
+	while (__atomic_exchange_n(&ch->tasklet.running, 1, __ATOMIC_ACQUIRE)) {
+		if (vi_any_stepped(m))
+			return -EBUSY;
 		sched_yield();
+	}
+	return 0;
 }
 
 /*
@@ -82,12 +87,15 @@ int vi_channel_create(struct vi_machine *m, uint32_t relid, uint32_t mode,
 	ch = free_place(m, relid);
 	if (!ch)
 		return -EEXIST;
+	if (hold_tasklet(m, ch) < 0)
+		return -EBUSY;
+	vi_set_bit(m->channel_used,
+		   (uint32_t)(((uint8_t *)ch - m->channel_pool) / VI_CHANNEL_SLOT));
 	memset(ch, 0, offsetof(struct vi_channel, tasklet));
 	memset(&ch->interrupts, 0, sizeof(*ch) - offsetof(struct vi_channel, interrupts));
 	ch->m = m;
 	ch->relid = relid;
 	ch->callback_mode = mode;
-	hold_tasklet(ch);
 	ch->tasklet.data = ch;
 	ch->tasklet.func = vi_on_event;
 	vi_store(&ch->tasklet.running, 0);
@@ -208,6 +216,8 @@ int vi_channel_unmap(struct vi_channel *ch)
 		return -ENOENT;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
+	if (vi_any_stepped(m))
+		return -EBUSY;
 	ch->interrupts += uncollected_interrupts(ch);
 	vi_store(&m->channel[ch->relid], NULL);
 	vi_store(&desc->handler_data, NULL);
@@ -238,45 +248,82 @@ static bool reads_ring(const struct vi_channel *ch, uint32_t callback)
 }
 
 /*
- * Until release(), nobody runs the callback, or is between reading the handler and reading its
- * cookie. Return: the locked descriptor of a mapped channel, NULL of any other.
+ * fast engine: wait until nobody runs the handler, or is between reading it and reading its cookie;
+ * both may change. Return: 0 with desc->lock; -EBUSY without: it is run step by step.
  */
-static struct vi_irq_desc *hold(struct vi_channel *ch)
+static int hold_desc(struct vi_machine *m, struct vi_irq_desc *desc)
 {
-	struct vi_irq_desc *desc = is_mapped(ch) ? ch->m->desc[ch->column] : NULL;
-
-	hold_tasklet(ch);
-	while (desc) {
+	for (;;) {
 		vi_lock(&desc->lock);
-		vi_slot_fence(ch->m, desc->slot);
-		if (!(desc->state & VI_IRQD_INPROGRESS) &&
-		    !vi_slot_hazard(ch->m, desc->slot, NULL))
-			break;
+		vi_slot_fence(m, desc->slot);
+		if (!(desc->state & VI_IRQD_INPROGRESS) && !vi_slot_hazard(m, desc->slot, NULL))
+			return 0;
+		if (vi_any_stepped(m)) {
+			vi_slot_refresh(m, desc);
+			vi_unlock(&desc->lock);
+			return -EBUSY;
+		}
 		vi_unlock(&desc->lock);
 		sched_yield();
 	}
-	vi_lock(&ch->sched_lock);
-	return desc;
 }
 
-static void release(struct vi_channel *ch, struct vi_irq_desc *desc)
+static struct vi_irq_desc *desc_of(const struct vi_channel *ch)
 {
+	return is_mapped(ch) ? ch->m->desc[ch->column] : NULL;
+}
+
+/*
+ * Until release(), nobody runs the callback. linux engine: sched_lock is all that an arrival asks
+ * for, as in v6.10 (vmbus_reset_channel_cb); its action is the same for every callback.
+ */
+static int hold(struct vi_channel *ch)
+{
+	struct vi_irq_desc *desc = desc_of(ch);
+
+	if (hold_tasklet(ch->m, ch) < 0)
+		return -EBUSY;
+	if (desc && ch->m->engine == VI_ENGINE_FAST && hold_desc(ch->m, desc) < 0) {
+		vi_store(&ch->tasklet.running, 0);
+		return -EBUSY;
+	}
+	vi_lock(&ch->sched_lock);
+	return 0;
+}
+
+static void release(struct vi_channel *ch)
+{
+	struct vi_irq_desc *desc = desc_of(ch);
+
 	ch->looks = vi_looks_of(ch->callback_kind, ch->attention);
 	vi_unlock(&ch->sched_lock);
-	vi_channel_apply(ch);
-	if (desc) {
-		vi_slot_refresh(ch->m, desc);
-		vi_unlock(&desc->lock);
+	if (ch->m->engine == VI_ENGINE_FAST) {
+		vi_channel_apply(ch);
+		if (desc) {
+			vi_slot_refresh(ch->m, desc);
+			vi_unlock(&desc->lock);
+		}
 	}
 	vi_store(&ch->tasklet.running, 0);
 }
 
-/* Somebody traces from now on, or no longer. Context: not inside an interrupt. */
-void vi_channels_refresh(struct vi_machine *m)
+/*
+ * Somebody traces from now on, or no longer. Context: not inside an interrupt; nobody runs a CPU.
+ * Return: 0; -EBUSY: one is run step by step.
+ */
+int vi_channels_refresh(struct vi_machine *m)
 {
-	for (uint32_t relid = VI_RELID_MIN; relid <= VI_RELID_MAX; relid++)
-		if (m->channel[relid])
-			release(m->channel[relid], hold(m->channel[relid]));
+	if (vi_any_stepped(m))
+		return -EBUSY;
+	for (uint32_t relid = VI_RELID_MIN; relid <= VI_RELID_MAX; relid++) {
+		struct vi_channel *ch = m->channel[relid];
+
+		if (!ch || hold(ch) < 0)
+			continue;
+		vi_channel_apply(ch);
+		release(ch);
+	}
+	return 0;
 }
 
 int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler_t fn,
@@ -288,7 +335,6 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		[VI_CALLBACK_HOOK] = NULL, [VI_CALLBACK_UTIL] = vi_read_drain,
 	};
 	const bool hook = callback == VI_CALLBACK_HOOK, count = callback == VI_CALLBACK_COUNT;
-	struct vi_irq_desc *desc;
 
 	if (callback > VI_CALLBACK_UTIL || (hook && !fn) || (count && !context))
 		return -EINVAL;
@@ -298,27 +344,27 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		return -EINVAL;
 	if (vi_inside_interrupt(ch->m))
 		return -EDEADLK;
-	desc = hold(ch);
+	if (hold(ch) < 0)
+		return -EBUSY;
 	vi_store(&ch->callback, hook ? fn : builtin[callback]);
 	ch->callback_kind = callback;
 	ch->context = hook || count ? context : ch;
 	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? vi_read_napi_poll : vi_on_event;
-	release(ch, desc);
+	release(ch);
 	return 0;
 }
 
 int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle)
 {
-	struct vi_irq_desc *desc;
-
 	if (mode > VI_ATTENTION_ALL)
 		return -EINVAL;
 	if (vi_inside_interrupt(ch->m))
 		return -EDEADLK;
-	desc = hold(ch);
+	if (hold(ch) < 0)
+		return -EBUSY;
 	ch->attention = mode;
 	ch->attention_handle = handle;
-	release(ch, desc);
+	release(ch);
 	return 0;
 }
 
@@ -418,4 +464,9 @@ void vi_channel_setevent(struct vi_channel *ch)
 uint32_t vi_channel_take_event(struct vi_channel *ch)
 {
 	return __atomic_exchange_n(&ch->signalled, 0, __ATOMIC_ACQ_REL);
+}
+
+uint32_t vi_channel_is_running(const struct vi_channel *ch)
+{
+	return vi_load(&ch->tasklet.running);
 }

@@ -17,6 +17,23 @@ static void copy_message(const struct vi_message *slot, uint32_t type, struct vi
 	memcpy(copy->payload, slot->payload, sizeof(copy->payload));
 }
 
+/* Copy what is in the slot. Return: its type; VI_MSG_NONE: it is empty. */
+uint32_t vi_message_copy(struct vi_cpu *cpu, struct vi_message *copy)
+{
+	const struct vi_message *slot = cpu->vmbus_slot;
+	uint32_t type = vi_load(&slot->type);
+
+	if (type != VI_MSG_NONE)
+		copy_message(slot, type, copy);
+	return type;
+}
+
+void vi_message_hand(struct vi_cpu *cpu, const struct vi_message *copy)
+{
+	if (cpu->m->hooks.message)
+		cpu->m->hooks.message(cpu, copy);
+}
+
 /*
  * The tasklet behind a full slot: hand a copy to the guest's control path, then free the slot
  * (vmbus_on_msg_dpc).
@@ -24,14 +41,12 @@ static void copy_message(const struct vi_message *slot, uint32_t type, struct vi
 void vi_msg_dpc(struct vi_cpu *cpu, void *data)
 {
 	struct vi_message *slot = cpu->vmbus_slot, copy;
-	uint32_t type = vi_load(&slot->type);
+	uint32_t type = vi_message_copy(cpu, &copy);
 
 	(void)data;
 	if (type == VI_MSG_NONE)
 		return;
-	copy_message(slot, type, &copy);
-	if (cpu->m->hooks.message)
-		cpu->m->hooks.message(cpu, &copy);
+	vi_message_hand(cpu, &copy);
 	vi_synic_signal_eom(cpu, slot, type);
 }
 
@@ -51,20 +66,32 @@ static void take_timer_message(struct vi_cpu *cpu, uint32_t type)
 	vi_synic_signal_eom(cpu, slot, type);
 }
 
-/*
- * There is a message in the slot. Out of line, so that an interrupt without one saves few
- * registers.
- */
-static __attribute__((noinline)) void take_message(struct vi_cpu *cpu, uint32_t type)
+/* There is a message in the slot. Return: whose flow handler takes it; NULL: it is seen to. */
+static inline struct vi_irq_desc *isr_message(struct vi_cpu *cpu, uint32_t type)
 {
-	struct vi_machine *m = cpu->m;
-
 	if (type == VI_MSG_TIMER_EXPIRED)
 		take_timer_message(cpu, type);
-	else if (m->message_desc)
-		m->message_desc->handle_irq(cpu, m->message_desc);
+	else if (cpu->m->message_desc)
+		return cpu->m->message_desc;
 	else
 		vi_tasklet_schedule(cpu, &cpu->msg_dpc);
+	return NULL;
+}
+
+/* The same to its end. Out of line, so that an interrupt without a message saves few registers. */
+static __attribute__((noinline)) void take_message(struct vi_cpu *cpu, uint32_t type)
+{
+	struct vi_irq_desc *desc = isr_message(cpu, type);
+
+	if (desc)
+		desc->handle_irq(cpu, desc);
+}
+
+static inline __attribute__((always_inline)) void isr_end(struct vi_cpu *cpu, bool handled)
+{
+	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy &&
+	    (handled || cpu->m->hyp_count == VI_HYP_ALWAYS))
+		vi_lx_add_interrupt_randomness(cpu, 0);
 }
 
 static inline __attribute__((always_inline)) bool vmbus_isr(struct vi_cpu *cpu, const bool traced)
@@ -78,9 +105,7 @@ static inline __attribute__((always_inline)) bool vmbus_isr(struct vi_cpu *cpu, 
 	if (unlikely(handled))
 		take_message(cpu, type);
 	vi_trace_if(traced, VI_TRACE_MESSAGE, 0, type);
-	if (cpu->m->engine == VI_ENGINE_LINUX && !cpu->m->skip_entropy &&
-	    (handled || cpu->m->hyp_count == VI_HYP_ALWAYS))
-		vi_lx_add_interrupt_randomness(cpu, 0);
+	isr_end(cpu, handled);
 	return handled;
 }
 
@@ -123,6 +148,22 @@ vi_handler_t vi_handler_message(void)
 	return message_isr;
 }
 
+/* x86: around the service routine, which has told whether the slot held a message. */
+static inline __attribute__((always_inline)) void entry_begin(struct vi_cpu *cpu, const bool traced)
+{
+	if (cpu->m->hyp_count == VI_HYP_ALWAYS)
+		vi_count(&cpu->arch[VI_ROW_HYP], 1);
+	vi_trace_if(traced, VI_TRACE_ENTRY, 0, cpu->m->hyp_count);
+}
+
+static inline __attribute__((always_inline)) void entry_end(struct vi_cpu *cpu, bool handled,
+							    const bool traced)
+{
+	if (handled && cpu->m->hyp_count == VI_HYP_MESSAGE)
+		vi_count(&cpu->arch[VI_ROW_HYP], 1);
+	vi_trace_if(traced, VI_TRACE_ENTRY_END, 0, cpu->m->hyp_count);
+}
+
 /* x86 away from the shortcut, and arm64. */
 static inline __attribute__((always_inline)) void take_vector(struct vi_cpu *cpu, const bool traced)
 {
@@ -133,12 +174,8 @@ static inline __attribute__((always_inline)) void take_vector(struct vi_cpu *cpu
 			m->toplevel_desc->handle_irq(cpu, m->toplevel_desc);
 		return;
 	}
-	if (m->hyp_count == VI_HYP_ALWAYS)
-		vi_count(&cpu->arch[VI_ROW_HYP], 1);
-	vi_trace_if(traced, VI_TRACE_ENTRY, 0, m->hyp_count);
-	if (vmbus_isr(cpu, traced) && cpu->m->hyp_count == VI_HYP_MESSAGE)
-		vi_count(&cpu->arch[VI_ROW_HYP], 1);
-	vi_trace_if(traced, VI_TRACE_ENTRY_END, 0, m->hyp_count);
+	entry_begin(cpu, traced);
+	entry_end(cpu, vmbus_isr(cpu, traced), traced);
 }
 
 /**
@@ -166,4 +203,42 @@ void vi_take_vector(struct vi_cpu *cpu)
 void vi_take_vector_traced(struct vi_cpu *cpu)
 {
 	take_vector(cpu, true);
+}
+
+/* ---- the same, step by step ------------------------------------------------------------------ */
+
+/* On arm64 the service routine has parts only where it is the PPI's one action. */
+bool vi_isr_has_steps(const struct vi_machine *m)
+{
+	const struct vi_irqaction *action;
+
+	if (m->arch == VI_ARCH_X86)
+		return true;
+	action = m->toplevel_desc ? vi_load(&m->toplevel_desc->action) : NULL;
+	return action && action->handler == percpu_isr && !vi_load(&action->next) &&
+	       vi_flow_has_steps(m->toplevel_desc);
+}
+
+struct vi_irq_desc *vi_isr_message(struct vi_cpu *cpu, uint32_t type)
+{
+	return isr_message(cpu, type);
+}
+
+/* What comes before the service routine. Context: vi_isr_has_steps(). */
+void vi_vector_begin(struct vi_cpu *cpu)
+{
+	if (cpu->m->arch == VI_ARCH_ARM64)
+		vi_percpu_enter(cpu, cpu->m->toplevel_desc);
+	else
+		entry_begin(cpu, cpu->m->trace);
+}
+
+/* The end of the service routine, and what comes after it. @handled: the slot held a message. */
+void vi_vector_end(struct vi_cpu *cpu, bool handled)
+{
+	isr_end(cpu, handled);
+	if (cpu->m->arch == VI_ARCH_ARM64)
+		vi_percpu_leave(cpu, cpu->m->toplevel_desc, handled);
+	else
+		entry_end(cpu, handled, cpu->m->trace);
 }

@@ -110,24 +110,44 @@ uint32_t vi_read_napi(struct vi_cpu *cpu, uint32_t irq, void *context)
 	return VI_IRQ_HANDLED;
 }
 
-/** vi_read_napi_poll() - its poll: a budget of packets, attended ones among them */
-void vi_read_napi_poll(struct vi_cpu *cpu, void *data)
+/* Read a budget of packets. Return: that was all; false: not all, or nobody is there to read. */
+static inline bool napi_read(struct vi_cpu *cpu, struct vi_channel *ch)
 {
-	struct vi_channel *ch = data;
-	uint32_t raced;
-
 	if (!vi_load(&ch->callback))
-		return;
-	if (drain(cpu, ch, NAPI_BUDGET) == NAPI_BUDGET) {
-		vi_napi_schedule(cpu, &ch->tasklet);
-		vi_trace(ch->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
-		return;
-	}
-	raced = vi_ring_end_read(&ch->in);
+		return false;
+	if (drain(cpu, ch, NAPI_BUDGET) < NAPI_BUDGET)
+		return true;
+	vi_napi_schedule(cpu, &ch->tasklet);
+	vi_trace(ch->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
+	return false;
+}
+
+/* The ring is unmasked, and so many bytes have raced in before that. */
+static inline void napi_complete(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t raced)
+{
 	vi_trace(ch->m, VI_TRACE_UNMASK, cpu->id, ch->relid, raced);
 	if (!raced)
 		return;
 	vi_ring_begin_read(&ch->in);
 	vi_napi_schedule(cpu, &ch->tasklet);
 	vi_trace(ch->m, VI_TRACE_RESCHEDULE, cpu->id, ch->relid, 0);
+}
+
+/** vi_read_napi_poll() - its poll: a budget of packets, attended ones among them */
+void vi_read_napi_poll(struct vi_cpu *cpu, void *data)
+{
+	struct vi_channel *ch = data;
+
+	if (napi_read(cpu, ch))
+		napi_complete(cpu, ch, vi_ring_end_read(&ch->in));
+}
+
+bool vi_napi_read(struct vi_cpu *cpu, struct vi_channel *ch)
+{
+	return napi_read(cpu, ch);
+}
+
+void vi_napi_complete(struct vi_cpu *cpu, struct vi_channel *ch, uint32_t raced)
+{
+	napi_complete(cpu, ch, raced);
 }

@@ -169,12 +169,22 @@ static FORCE_INLINE void dispatch_bits_ahead(struct vi_cpu *cpu, uint32_t word, 
 	}
 }
 
-static FORCE_INLINE int scan_end(struct vi_cpu *cpu, uint32_t claimed, uint32_t others)
+static FORCE_INLINE void count_in_sum(struct vi_cpu *cpu, uint32_t claimed, uint32_t others)
 {
 	if (cpu->m->counts_in_sum)
 		vi_count(cpu->irqs_sum, claimed - others);
+}
+
+static FORCE_INLINE void flush_batch(struct vi_cpu *cpu)
+{
 	if (unlikely(cpu->batch_n))
 		vi_batch_flush(cpu);
+}
+
+static FORCE_INLINE int scan_end(struct vi_cpu *cpu, uint32_t claimed, uint32_t others)
+{
+	count_in_sum(cpu, claimed, others);
+	flush_batch(cpu);
 	return (int)claimed;
 }
 
@@ -428,4 +438,44 @@ int vi_scan_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid)
 	(void)scan_end(c, 1, others);
 	vi_irq_exit(c);
 	return (int)(1 - others);
+}
+
+/* ---- the same, step by step ------------------------------------------------------------------ */
+
+int vi_step_claim_word(struct vi_machine *m, uint32_t cpu, uint32_t from, uint64_t *bits)
+{
+	struct vi_cpu *c = vi_step_cpu(m, cpu);
+	uint32_t word = from;
+
+	if (!c)
+		return -EINVAL;
+	while (word < VI_SINT_WORDS && !(*bits = claim_word(c, word)))
+		word++;
+	return (int)word;
+}
+
+int vi_step_dispatch(struct vi_machine *m, uint32_t cpu, uint32_t relid)
+{
+	struct vi_cpu *c = vi_step_cpu(m, cpu);
+	uint32_t others;
+
+	if (!c || relid < VI_RELID_MIN || relid > VI_RELID_MAX)
+		return -EINVAL;
+	vi_step_begin(c);
+	others = run_slot(c, &m->slot[relid], m->trace);
+	count_in_sum(c, 1, others);
+	vi_step_end(c);
+	return (int)(1 - others);
+}
+
+int vi_step_scan_end(struct vi_machine *m, uint32_t cpu)
+{
+	struct vi_cpu *c = vi_step_cpu(m, cpu);
+
+	if (!c)
+		return -EINVAL;
+	vi_step_begin(c);
+	flush_batch(c);
+	vi_step_end(c);
+	return 0;
 }

@@ -327,4 +327,19 @@ static inline int vi_ring_must_signal_writer_inline(struct vi_ring_reader *r)
 	return 1;
 }
 
+static inline void vi_ring_unmask_inline(struct vi_ring_reader *r)
+{
+	__atomic_exchange_n(&r->hdr->interrupt_mask, 0, __ATOMIC_SEQ_CST);
+}
+
+/* Bytes that nobody will signal for; 0 for an index that no reading ever reaches. */
+static inline uint32_t vi_ring_raced_in_inline(const struct vi_ring_reader *r)
+{
+	uint32_t write = __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST);
+
+	return vi_ring_index_ok(r->data_size, write) ?
+		       vi_ring_used(r->data_size, r->read_index, write) :
+		       0;
+}
+
 #endif

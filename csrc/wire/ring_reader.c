@@ -508,11 +508,18 @@ void vi_ring_begin_read(struct vi_ring_reader *r)
  */
 uint32_t vi_ring_end_read(struct vi_ring_reader *r)
 {
-	uint32_t write;
+	vi_ring_unmask_inline(r);
+	return vi_ring_raced_in_inline(r);
+}
 
-	__atomic_exchange_n(&r->hdr->interrupt_mask, 0, __ATOMIC_SEQ_CST);
-	write = __atomic_load_n(&r->hdr->write_index, __ATOMIC_SEQ_CST);
-	return vi_ring_index_ok(r->data_size, write) ?
-		       vi_ring_used(r->data_size, r->read_index, write) :
-		       0;
+/** vi_ring_unmask - the first half of vi_ring_end_read() */
+void vi_ring_unmask(struct vi_ring_reader *r)
+{
+	vi_ring_unmask_inline(r);
+}
+
+/** vi_ring_raced_in - the second half of vi_ring_end_read() */
+uint32_t vi_ring_raced_in(const struct vi_ring_reader *r)
+{
+	return vi_ring_raced_in_inline(r);
 }
