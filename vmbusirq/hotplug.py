@@ -74,7 +74,7 @@ class CpuSwitch:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: it is the last one that is online (EBUSY)")
         yield from self._vmbus.cpuhp.synic_cleanup(cpu)
         point = f"cpu {cpu}: takes what was raised before stop_machine"
-        yield Step(point, ready=lambda: self._is_quiet(cpu), touches=_ONLINE | {f"flags cpu{cpu}", f"slot cpu{cpu}", f"cpu {cpu}"})
+        yield Step(point, ready=lambda: self._is_quiet(cpu), touches=_ONLINE | {f"vector cpu{cpu}", f"cpu {cpu}"})
         self._irq.set_cpu_online(cpu, False)
         yield Step(f"cpu {cpu}: has left the online mask", Context.HARDIRQ, touches=frozenset())
         yield from self._irq.irq_migrate_all_off_steps(cpu)

@@ -89,7 +89,8 @@ class ModifyControl:
         channel.set_target(vp)
         if self._answers:
             point = f"host: channel {relid} interrupts vp {vp}, the answer is next"
-            yield Step(point, touches=frozenset({f"slot cpu{self._connection.target_vp}"}))
+            vp = self._connection.target_vp
+            yield Step(point, touches=frozenset({f"slot cpu{vp}", f"vector cpu{vp}"}))
         channel.modifying = False
         self._answer(relid, STATUS_SUCCESS)
         if channel.pending_target is not None:

@@ -161,7 +161,7 @@ class HostRings:
         if not self._writer.must_signal():
             return False
         cpus = range(self._channel.device.bus.partition.core.nr_cpus)
-        touches = frozenset({"host target", *(f"flags cpu{cpu}" for cpu in cpus)})
+        touches = frozenset({"host target", *(f"{what} cpu{cpu}" for cpu in cpus for what in ("flags", "vector"))})
         yield Step(f"host: signals channel {relid}", touches=touches)
         self.signal()
         return True

@@ -160,7 +160,7 @@ class CpuHotplug:
 
 def _synic(cpu: int) -> frozenset[str]:
     """What switching a SynIC on or off touches."""
-    return frozenset({f"flags cpu{cpu}", f"slot cpu{cpu}", "synics"})
+    return frozenset({f"flags cpu{cpu}", f"slot cpu{cpu}", f"vector cpu{cpu}", "synics"})
 
 
 def _wait(cpu: int) -> frozenset[str]:

@@ -22,6 +22,7 @@ from weakref import ReferenceType
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.errors import check
+from vmbusirq.host.rings import HostRings
 from vmbusirq.hyperv.memory import HV_PAGE, GuestMemory
 from vmbusirq.wire.ring_memory import RingMemory
 
@@ -53,7 +54,8 @@ class Snapshot:
         self._rings: list[RingMemory] = []
         self._machine = machine
         size = check(lib.vi_machine_save(machine, ffi.NULL, 0), "machine: cannot be saved")
-        self._image: Any = ffi.new("uint8_t[]", size)
+        self._size = size
+        self._image: Any = ffi.new("uint64_t[]", size // 8 + 1)
         check(lib.vi_machine_save(machine, self._image, size), "machine: cannot be saved")
         pages = [ffi.buffer(memory.ram(pfn), pages * HV_PAGE) for pfn, pages in memory.allocations()]
         self._pages = [(page, bytes(page)) for page in pages]
@@ -72,7 +74,7 @@ class Snapshot:
             restore()
         for page, content in self._pages:
             page[:] = content
-        check(lib.vi_machine_restore(self._machine, self._image), "machine: cannot be restored")
+        check(lib.vi_machine_restore(self._machine, self._image, self._size), "machine: cannot be restored")
         return True
 
     # ---- finding everything
@@ -134,7 +136,9 @@ class Snapshot:
         """Save a structure that Python owns; what is merely pointed to is the C machine's."""
         if "owning" not in repr(item) or ffi.typeof(item).kind not in ("pointer", "array"):
             return
-        memory = ffi.buffer(item)
+        self._save_bytes(ffi.buffer(item))
+
+    def _save_bytes(self, memory: Any) -> None:
         saved = bytes(memory)
 
         def restore() -> None:
@@ -157,6 +161,8 @@ class Snapshot:
             raise TypeError(f"a stage cannot be saved: it reaches {kind.__module__}.{kind.__qualname__} {item!r:.80}")
         if isinstance(item, RingMemory):
             self._rings.append(item)
+        elif isinstance(item, HostRings):
+            self._save_bytes(ffi.buffer(ffi.cast("uint8_t *", item.vsp), lib.vi_vsp_state_bytes()))
         fixed = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         for name in slots:
             name = f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") else name

@@ -26,6 +26,7 @@ from vmbusirq.steps import Context, Steps
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
+from vmbusirq.vmbus.isr import deliverable, vcpu_steps
 from vmbusirq.wire.devices import CLASS_IDS
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import MessageType, Version
@@ -110,24 +111,29 @@ class Stage:
         """Return an actor that runs one operation, which looks at nothing before its first step."""
         return Actor(name, begin, cpu=cpu, **{"touches": frozenset(), **how})
 
-    def cpus(self) -> list[Actor]:
-        """Return the CPUs, which take interrupts whenever some are requested."""
-        return [self._cpu(cpu) for cpu in range(self.core.nr_cpus)]
+    def cpus(self, *, whole: bool = False) -> list[Actor]:
+        """Return the CPUs, which take interrupts whenever some are requested; ``whole``: nobody comes in between."""
+        return [self._cpu(cpu, whole) for cpu in range(self.core.nr_cpus)]
 
-    def _cpu(self, cpu: int) -> Actor:
-        handle = self.core.handle
-        channels = [(f"channel {relid}", f"ring {relid} in", f"irq {channel.irq}") for relid, channel in self.vmbus.channels.items()]
-        own = (f"flags cpu{cpu}", f"slot cpu{cpu}", "modchan", "requests", "work")
-        touches = frozenset({*own, *(name for names in channels for name in names)})
+    def _cpu(self, cpu: int, whole: bool) -> Actor:
+        core = self.core
+        own = [f"{what} cpu{cpu}" for what in ("vector", "interrupt", "flags", "slot", "softirq")]
+        if whole:  # what all parts touch; of messages only answers come in such races
+            own += ["modchan", "requests", "resend"]
+            own += [
+                name
+                for relid, channel in self.vmbus.channels.items()
+                for name in (f"relid {relid}", f"channel {relid}", f"ring {relid} in", f"irq {channel.irq}")
+            ]
         return Actor(
             f"cpu {cpu}",
-            at_once(lambda: lib.vi_vcpu_run(handle, cpu)),
+            at_once(lambda: lib.vi_vcpu_run(core.handle, cpu)) if whole else lambda: vcpu_steps(core, cpu),
             cpu=cpu,
-            wants=lambda: bool(lib.vi_vcpu_pending(handle, cpu)),
+            wants=lambda: deliverable(core, cpu),
             context=Context.HARDIRQ,
             point=f"cpu {cpu} takes the interrupt",
-            whole=True,
-            touches=touches,
+            touches=frozenset(own if whole else own[:2]),
+            whole=whole,
         )
 
     def host_control(self) -> Actor:

@@ -38,7 +38,7 @@ def _early_offline(*, waits: bool) -> Scene:
             stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
             stage.host_control(),
             stage.device(RELID),
-            *stage.cpus(),
+            *stage.cpus(whole=True),
             stage.time(patient=True),
         )
 
@@ -73,7 +73,7 @@ def _check_then_offline(*, locks: bool) -> Scene:
             stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
             stage.host_control(),
             stage.device(RELID),
-            *stage.cpus(),
+            *stage.cpus(whole=True),
             stage.time(patient=True),
         )
 
