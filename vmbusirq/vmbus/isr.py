@@ -84,9 +84,7 @@ class _Delivery:
     def steps(self) -> Steps[int]:
         cpu = self._cpu
         resend = ("resend",) if cpu == 0 else ()
-        yield self._step(
-            f"cpu {cpu}: takes the callback vector", f"vector cpu{cpu}", f"interrupt cpu{cpu}", *resend
-        )
+        yield self._step(f"cpu {cpu}: takes the callback vector", f"vector cpu{cpu}", f"interrupt cpu{cpu}", *resend)
         taken = check(lib.vi_step_vector(self._machine, cpu), f"cpu {cpu}: there is none")
         if not taken:
             return 0

@@ -26,6 +26,7 @@ class Actor:
         point: what its first step is, in words.
         touches: what the code before the operation's first yield reads or writes, see :class:`Step`; or what tells.
         whole: nobody comes between its steps: it has one.
+        last: it goes only when nobody else can.
         may_fail: errno values that the operation may end with.
 
     Attributes:
@@ -41,6 +42,7 @@ class Actor:
         "_touches",
         "cpu",
         "error",
+        "last",
         "may_fail",
         "name",
         "result",
@@ -60,12 +62,14 @@ class Actor:
         point: str = "",
         touches: frozenset[str] | Callable[[], frozenset[str] | None] | None = None,
         whole: bool = False,
+        last: bool = False,
         may_fail: Sequence[int] = (),
     ) -> None:
         self.name: Final = name
         self.cpu: Final = cpu
         self.may_fail: Final = frozenset(may_fail)
         self.whole: Final = whole
+        self.last: Final = last
         self._begin: Final = begin
         self._touches: Final = touches
         self._rest: Final = Step(point or f"{name} begins", context, ready=wants)
@@ -185,9 +189,7 @@ def may_go(actor: Actor, actors: Sequence[Actor]) -> bool:
 
 
 def _is_held(lock: Lock, actor: Actor, actors: Sequence[Actor]) -> bool:
-    return any(
-        lock.excludes(held) for other in actors if other is not actor and other.running for held in other.locks
-    )
+    return any(lock.excludes(held) for other in actors if other is not actor and other.running for held in other.locks)
 
 
 def _is_kept_off(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:

@@ -176,4 +176,6 @@ class Snapshot:
 
 
 def _names(slots: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(name for name in slots if name not in ("__weakref__", "__dict__"))
+    return (
+        (slots,) if isinstance(slots, str) else tuple(name for name in slots if name not in ("__weakref__", "__dict__"))
+    )

@@ -85,9 +85,7 @@ class Stage:
             options=GuestOptions(strict_rfc=strict_rfc, max_version=int(version)),
         )
         present = (1 << cpus) - 1
-        self.switch: Final = CpuSwitch(
-            self.irq, self.partition, self.vmbus, present=present, hotpluggable=present & ~1
-        )
+        self.switch: Final = CpuSwitch(self.irq, self.partition, self.vmbus, present=present, hotpluggable=present & ~1)
         self.vmbus.devices.drivers.clear()
         self.partition.add_check(self.irq.reraise)
         self.vmbus.synic_init(range(cpus))
@@ -162,16 +160,21 @@ class Stage:
                 return
             yield from channel.rings.write_steps(Packet(b"x"))
 
-    def time(self, *, patient: bool = False) -> Actor:
-        """Return time, which can pass up to the next timer at any moment; ``patient``: only when the host has heard."""
+    def time(self, *, at_any_time: bool = False) -> Actor:
+        """Return time: it goes to the next timer when nobody else can go on, or at any moment.
+
+        A wait of milliseconds is long beside everything that needs no wait. At any moment means a host, or CPUs, that
+        can be slower than any wait.
+        """
         clock = self.partition.clock
-
-        touches = frozenset({"clock", "host queue"} if patient else {"clock"})
-
-        def wants() -> bool:
-            return clock.next_due is not None and not (patient and self.host.unread_messages)
-
-        return Actor("time", at_once(clock.advance_to_next), wants=wants, point="time passes", touches=touches)
+        return Actor(
+            "time",
+            at_once(clock.advance_to_next),
+            wants=lambda: clock.next_due is not None,
+            point="time passes",
+            touches=frozenset({"clock"}) if at_any_time else None,
+            last=not at_any_time,
+        )
 
     def after_step(self) -> None:
         """Fill the message slots that were freed, and raise what callbacks raised."""

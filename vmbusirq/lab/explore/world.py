@@ -74,11 +74,9 @@ class World:
         """Return who can go now, in the order of the scene."""
         actors = self.scene.actors
         busy = {actor.cpu for actor in actors if actor.interrupts and not actor.whole}
-        return [
-            Choice(actor.name, actor.touches(interrupted=actor.cpu in busy))
-            for actor in actors
-            if may_go(actor, actors)
-        ]
+        able = [actor for actor in actors if not actor.last and may_go(actor, actors)]
+        able = able or [actor for actor in actors if actor.last and may_go(actor, actors)]
+        return [Choice(actor.name, actor.touches(interrupted=actor.cpu in busy)) for actor in able]
 
     def actor(self, name: str) -> Actor:
         """Return an actor by its name."""

@@ -39,7 +39,7 @@ def _early_offline(*, waits: bool) -> Scene:
             stage.host_control(),
             stage.device(RELID),
             *stage.cpus(whole=True),
-            stage.time(patient=True),
+            stage.time(),
         )
 
     return StageScene(build, cast, _must_hold)
@@ -67,14 +67,12 @@ def _check_then_offline(*, locks: bool) -> Scene:
     def cast(stage: Stage) -> Sequence[Actor]:
         irq = stage.channel(RELID).irq
         return (
-            stage.task(
-                "affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 2), cpu=0, may_fail=(errno.EINVAL,)
-            ),
+            stage.task("affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 2), cpu=0, may_fail=(errno.EINVAL,)),
             stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
             stage.host_control(),
             stage.device(RELID),
             *stage.cpus(whole=True),
-            stage.time(patient=True),
+            stage.time(),
         )
 
     return StageScene(build, cast, _must_hold)
