@@ -323,6 +323,21 @@ def test_4_2_row_13_as_posted_the_position_in_the_file_stays():
         assert (0, 0) == (handle.write("1\n"), handle.position)
 
 
+@columns
+def test_4_2_a_channel_that_is_removed_while_the_write_waits(column):
+    """EIO, and nothing is sent; by smp_affinity EINVAL, the chip is gone with the mapping."""
+    m = machine(column)
+    channel, schedule = m.vmbus.channels[9], Schedule(m.partition.idle)
+    writers = [schedule.begin(m.vmbus.target_cpu_store_steps(channel, b"2"))]
+    if column != "legacy":
+        writers.append(schedule.begin(m.irq.irq_set_affinity_steps(channel.irq, 1 << 2)))
+    m.detach(9)
+    for writer, error in zip(writers, (EIO, EINVAL), strict=False):
+        with refused(error):
+            writer.finish()
+    assert 0 == m.vmbus.retarget.modchan_sent
+
+
 @pytest.mark.parametrize("column", ["rfc", "strict"])
 def test_4_2_the_cpu_file_is_smp_affinity_with_one_cpu(column):
     """RFC patch 10: irq_set_affinity(cpumask_of(cpu)): all faces show it; the hint is the driver's and stays."""

@@ -157,10 +157,9 @@ class Retarget:
             raise IrqError(
                 errno.EINVAL, f"channel {channel.relid}: cpu {cpu} is past the last; cpus are 0-{irq.nr_cpus - 1}"
             )
-        if not channel.mapped:
-            raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
         if self._ctx.design.channel_irqs:
             yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+            _check_mapped(channel)
             yield from holding(CHANNEL_MUTEX, irq.irq_set_affinity_steps(channel.irq, 1 << cpu))
             return 0 if self._ctx.options.strict_rfc else len(text)
         yield Step(f"channel {channel.relid}: its cpu file takes cpus_read_lock", takes=CPUS_READ_LOCK)
@@ -170,6 +169,7 @@ class Retarget:
     def _retarget(self, channel: Channel, cpu: int) -> Steps[None]:
         """Move a channel that has no IRQ; from 5.3 on wait for the host to say that it did."""
         yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+        _check_mapped(channel)
         what = f"channel {channel.relid}: cannot move to cpu {cpu}"
         online = self._ctx.irq.online
         if self._isolated >> cpu & 1:
@@ -216,6 +216,12 @@ class Retarget:
         primary = channel.primary or channel
         if primary.change_target_cpu is not None:
             primary.change_target_cpu(channel, old, cpu)
+
+
+def _check_mapped(channel: Channel) -> None:
+    """Refuse to move a channel that has no relid now: it was removed while the write waited, or is suspended. EIO."""
+    if not channel.mapped:
+        raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
 
 
 def _set_target(channel: Channel, cpu: int) -> int:
