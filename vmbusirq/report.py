@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -24,9 +24,9 @@ __all__ = [
     "console",
     "explanation_tree",
     "interrupts_table",
-    "plan_view",
     "progress_bar",
-    "result_view",
+    "show_plan",
+    "show_result",
 ]
 
 # from cool to hot, by the logarithm of a count
@@ -156,20 +156,21 @@ def _draw(table: PlainTable) -> RenderableType:
     return out
 
 
-def plan_view(plan: Plan) -> Group:
-    """Return a plan as tables, and its lines as they are typed: a line is never broken."""
-    parts: list[RenderableType] = [Text(plan_title(plan), style="bold"), *map(_draw, plan_tables(plan))]
+def show_plan(out: Console, plan: Plan) -> None:
+    """Print a plan: tables, then its lines as they are typed, which no terminal is too narrow for."""
+    out.print(Text(plan_title(plan), style="bold"), *map(_draw, plan_tables(plan)), sep="\n")
     for heading, lines in plan_sections(plan):
-        style = "red" if heading == "impossible" else "green"
-        parts.append(Text(f"{heading}:", style="bold"))
-        parts += [Text(line, style=style, no_wrap=True, overflow="ignore") for line in lines]
-    return Group(*parts)
+        style = {"impossible": "red", "to know": "yellow"}.get(heading, "green")
+        out.print(Text(f"{heading}:", style="bold"))
+        for line in lines:
+            out.print(Text(line, style=style), soft_wrap=True)
 
 
-def result_view(result: Result) -> Group:
-    """Return what became of a plan as tables."""
-    online = Text(f"online: {result.online}", style="bold green" if result.done else "bold red")
-    return Group(Text(result.title, style="bold"), *map(_draw, result_tables(result)), online, Text(result.header))
+def show_result(out: Console, result: Result) -> None:
+    """Print what became of a plan."""
+    lines = [Text(f"online: {result.online}", style="bold green" if result.done else "bold red")]
+    lines.append(Text(f"columns: {result.header}"))
+    out.print(Text(result.title, style="bold"), *map(_draw, result_tables(result)), *lines, sep="\n")
 
 
 def _ns(value: float) -> str:

@@ -35,9 +35,9 @@ def _show(plan: Plan, args: argparse.Namespace) -> int:
         print(script(plan, restore=args.restore), end="")
         _complain(plan)
     elif sys.stdout.isatty():
-        from vmbusirq.report import console, plan_view
+        from vmbusirq.report import console, show_plan
 
-        console().print(plan_view(plan))
+        show_plan(console(), plan)
     else:
         print(plan_text(plan))
     return 1 if plan.blockers else 0
@@ -54,9 +54,9 @@ def _carry_out(machine: Machine, plan: Plan, args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.to_json())
     elif sys.stdout.isatty():
-        from vmbusirq.report import console, result_view
+        from vmbusirq.report import console, show_result
 
-        console().print(result_view(result))
+        show_result(console(), result)
     else:
         print(result_text(result))
     if not args.no_move:

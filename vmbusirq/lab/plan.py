@@ -373,7 +373,7 @@ class _Planner:
             if (flags := self._flags(cpu)) and self._is_awake(cpu)
         ]
         if self._must_pause and self._holding:
-            notes.append(f"protocol {self._vmbus.version}: the host does not say when it has moved a channel: {PAUSE}")
+            notes.append(f"nobody waits until the host has moved a channel, and a signal could be lost: {PAUSE}")
         if self._machine.strict_rfc and self._machine.design.channel_irqs and self._interface == "sysfs":
             notes.append(
                 "the RFC's cpu file takes 0 of the bytes written: echo repeats or complains; use interface irq"
@@ -385,9 +385,9 @@ class _Planner:
     @property
     def _must_pause(self) -> bool:
         """Moves are not confirmed, and the CPU that goes does not wait for them by itself (vmbus.md 4.6, race A)."""
-        version = self._vmbus.version
-        confirmed = version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE)
-        return not confirmed and not self._machine.design.wait_modifychannel
+        version, design = self._vmbus.version, self._machine.design
+        answered = version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE)
+        return not design.wait_modifychannel and (design.channel_irqs or not answered)  # IRQs do not wait for answers
 
     # ---- the lines
 

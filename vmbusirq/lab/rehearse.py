@@ -9,8 +9,11 @@ from typing import Any
 
 from vmbusirq.core import TICKS_PER_S
 from vmbusirq.cpumask import cpumask_of, format_pbl
+from vmbusirq.errors import errno_name
 from vmbusirq.lab.plan import Plan, Write, holding_channels
 from vmbusirq.machine import Machine
+from vmbusirq.vmbus.channel import Channel
+from vmbusirq.wire.protocol import INVALID_RELID
 
 __all__ = [
     "Outcome",
@@ -51,7 +54,7 @@ class Result:
         outcomes: line by line.
         online: list of the CPUs that are online now.
         header: first line of /proc/interrupts now, without blanks between its columns.
-        holders: the channels that refused: relid, name, IRQ (0: none), the CPU then and now.
+        channels: those that refused: relid (None: it has none), name, IRQ (0: none), the CPU then and now.
         done: all CPUs of the plan are offline.
     """
 
@@ -59,13 +62,13 @@ class Result:
     outcomes: tuple[Outcome, ...]
     online: str
     header: str
-    holders: tuple[tuple[int | None, str, int, int, int], ...]
+    channels: tuple[tuple[int | None, str, int, int, int], ...]
     done: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
         names = ("relid", "name", "irq", "was", "cpu")
-        return asdict(self) | {"holders": [dict(zip(names, holder, strict=True)) for holder in self.holders]}
+        return asdict(self) | {"channels": [dict(zip(names, channel, strict=True)) for channel in self.channels]}
 
 
 def carry_out(machine: Machine, plan: Plan, *, move: bool = True) -> Result:
@@ -76,19 +79,23 @@ def carry_out(machine: Machine, plan: Plan, *, move: bool = True) -> Result:
         plan: what to do; nothing happens if it is impossible.
         move: False: only try to take the CPUs offline, whatever refuses.
     """
-    channels = holding_channels(machine, cpumask_of(*plan.going))
+    going = cpumask_of(*plan.going)
+    channels = [(channel, channel.target_cpu) for channel in holding_channels(machine, going)]
     outcomes = tuple(_do(machine, line) for line in (plan.free if move else plan.offline_lines))
     return Result(
         title=plan_title(plan),
         outcomes=outcomes,
         online=format_pbl(machine.online_mask),
         header=" ".join(machine.fs.read("/proc/interrupts").decode().partition("\n")[0].split()),
-        holders=tuple(
-            (holder.relid, holder.name, holder.irq, holder.cpu, channel.target_cpu)
-            for holder, channel in zip(plan.holders, channels, strict=True)
+        channels=tuple(
+            (_relid(channel), channel.irq_name, channel.irq, cpu, channel.target_cpu) for channel, cpu in channels
         ),
-        done=not machine.online_mask & cpumask_of(*plan.going),
+        done=not machine.online_mask & going,
     )
+
+
+def _relid(channel: Channel) -> int | None:
+    return None if channel.relid == INVALID_RELID else channel.relid
 
 
 def _do(machine: Machine, line: Write | str) -> Outcome:
@@ -99,7 +106,7 @@ def _do(machine: Machine, line: Write | str) -> Outcome:
             machine.clock.advance(TICKS_PER_S)
         machine.settle()
     except OSError as error:
-        return Outcome(str(line), errno.errorcode.get(error.errno or 0, "error"), str(error))
+        return Outcome(str(line), errno_name(error.errno or errno.EIO), str(error))
     return Outcome(str(line), "", "")
 
 
@@ -223,7 +230,7 @@ def result_tables(result: Result) -> tuple[Table, Table]:
     """Return what each line has done, and where the channels that refused are now."""
     lines = tuple((outcome.error or "ok", outcome.line, outcome.message) for outcome in result.outcomes)
     channels = tuple(
-        (_or_none(relid), name, _or_none(irq), str(was), str(cpu)) for relid, name, irq, was, cpu in result.holders
+        (_or_none(relid), name, _or_none(irq), str(was), str(cpu)) for relid, name, irq, was, cpu in result.channels
     )
     return (
         Table("what happened", ("", "line", ""), lines, frozenset()),
