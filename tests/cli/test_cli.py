@@ -244,7 +244,7 @@ def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes])
         (["offline", "0"], "cpu 0: cannot go offline on x86: it has no online file (EPERM); others: 1-7"),
         (["offline", "0", "-s", "arm64-8vcpu"], "cpu 0: cannot go offline: control messages come to it"),
         (["offline", "0-7"], "cpus 0-7: cannot go offline: one CPU must stay (EBUSY); online: 0-7"),
-        (["offline", "8"], "cpus 8: not all are present (EINVAL); present: 0-7"),
+        (["offline", "8"], "cpu list '8': not all of its CPUs are present (EINVAL); present: 0-7"),
         (["offline", "-1", "--plan"], "a cpu number is missing"),
         (["offline", ""], "names no CPU (EINVAL); present: 0-7"),
         (["offline", "7", "--design", "legacy", "--interface", "irq"], "has no channel IRQs (EINVAL); choose sysfs"),

@@ -6,7 +6,7 @@ import errno
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -22,8 +22,7 @@ from vmbusirq.cpumask import bitmap_parselist, cpumask_all, cpumask_of, cpus_of,
 from vmbusirq.designs import DESIGNS
 from vmbusirq.errors import IrqError
 from vmbusirq.irq import Flow, IrqChip, nop
-from vmbusirq.irq.settings import IRQ_HANDLED, IRQ_SET_MASK_OK
-from vmbusirq.lab.placement import Seat, place
+from vmbusirq.irq.settings import IRQ_HANDLED, IRQ_SET_MASK_OK, IRQF_NOBALANCING
 from vmbusirq.lab.plan import PAUSE, Plan, parse_cpus, plan_offline
 from vmbusirq.lab.rehearse import carry_out, plan_text, result_text, script
 from vmbusirq.scenario.schema import builtin_names, parse_scenario
@@ -92,7 +91,7 @@ def refused(number: int, *call: Any, **how: Any) -> str:
 def ran(scenario: str, design: str) -> Machine:
     """The machine after its scenario; each test leaves it as it was."""
     m = Machine.load(scenario, design=design)
-    m.run()
+    m.boot() if scenario == "stress-2047" else m.run()  # which has nothing but traffic
     return m
 
 
@@ -142,12 +141,12 @@ def test_the_lines_free_the_cpus_and_bring_them_back(scenario: str, design: str)
     """Typed in one by one, in any built-in scenario, for any CPUs, by either interface."""
     interfaces = ["sysfs", "both", None] + (["irq"] if design == "rfc" else [])
 
-    @settings(max_examples=2 if scenario == "stress-2047" else 15, deadline=None)
+    @settings(max_examples=1 if scenario == "stress-2047" else 15, deadline=None)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         m = ran(scenario, design)
         cpu = st.integers(1, m.core.nr_cpus - 1)
-        some = data.draw(st.sets(cpu, min_size=1, max_size=4 if scenario == "stress-2047" else 12), label="cpus")
+        some = data.draw(st.sets(cpu, min_size=1 if m.core.nr_cpus < 64 else 3, max_size=12), label="cpus")
         check_lines(m, cpumask_of(*some), data.draw(st.sampled_from(interfaces), label="interface"))
 
     check()
@@ -166,27 +165,6 @@ def test_every_cpu_but_one_can_go(scenario: str, design: str) -> None:
 
 
 # ---- the fewest moves
-
-
-def fewest(cpus: tuple[int, ...], leaving: int, nr_cpus: int) -> int:
-    """Return the least number of moves after which no channel is on a CPU that leaves, found by trying all."""
-    states, moves = {cpus}, 0
-    while not any(all(not leaving >> cpu & 1 for cpu in now) for now in states):
-        moves += 1
-        states = {
-            (*now[:at], cpu, *now[at + 1 :]) for now in states for at in range(len(now)) for cpu in range(nr_cpus)
-        }
-    return moves
-
-
-@given(st.lists(st.integers(0, 3), max_size=4), st.integers(0, 14))
-def test_no_fewer_moves_free_the_cpus(cpus: list[int], leaving: int) -> None:
-    """Against a search of all sequences of moves: those that leave the CPUs are as many as must, each moves once."""
-    movers = [Seat("d", cpu, False) for cpu in cpus if leaving >> cpu & 1]
-    others = [Seat("d", cpu, False) for cpu in cpus if not leaving >> cpu & 1]
-    chosen = place(movers, others, 0xF & ~leaving, [0xF])
-    assert fewest(tuple(cpus), leaving, 4) == len(movers) == len(chosen)
-    assert not any(leaving >> cpu & 1 for cpu in chosen)
 
 
 @pytest.mark.parametrize("design", ["legacy", "rfc"])
@@ -210,60 +188,6 @@ def test_the_kernel_is_not_content_with_fewer(design: str) -> None:
 
 
 # ---- where channels go
-
-
-def sum_of_squares(counts: Counter[Any]) -> int:
-    return sum(count * count for count in counts.values())
-
-
-def all_choices(movers: Sequence[Seat], allowed: int) -> Iterator[tuple[int, ...]]:
-    return itertools.product(tuple(cpus_of(allowed)), repeat=len(movers))
-
-
-seats = st.lists(st.builds(Seat, st.sampled_from("ab"), st.integers(0, 4), st.booleans()), max_size=4)
-
-
-@given(seats, seats, st.integers(1, 31))
-def test_channels_of_slow_devices_are_spread_as_evenly_as_can_be(
-    movers: list[Seat], others: list[Seat], allowed: int
-) -> None:
-    """Least loaded first: no other choice is more even."""
-    movers = [replace(seat, perf=False) for seat in movers]
-    base = Counter(seat.cpu for seat in others)
-    best = min(sum_of_squares(base + Counter(cpus)) for cpus in all_choices(movers, allowed))
-    assert best == sum_of_squares(base + Counter(place(movers, others, allowed, [31])))
-
-
-@given(seats, seats, st.integers(1, 31))
-def test_channels_of_one_device_keep_apart_if_they_can(movers: list[Seat], others: list[Seat], allowed: int) -> None:
-    """As init_vp_index has it for sub-channels: no other choice has fewer channels of a device on one CPU."""
-    movers = [replace(seat, perf=True) for seat in movers]
-
-    def together(cpus: Sequence[int]) -> int:
-        new = Counter((seat.device, cpu) for seat, cpu in zip(movers, cpus, strict=True))
-        return sum_of_squares(Counter((seat.device, seat.cpu) for seat in others) + new)
-
-    chosen = place(movers, others, allowed, [3, 28])
-    assert min(map(together, all_choices(movers, allowed))) == together(chosen)
-    assert chosen == place(movers, others, allowed, [3, 28])
-
-
-@pytest.mark.parametrize(
-    ("movers", "others", "allowed", "chosen"),
-    [
-        ([Seat("a", 3, True)], [], 0b0111, [2]),  # its node
-        ([Seat("a", 3, False)], [], 0b0111, [0]),  # of no account to slow devices
-        ([Seat("a", 3, True)], [Seat("b", 2, True)], 0b0111, [2]),  # its node, even where others are
-        ([Seat("a", 3, True)], [Seat("a", 2, True)], 0b0111, [0]),  # the other node rather than beside its own device
-        ([Seat("a", 1, True)], [Seat("b", 0, False), Seat("c", 0, False)], 0b0101, [0]),  # its node, however busy
-        ([Seat("a", 3, True)], [Seat("b", 0, True)], 0b0011, [1]),  # no CPU of its node: the one without perf channels
-        ([Seat("a", 3, False), Seat("b", 3, True)], [], 0b0100, [2, 2]),
-        ([Seat("s", 3, False), Seat("p", 3, True)], [], 0b1100 & 0b0111 | 1, [0, 2]),  # perf ones choose first
-    ],
-)
-def test_where_a_channel_goes(movers: list[Seat], others: list[Seat], allowed: int, chosen: list[int]) -> None:
-    """Two nodes of two CPUs: each rule, and which comes first."""
-    assert chosen == place(movers, others, allowed, [0b0011, 0b1100])
 
 
 def test_channels_go_where_they_may() -> None:
@@ -357,6 +281,21 @@ def test_a_managed_interrupt_is_shut_down_and_needs_no_line() -> None:
     assert not m.irq.descs[irq].started
     type_in(m, script(plan, restore=True))
     assert m.irq.descs[irq].started
+
+
+def test_an_interrupt_that_no_file_brings_back() -> None:
+    """It is told of: its affinity is not the user's to set."""
+    m = machine()
+    chip = IrqChip("fixed", irq_set_affinity=first_cpu, irq_mask=nop, irq_unmask=nop, irq_ack=nop)
+    irq = m.irq.alloc_descs()
+    m.irq.set_chip_and_handler(irq, chip, Flow.EDGE)
+    m.irq.request_irq(irq, lambda *_: IRQ_HANDLED, IRQF_NOBALANCING, "timer")
+    m.irq.descs[irq].update_effective_affinity(0b0100)
+    plan = plan_offline(m, 0b0100)
+    assert [(irq, "0-1,3", False)] == [(one.irq, one.to, one.no_longer_affine) for one in plan.migrations]
+    assert any(f"irq {irq}: stays where it has moved to" in note for note in plan.notes)
+    type_in(m, script(plan) + script(plan, restore=True))
+    assert 0b0001 == m.irq.descs[irq].effective_affinity
 
 
 def first_cpu(desc: Any, mask: int, force: bool) -> int:
@@ -540,10 +479,11 @@ def test_a_plan_changes_nothing() -> None:
     ("text", "number", "says"),
     [
         ("", errno.EINVAL, "names no CPU (EINVAL); present: 0-2"),
-        ("3", errno.EINVAL, "cpu 3: not present (EINVAL); present: 0-2"),
-        ("2-4", errno.EINVAL, "cpus 2-4: not all are present (EINVAL); present: 0-2"),
-        ("9", errno.EINVAL, "cpus 9: not all are present (EINVAL); present: 0-2"),
+        ("3", errno.EINVAL, "cpu list '3': not all of its CPUs are present (EINVAL); present: 0-2"),
+        ("2-4", errno.EINVAL, "not all of its CPUs are present (EINVAL); present: 0-2"),
+        ("9", errno.EINVAL, "cpu list '9': not all of its CPUs"),
         ("x", errno.EINVAL, "a cpu number is missing"),
+        ("\udcff", errno.EINVAL, "a cpu number is missing"),
         ("2-1", errno.EINVAL, "start <= end"),
         ("4294967296", errno.EOVERFLOW, "is not below 2^32"),
     ],
@@ -559,7 +499,7 @@ def test_cpus_that_no_plan_frees() -> None:
     """Those that are not there, all of them, CPU 0 of x86; and interfaces that there are not."""
     m = machine("cpus = { possible = 4, present = 3 }")
     for cpus in (0, -1, 0b1000):
-        assert "not present" in refused(errno.EINVAL, plan_offline, m, cpus)
+        assert "not all of its CPUs are present" in refused(errno.EINVAL, plan_offline, m, cpus)
     assert "one CPU must stay (EBUSY); online: 0-2" in refused(errno.EBUSY, plan_offline, m, 0b111)
     assert "no online file (EPERM); others: 1-2" in refused(errno.EPERM, plan_offline, m, 0b001)
     assert "choose from irq, sysfs, both" in refused(errno.EINVAL, plan_offline, m, 0b100, "acpi")

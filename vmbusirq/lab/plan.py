@@ -149,15 +149,15 @@ def parse_cpus(machine: Machine, text: str) -> int:
     """
     present = machine.present_mask
     try:
-        mask = bitmap_parselist(text.encode(), machine.core.nr_cpus)
+        mask = bitmap_parselist(text.encode(errors="surrogateescape"), machine.core.nr_cpus)
     except IrqError as error:
-        if error.errno == errno.ERANGE:  # past the last that is possible: say which are there
-            raise IrqError(errno.EINVAL, f"cpus {text}: not all are present (EINVAL); {_present(present)}") from error
-        raise
+        if error.errno != errno.ERANGE:
+            raise
+        raise _absent(f"cpu list {text[:40]!r}", present) from error  # past the last that is possible
     if not mask:
-        raise IrqError(errno.EINVAL, f"cpu list {text!r}: names no CPU (EINVAL); {_present(present)}")
+        raise IrqError(errno.EINVAL, f"cpu list {text[:40]!r}: names no CPU (EINVAL); present: {format_pbl(present)}")
     if mask & ~present:
-        raise IrqError(errno.EINVAL, f"{_cpus(mask & ~present)}: not present (EINVAL); {_present(present)}")
+        raise _absent(f"cpu list {text[:40]!r}", present)
     return mask
 
 
@@ -170,7 +170,7 @@ def _check(machine: Machine, mask: int) -> None:
     """
     online, present = machine.online_mask, machine.present_mask
     if mask <= 0 or mask & ~present:
-        raise IrqError(errno.EINVAL, f"cpu mask {mask:#x}: CPUs that are not present (EINVAL); {_present(present)}")
+        raise _absent(f"cpu mask {mask:#x}", present)
     if not online & ~mask:
         raise IrqError(
             errno.EBUSY, f"{_cpus(mask)}: cannot go offline: one CPU must stay (EBUSY); online: {format_pbl(online)}"
@@ -190,8 +190,8 @@ def _check(machine: Machine, mask: int) -> None:
         )
 
 
-def _present(mask: int) -> str:
-    return f"present: {format_pbl(mask)}"
+def _absent(what: str, present: int) -> IrqError:
+    return IrqError(errno.EINVAL, f"{what}: not all of its CPUs are present (EINVAL); present: {format_pbl(present)}")
 
 
 def _cpus(mask: int) -> str:
@@ -276,7 +276,7 @@ class _Planner:
             holders=holders,
             migrations=tuple(migration for _, migration in migrating),
             blockers=blockers,
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *self._lost(migrating)),
             free=self._free(targets) if possible else (),
             restore=self._restore([desc for desc, migration in migrating if migration.to]) if possible else (),
         )
@@ -381,6 +381,14 @@ class _Planner:
         if self._leaving and self._stay.bit_count() == 1:
             notes.append(f"{_cpus(self._stay)}: the last one that is online")
         return notes
+
+    def _lost(self, migrating: list[tuple[IrqDesc, Migration]]) -> list[str]:
+        """Say which interrupts move and cannot be brought back."""
+        return [
+            f"irq {one.irq}: stays where it has moved to; its affinity cannot be set from user space"
+            for desc, one in migrating
+            if one.to and not self._can_set(desc)
+        ]
 
     @property
     def _must_pause(self) -> bool:
