@@ -1,4 +1,4 @@
-"""Where channels go when their CPUs shall: as few moves as can be, as even as can be, against a search of everything."""
+"""Where channels go when their CPUs shall: few moves, and as even as can be, against a search of everything."""
 
 from __future__ import annotations
 

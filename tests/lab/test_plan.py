@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.footprint import footprint
 from vmbusirq import Machine
 from vmbusirq._ffi import lib
-from vmbusirq.cpumask import bitmap_parselist, cpumask_all, cpumask_of, cpus_of, format_pbl
+from vmbusirq.cpumask import bitmap_parselist, cpumask_all, cpumask_of, format_pbl
 from vmbusirq.designs import DESIGNS
 from vmbusirq.errors import IrqError
 from vmbusirq.irq import Flow, IrqChip, nop
@@ -378,6 +378,19 @@ def test_a_rescinded_channel_is_waited_for() -> None:
     m = machine(disks=[2])
     m.vmbus.channels[1].rescind()
     assert "ENODEV: the host has rescinded it; it goes as soon as" in blocked(m)
+
+
+def test_a_channel_that_user_space_cannot_see() -> None:
+    """Its device is being removed, and with it the cpu file; the file of its IRQ is there."""
+    m = machine(disks=[2])
+    device = m.vmbus.channels[1].device
+    assert device
+    device.registered = False
+    assert "ENOENT: it has no directory in sysfs; unbind its device's driver" in blocked(m, interface="sysfs")
+    plan = plan_offline(m, 0b0100, "both")
+    assert "# or:" not in script(plan)
+    type_in(m, script(plan))
+    assert 0b1011 == m.online_mask
 
 
 @pytest.mark.parametrize("design", ["legacy", "rfc"])
