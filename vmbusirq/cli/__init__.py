@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     states = ("idle", "busy", "masked", "closed")
     explain.add_argument("--state", choices=states, default="idle", help="of the channel when the host writes")
     add_json(explain)
+    _add_offline(command("offline", "take CPUs offline after the scenario has run, or plan how"))
     parse = command("parse", "read a real /proc/interrupts of any generation", machine=False)
     parse.add_argument("file", metavar="FILE", help="- for standard input")
     form = parse.add_mutually_exclusive_group()
@@ -82,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--strict", action="store_true", help="exit with status 1 if a bar does not hold")
     bench.add_argument("--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB")
     return parser
+
+
+def _add_offline(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("cpus", metavar="CPUS", help="a CPU, or a list as the kernel reads it: 4-7")
+    sub.add_argument("--plan", action="store_true", help="do nothing; say who refuses, and how to free the CPUs")
+    sub.add_argument("--interface", choices=("irq", "sysfs", "both"), help="move channels by /proc/irq or by sysfs")
+    sub.add_argument("--restore", action="store_true", help="with --shell: the lines that bring everything back")
+    sub.add_argument("--no-move", action="store_true", help="move no channel: show who refuses")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--shell", action="store_true", help="with --plan: only the lines, for a shell")
+    form.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

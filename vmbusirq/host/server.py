@@ -74,7 +74,7 @@ class HostBus:
         self.hv_sock: Final = HvSock(self)
         self.complaints = 0
         self.messages_posted = 0
-        self.execute: Callable[[Steps[None]], object] = run
+        self.execute: Callable[[Steps[None]], None] = run
         self._devices: list[HostDevice] = []
         self._fixed: dict[HostConnection, Counter[int]] = {}
         self._due: list[tuple[int, int, Callable[[], None]]] = []

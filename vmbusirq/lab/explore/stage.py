@@ -225,7 +225,8 @@ class Stage:
         for relid, channel in self.vmbus.channels.items():
             there = self.host.default.channel(relid)
             if there is not None and there.is_open and there.target_vp != channel.target_cpu:
-                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {channel.target_cpu}"
+                target = channel.target_cpu
+                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {target}"
         return ""
 
     def watch(self) -> Mapping[str, object]:
