@@ -15,6 +15,8 @@ from rich.tree import Tree
 from vmbusirq.fs.parse import InterruptsRow, InterruptsTable
 from vmbusirq.lab.bench import BenchRow, Finding
 from vmbusirq.lab.explain import Explanation, Step
+from vmbusirq.lab.explore.race import Verdict
+from vmbusirq.lab.explore.text import HEADER, verdict_rows
 from vmbusirq.lab.plan import Plan
 from vmbusirq.lab.rehearse import Result, plan_sections, plan_tables, plan_title, result_tables
 from vmbusirq.lab.rehearse import Table as PlainTable
@@ -42,13 +44,13 @@ def console() -> Console:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar() -> Iterator[Callable[[float, float, str], None]]:
     """Show a bar on standard error; yield the callback (done, total, what) that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
-        def update(done: int, total: int, what: str) -> None:
+        def update(done: float, total: float, what: str) -> None:
             progress.update(task, completed=done, total=total, description=what)
 
         yield update
@@ -153,6 +155,17 @@ def _draw(table: PlainTable) -> RenderableType:
         out.add_column(name, justify="right" if at in table.right else "left")
     for row in table.rows:
         out.add_row(*map(Text, row))
+    return out
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """Return what explored races came to, a row for each variant."""
+    out = Table(title="races", title_justify="left", header_style="bold", pad_edge=False)
+    for at, name in enumerate(HEADER):
+        out.add_column(name, justify="left" if at < 3 else "right")
+    for verdict, (race, variant, says, *counts) in zip(verdicts, verdict_rows(verdicts), strict=True):
+        style = "red" if not verdict.as_expected else "yellow" if verdict.explored.bad else "green"
+        out.add_row(race, variant, Text(says, style=style), *counts)
     return out
 
 

@@ -42,7 +42,7 @@ def in_interrupt(core: Core, cpu: int) -> bool:
 def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
     """Take what is pending on a CPU: the callback vector, unless it is held, and softirqs.
 
-    ``touches`` names: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``), ``irq
+    ``touches`` names: ``vector``, ``interrupt``, ``flags``, ``slot``, ``softirq`` of a CPU (``flags cpu1``), ``irq
     N``, ``relid N`` (its place in the domain), ``channel N`` (by relid; its tasklet too), ``ring N in``, ``resend``, and
     ``host``, whom a reader signals. No CPU is interrupted again before it has left, as in vi_vcpu_run().
 
