@@ -120,7 +120,7 @@ def test_4_5_row_1_nothing_is_asked_while_the_guest_is_not_connected(design: Any
 def test_4_5_row_1_nor_once_it_has_left_its_host(design: Any, cpu: int) -> None:
     """After UNLOAD a channel that is still there keeps no CPU, not even the connect CPU."""
     guest = opened(2, design=design)
-    guest.vmbus._ctx.control.connected = False
+    guest.vmbus.control.connected = False
     guest.vmbus.synic_cleanup(cpu)
     assert 0xF & ~(1 << cpu) == guest.vmbus.synics_on
 
