@@ -359,7 +359,8 @@ class Script:
         if channel.irq:
             self._stage.fs.write(f"/proc/irq/{channel.irq}/smp_affinity_list", event.cpus.encode())
         else:  # a design without channel IRQs has the channel's own file only
-            mask = bitmap_parselist(event.cpus.encode(), self._stage.scenario.cpus.possible) & self._stage.online_mask
+            mask = bitmap_parselist(event.cpus.encode(), self._stage.scenario.cpus.possible)
+            mask = mask & self._stage.online_mask or mask
             self._stage.vmbus.target_cpu_store(channel, str((mask & -mask).bit_length() - 1).encode())
         self._stage.settle()
         return self._describe(event.device, event.sub)

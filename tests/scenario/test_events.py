@@ -105,7 +105,10 @@ def disconnect(seconds: object) -> str:
         (at(1, "offline", "cpus = '0-1'"), "event[0].cpus: '0-1': CPU 0 of x86 is always online; leave it out"),
         (at(1, "online", "cpus = '0'"), "event[0].cpus: '0': CPU 0 of x86 is always online"),
         (at(1, "offline", "cpus = '1'\ndevice = 'disk'"), "event[0].device: unknown key"),
-        (at(1, "suspend") + at(2, "offline", "cpus = '1'"), "event[1].action: offline cannot be: the guest is suspended"),
+        (
+            at(1, "suspend") + at(2, "offline", "cpus = '1'"),
+            "event[1].action: offline cannot be: the guest is suspended",
+        ),
         (at(1, "suspend") + at(2, "online", "cpus = '1'"), "event[1].action: online cannot be: the guest is suspended"),
         (at(1, "connect", "port = 22"), "event[0].connection: is missing"),
         (connect(1, ""), "event[0].port: is missing"),

@@ -267,6 +267,17 @@ def test_a_cpu_that_is_refused_is_told_and_the_others_go(design: str) -> None:
     assert [2000, 100] == [machine.script.interrupts("disk", sub) for sub in range(2)]
 
 
+@pytest.mark.parametrize("design", ["legacy", "rfc"])
+def test_an_affinity_to_a_cpu_that_is_away_is_refused(design: str) -> None:
+    """EINVAL by either file (vmbus.md 4.2, row 6; 4.3, row 3); where one of the list is online, that one is taken."""
+    events = event(20, "offline", cpus="2-3") + event(30, "affinity", relid=2, cpus="2-3")
+    machine = machine_of(events + event(40, "affinity", relid=2, cpus="1-2"), design=design)
+    machine.run()
+    assert [("offline", True), ("affinity", False), ("affinity", True)] == results(machine)
+    assert "EINVAL" in machine.script.happened[1].result
+    assert 1 == machine.vmbus.channels[2].target_cpu
+
+
 def test_cpu_0_of_arm64_is_refused_by_its_connection() -> None:
     """It has a file ``online``; what refuses is the connect CPU (vmbus.md 4.5, row 2)."""
     text = 'arch = "arm64"\n' + BASE.format(present="false", nic=0, nic_sub=0) + event(30, "offline", cpus="0")
@@ -280,13 +291,15 @@ def test_cpu_0_of_arm64_is_refused_by_its_connection() -> None:
 
 def test_the_state_that_a_cpu_has_is_no_refusal() -> None:
     """A write of the present state succeeds."""
-    machine = machine_of(event(10, "online", cpus="1-3") + event(20, "offline", cpus="3") + event(30, "offline", cpus="3"))
+    machine = machine_of(
+        event(10, "online", cpus="1-3") + event(20, "offline", cpus="3") + event(30, "offline", cpus="3")
+    )
     machine.run()
     assert [("online", True), ("offline", True), ("offline", True)] == results(machine)
 
 
 def test_a_device_that_comes_while_cpus_are_away_has_channels_for_those_that_are_there() -> None:
-    """netvsc asks for min(8, online CPUs) channels (vmbus.md 5.4), and once; what the others lack is told."""
+    """Netvsc asks for min(8, online CPUs) channels (vmbus.md 5.4), and once; what the others lack is told."""
     events = event(20, "offline", cpus="2-3") + event(30, "hot-add", device="nic") + event(40, "online", cpus="2-3")
     machine = machine_of(events)
     machine.run()
