@@ -84,6 +84,25 @@ def test_run_says_what_went_wrong_in_a_scenario(tmp_path: Path, capsys: pytest.C
     assert "50 s: affinity d/0: " in told.err
 
 
+def test_run_tells_which_cpu_did_not_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A CPU that refuses is one line and an event that is not ok; the table has the column still."""
+    scenario = tmp_path / "busy.toml"
+    scenario.write_text(
+        'duration_s = 9\n[cpus]\npossible = 3\n[[device]]\nname = "d"\nclass = "scsi"\n'
+        '[[channel]]\ndevice = "d"\nrelid = 5\ncount = 2\n'
+        '[[event]]\nat_s = 4\naction = "offline"\ncpus = "1-2"\n',
+        encoding="utf-8",
+    )
+    assert 0 == main(["run", "-s", str(scenario), "--json"])
+    told = capsys.readouterr()
+    refusal = "cpu 1: cannot go offline: it serves channels 6 (EBUSY); move them first; online: 0-1"
+    assert [f"4 s: offline cpu 1-2: {refusal}"] == told.err.splitlines()
+    out = json.loads(told.out)
+    (event,) = out["events"]
+    assert ("offline", "cpu 1-2", False, refusal) == tuple(event[key] for key in ("action", "what", "ok", "result"))
+    assert [0, 1] == out["cpus"]
+
+
 def test_run_table_shows_names_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     """The heat table for people."""
     assert 0 == main(["run", "--format", "table"])

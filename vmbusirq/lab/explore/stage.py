@@ -24,6 +24,8 @@ from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.log import Log
 from vmbusirq.steps import Context, Steps
 from vmbusirq.vmbus.channel import Channel
+from vmbusirq.vmbus.clockevent import ClockEvents
+from vmbusirq.vmbus.clocksource import Clocksources
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
 from vmbusirq.vmbus.isr import deliverable, vcpu_steps
@@ -85,7 +87,14 @@ class Stage:
             options=GuestOptions(strict_rfc=strict_rfc, max_version=int(version)),
         )
         present = (1 << cpus) - 1
-        self.switch: Final = CpuSwitch(self.irq, self.partition, self.vmbus, present=present, hotpluggable=present & ~1)
+        self.switch: Final = CpuSwitch(
+            self.irq,
+            self.partition,
+            self.vmbus,
+            ClockEvents(self.core, self.partition, Clocksources(self.partition)),
+            present=present,
+            hotpluggable=present & ~1,
+        )
         self.vmbus.devices.drivers.clear()
         self.partition.add_check(self.irq.reraise)
         self.vmbus.synic_init(range(cpus))
