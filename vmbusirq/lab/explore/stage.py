@@ -21,6 +21,7 @@ from vmbusirq.hotplug import CpuSwitch
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
+from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
 from vmbusirq.steps import Context, Steps
 from vmbusirq.vmbus.channel import Channel
@@ -193,6 +194,17 @@ class Stage:
 
     # ---- what must not be
 
+    def invariants(self) -> tuple[Invariant, ...]:
+        """Return all that must hold when nobody can go on."""
+        return (
+            self.stranded,
+            self.lost_flags,
+            self.on_offline_cpu,
+            self.outside_mask,
+            self.host_disagrees,
+            self.not_conserved,
+        )
+
     def stranded(self) -> str:
         """Packets wait in a ring whose reader has been told of them by nobody."""
         for relid, channel in self.vmbus.channels.items():
@@ -236,6 +248,21 @@ class Stage:
             if there is not None and there.is_open and there.target_vp != channel.target_cpu:
                 target = channel.target_cpu
                 return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {target}"
+        return ""
+
+    def not_conserved(self) -> str:
+        """Packets were read that nobody wrote, or not read although the ring is empty; or an arrival counts twice."""
+        for relid, channel in self.vmbus.channels.items():
+            there = self.host.default.channel(relid)
+            if there is None or not there.is_open or channel.rings is None:
+                continue
+            written, read = there.stats.packets, channel.stats.packets
+            if read > written or (read < written and not channel.ring_in.bytes_to_read):
+                return f"channel {relid}: {written} packets were written, {read} were read"
+            if channel.irq:
+                counted = int(self.irq.counts[channel.irq].sum())
+                if counted > there.stats.edges:
+                    return f"irq {channel.irq}: {there.stats.edges} signals came, {counted} interrupts are counted"
         return ""
 
     def watch(self) -> Mapping[str, object]:
