@@ -173,15 +173,16 @@ _RANK: Final = {Context.TASK: 0, Context.SOFTIRQ: 1, Context.HARDIRQ: 2}
 def may_go(actor: Actor, actors: Sequence[Actor]) -> bool:
     """Return whether an actor can take its next step now: its condition holds, the lock is free, its CPU its own."""
     step = actor.step
-    if step is None or (step.takes is not None and _is_held(step.takes, actor, actors)):
+    if step is None or (step.takes is not None and _is_held(step.takes, actors)):
         return False
     if _is_stopped(actor, step, actors) or (actor.cpu is not None and _is_kept_off(actor, step, actors)):
         return False
     return step.ready is None or step.ready()
 
 
-def _is_held(lock: Lock, actor: Actor, actors: Sequence[Actor]) -> bool:
-    return any(lock.excludes(held) for other in actors if other is not actor and other.running for held in other.locks)
+def _is_held(lock: Lock, actors: Sequence[Actor]) -> bool:
+    """Whether somebody holds what excludes a lock; who holds it already waits for itself."""
+    return any(lock.excludes(held) for actor in actors for held in actor.locks)
 
 
 def _is_stopped(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:
