@@ -121,7 +121,7 @@ def check_reduction(program: Program) -> None:
     assert sorted(set(by_labels.values())) == sorted(by_labels[order] for order in played)
     assert {states[-1][0] for states in orders.values()} == {end for _, end, _ in ends}
     plain, _ = explored(Toy(program, bad=bad), reduction=False)
-    assert {one.what for one in plain.bad} == {one.what for one in found.bad}
+    assert {one.kind for one in plain.bad} == {one.kind for one in found.bad}
     assert found.complete
 
 
