@@ -11,7 +11,7 @@ from typing import Final
 
 from vmbusirq._ffi import lib
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import IrqError, check
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.irq.cpuhotplug import CPUS_WRITE_LOCK
@@ -75,6 +75,8 @@ class CpuSwitch:
         self._irq.set_cpu_online(cpu, False)
         yield Step(f"cpu {cpu}: has left the online mask", Context.HARDIRQ)
         yield from self._irq.irq_migrate_all_off_steps(cpu)
+        # in stop_machine still: works queued before their IRQ was moved, without their interrupt (smpcfd_dying_cpu)
+        check(lib.vi_irq_work_flush(self._irq.machine, cpu), f"cpu {cpu}: its irq_works cannot be run")
 
     def _is_quiet(self, cpu: int) -> bool:
         return not lib.vi_vcpu_pending(self._irq.machine, cpu)

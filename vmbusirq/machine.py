@@ -125,6 +125,7 @@ class Machine:
             simd=simd,
             hyp_count=self.design.hyp_count,
             channel_irqs=self.design.channel_irqs,
+            redirect=self.design.redirects,
             shutdown_adds_depth=self.generation.shutdown_adds_depth,
             seed=seed,
         )
@@ -248,6 +249,7 @@ class Machine:
                 },
                 probe_order=tuple(instances[name] for name in scenario.probe_order),
                 page_bytes=scenario.page_kib << 10,
+                seed=self.seed,
             ),
             ppi_irq=self.platform.vmbus_ppi,
         )

@@ -4,7 +4,7 @@
  * bit, in its two forms.
  *
  * legacy: relid -> channels[] -> callback. rfc: relid -> irqdomain -> descriptor -> flow handler ->
- * action -> callback (RFC patches 08 and 09). It is the oracle for the fast engine's counters and
+ * action -> callback (RFC patches 08 and 09); with redirection between descriptor and flow. It is the oracle for the fast engine's counters and
  * the peer of its benchmarks: same steps, same locked instructions, same cache lines as the
  * kernel's; RCU is a compiler barrier in both.
  */
@@ -83,7 +83,8 @@ static inline __attribute__((always_inline)) int sched_legacy(struct vi_cpu *cpu
 	return claimed;
 }
 
-static inline __attribute__((always_inline)) int sched_rfc(struct vi_cpu *cpu, const bool traced)
+static inline __attribute__((always_inline)) int sched_rfc(struct vi_cpu *cpu, const bool traced,
+							   const bool redirect)
 {
 	uint64_t *words = cpu->sint_flags;
 	int claimed = 0;
@@ -111,7 +112,7 @@ static inline __attribute__((always_inline)) int sched_rfc(struct vi_cpu *cpu, c
 			vi_count(&cpu->lost.unmapped, 1);
 		else if (unlikely(ch && vi_load_relaxed(&ch->rescind)))
 			__atomic_fetch_add(&cpu->m->rescinded, 1, __ATOMIC_RELAXED);
-		else
+		else if (!redirect || !vi_redirect_remote(cpu, desc))
 			(traced ? vi_flow_traced(desc->handle_irq) : desc->handle_irq)(cpu, desc);
 		rcu_barrier_here();
 	}
@@ -126,7 +127,7 @@ __attribute__((aligned(64))) int vi_lx_chan_sched_legacy(struct vi_cpu *cpu)
 
 __attribute__((aligned(64))) int vi_lx_chan_sched_rfc(struct vi_cpu *cpu)
 {
-	return sched_rfc(cpu, false);
+	return sched_rfc(cpu, false, false);
 }
 
 static int sched_legacy_traced(struct vi_cpu *cpu)
@@ -136,12 +137,24 @@ static int sched_legacy_traced(struct vi_cpu *cpu)
 
 static int sched_rfc_traced(struct vi_cpu *cpu)
 {
-	return sched_rfc(cpu, true);
+	return sched_rfc(cpu, true, false);
 }
 
-vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced)
+static int sched_redirect(struct vi_cpu *cpu)
 {
+	return sched_rfc(cpu, false, true);
+}
+
+static int sched_redirect_traced(struct vi_cpu *cpu)
+{
+	return sched_rfc(cpu, true, true);
+}
+
+vi_scan_t vi_lx_scan_variant(const struct vi_machine *m, bool traced)
+{
+	if (m->redirect)
+		return traced ? sched_redirect_traced : sched_redirect;
 	if (traced)
-		return channel_irqs ? sched_rfc_traced : sched_legacy_traced;
-	return channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
+		return m->channel_irqs ? sched_rfc_traced : sched_legacy_traced;
+	return m->channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
 }

@@ -225,7 +225,7 @@ class _Recorder:
     def hear(self, event: Event) -> None:
         """Take one event of the trace."""
         now = self._counters.read()
-        if event.step == lib.VI_TRACE_VECTOR:
+        if event.step in (lib.VI_TRACE_VECTOR, lib.VI_TRACE_IRQ_WORK):
             self._context = f"CPU {event.cpu}, hard interrupt"
         elif event.step == lib.VI_TRACE_SOFTIRQ:
             self._context = f"CPU {event.cpu}, softirq"
