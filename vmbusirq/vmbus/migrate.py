@@ -8,9 +8,9 @@ Why HANDOVER loses nothing. A signal of the host can be lost only if it comes to
 which means that the host has not carried the move out yet. The ring is level-like: the packet stays in it, and any
 later run of the handler on any CPU drains whatever is there. So each channel that was moved is interrupted once more,
 by the guest itself, on its new CPU, when the SynIC of the old one is off; and again when the host confirms a move that
-it had not confirmed by then, for after that no signal can go to the old CPU. Where no confirmation is to be had, because
+it had not confirmed by then, for after that no signal can go to the old CPU. Where no confirmation is to be had, since
 the protocol has none or it was lost, the poke is repeated after fixed times; a host that is later than the last of them
-can strand a packet until the next poke or offline, and nothing but the host could mend that.
+can strand a packet until the channel is interrupted for another reason, and nothing but the host could mend that.
 """
 
 from __future__ import annotations
