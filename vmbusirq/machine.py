@@ -313,7 +313,8 @@ class Machine:
     def arch_rows(self) -> tuple[ArchRow, ...]:
         """The x86 rows that this machine shows, in the order of the file; none on arm64."""
         hidden = self.scenario.impossible if self.generation.hides_impossible_rows else ()
-        rows = [row for row in X86_ROWS if row.label in self.scenario.rows and row.label not in hidden]
+        shown = {*self.scenario.rows, *(("IWI",) if self.design.redirects and self.arch == "x86" else ())}
+        rows = [row for row in X86_ROWS if row.label in shown and row.label not in hidden]
         claimed = {"HVS": Feature.STIMER_DIRECT, "HRE": Feature.REENLIGHTENMENT}  # vectors that only those need
         rows = [row for row in rows if row.label not in claimed or self.partition.features.has(claimed[row.label])]
         if not self.design.hyp_row:

@@ -1,4 +1,4 @@
-"""Interrupt redirection, bullet by bullet (genirq.md 10; vmbusirq/irq knows nothing of it, csrc/irq/redirect.c does it)."""
+"""Interrupt redirection, bullet by bullet (genirq.md 10): csrc/irq/redirect.c."""
 
 from __future__ import annotations
 

@@ -218,7 +218,9 @@ class Migration:
             return set_target(channel, new)
         if not self._has(Unlock.MODIFYCHANNEL):
             version = self._ctx.control.version
-            raise _busy(cpu, f"channel {channel.dir_name} comes to it, and no host moves it at {version} (EBUSY)")
+            raise _busy(
+                cpu, f"channel {channel.dir_name} comes to it and cannot be moved at protocol version {version} (EBUSY)"
+            )
         moves.append(Move(channel, cpu, new))
         yield from self._send(channel, new, cpu)
         return None
