@@ -379,7 +379,7 @@ struct vi_config {
 	uint32_t channel_irqs;		/* 0: channels have no Linux IRQ (design legacy) */
 	/* 1: the last free_irq adds to depth instead of setting it to 1 (since 6.18) */
 	uint32_t shutdown_adds_depth;
-	/* 1: an IRQ of the domain runs on a CPU of its effective mask, whatever CPU its flag is on */
+	/* 1: an IRQ of the domain runs on a CPU of its effective mask, wherever its flag is */
 	uint32_t redirect;
 	uint64_t seed;
 };

@@ -140,6 +140,7 @@ def table(m: Machine) -> dict[str, list[int]]:
 def moves_late(engine: str) -> Machine:
     """A disk that is moved half-way, by a host that does not follow before the end."""
     text = """
+duration_s = 100
 cpus.possible = 4
 platform.rows = ["NMI"]
 [host]

@@ -117,18 +117,7 @@ class Machine:
         self.strict_rfc: Final = strict_rfc
         self.booted = False
         nr_irqs = self._nr_irqs_at_boot()
-        self.core: Final = Core(
-            self.scenario.cpus.possible,
-            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
-            arch=self.scenario.arch,
-            engine=engine,
-            simd=simd,
-            hyp_count=self.design.hyp_count,
-            channel_irqs=self.design.channel_irqs,
-            redirect=self.design.redirects,
-            shutdown_adds_depth=self.generation.shutdown_adds_depth,
-            seed=seed,
-        )
+        self.core: Final = self._make_core(nr_irqs, engine, simd)
         self.partition: Final = self._make_partition(profile)
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
@@ -186,6 +175,20 @@ class Machine:
     @property
     def _timers(self) -> TimerSpec:
         return self.scenario.timers or TimerSpec()
+
+    def _make_core(self, nr_irqs: int, engine: str, simd: str) -> Core:
+        return Core(
+            self.scenario.cpus.possible,
+            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
+            arch=self.scenario.arch,
+            engine=engine,
+            simd=simd,
+            hyp_count=self.design.hyp_count,
+            channel_irqs=self.design.channel_irqs,
+            redirect=self.design.redirects,
+            shutdown_adds_depth=self.generation.shutdown_adds_depth,
+            seed=self.seed,
+        )
 
     def _make_hotplug(self) -> CpuSwitch:
         hotpluggable = self.present_mask & ~1 if self.arch == "x86" else self.present_mask

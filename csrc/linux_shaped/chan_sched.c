@@ -4,9 +4,9 @@
  * bit, in its two forms.
  *
  * legacy: relid -> channels[] -> callback. rfc: relid -> irqdomain -> descriptor -> flow handler ->
- * action -> callback (RFC patches 08 and 09); with redirection between descriptor and flow. It is the oracle for the fast engine's counters and
- * the peer of its benchmarks: same steps, same locked instructions, same cache lines as the
- * kernel's; RCU is a compiler barrier in both.
+ * action -> callback (RFC patches 08 and 09); with redirection between descriptor and flow. It is
+ * the oracle for the fast engine's counters and the peer of its benchmarks: same steps, same locked
+ * instructions, same cache lines as the kernel's; RCU is a compiler barrier in both.
  */
 #include "internals.h"
 

@@ -7,8 +7,8 @@
  * enables, frees and requests, and takes whole IRQs away. Then: no flag lost (what was raised last
  * was seen), no packet lost or altered (the checksums of both ends agree), no handler on two CPUs
  * at once, nothing runs after it was freed. The linux engine drops an arrival while the IRQ runs
- * elsewhere, as v6.10 does; there the account must close instead: counted + dropped = raised. A third
- * run redirects: the handlers move, the host does not follow, and works that wait merge.
+ * elsewhere, as v6.10 does; there the account must close instead: counted + dropped = raised. A
+ * third run redirects: the handlers move, the host does not follow, and works that wait merge.
  *
  * Usage: test_stress [flags and packets, default 1000000]
  */
