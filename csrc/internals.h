@@ -278,7 +278,6 @@ struct vi_machine {
 	uint32_t hyp_count;
 	struct vi_irq_desc *message_desc;
 	struct vi_irq_desc *toplevel_desc;
-	struct vi_irq_desc *irq_work_desc;
 
 	uint32_t nr_cpus;
 	uint32_t nr_irqs_max;
@@ -288,6 +287,7 @@ struct vi_machine {
 	uint32_t channel_irqs;
 	uint32_t shutdown_adds_depth;
 	uint32_t redirect;
+	struct vi_irq_desc *irq_work_desc;
 	uint32_t skip_entropy;		/* a benchmark wants to know what the sample costs */
 	uint64_t seed;
 	uint64_t time_ms;

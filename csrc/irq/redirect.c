@@ -12,7 +12,10 @@
  */
 #include "internals.h"
 
-/* Have the interrupt of this CPU's list raised: a bit that vi_vcpu_run() tests anyway. */
+/*
+ * irq_work_queue_on(): onto the list, and have the interrupt raised: a bit that vi_vcpu_run() looks
+ * at anyway.
+ */
 static void queue_work_on(struct vi_cpu *target, struct vi_irq_desc *desc)
 {
 	if (__atomic_exchange_n(&desc->work_pending, 1, __ATOMIC_SEQ_CST))
@@ -43,11 +46,11 @@ bool vi_redirect_remote(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	slot = vi_load(&desc->slot);
 	remote = slot && !(desc->effective[cpu->id / 64] >> (cpu->id % 64) & 1);
 	if (remote && desc->action) {
-		vi_trace(cpu->m, VI_TRACE_REDIRECT, cpu->id, desc->irq, slot->owner);
 		queue_work_on(vi_cpu_of(cpu->m, slot->owner), desc);
+		vi_trace(cpu->m, VI_TRACE_REDIRECT, cpu->id, desc->irq, slot->owner);
 	} else if (remote) {
-		vi_trace(cpu->m, VI_TRACE_REDIRECT, cpu->id, desc->irq, -1);
 		vi_count(&cpu->lost.no_action, 1);
+		vi_trace(cpu->m, VI_TRACE_REDIRECT, cpu->id, desc->irq, -1);
 	}
 	vi_unlock(&desc->lock);
 	return remote;

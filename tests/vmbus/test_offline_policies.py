@@ -635,7 +635,7 @@ def test_until_the_host_follows_the_old_cpu_claims_the_flags() -> None:
     assert not is_hung(guest)
 
 
-def test_two_offers_take_part() -> None:
+def test_sub_channels_take_part() -> None:
     """Sub-channels as well."""
     guest = Guest(REDIRECT, offers=[offer_of("scsi", 5, "a")])
     guest.host.post(offer_of("scsi", 11, "a", 1))

@@ -195,6 +195,7 @@ class _Counters:
             now[f"IRQ {irq} cnt"] = int(counters.irq[row + irq])
         if core.arch == "x86":
             now["HYP"] = core.arch_row(cpu, lib.VI_ROW_HYP)
+            now["IWI"] = core.arch_row(cpu, lib.VI_ROW_IWI)
         else:
             ppi = self._machine.platform.vmbus_ppi
             now[f"IRQ {ppi} (PPI) cnt"] = int(counters.irq[row + ppi])

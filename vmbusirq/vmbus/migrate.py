@@ -202,9 +202,12 @@ class Migration:
                 yield from self._wait_for_open(channel)
             else:
                 moving = self._locked(cpu, self._move_host_of(channel, cpu, moves))
-                yield from holding(CHANNEL_MUTEX, moving)
+                old = yield from holding(CHANNEL_MUTEX, moving)
+                if old is not None:
+                    self._retarget.account(channel, old)
 
     def _move_host_of(self, channel: Channel, cpu: int, moves: list[Move]) -> Steps[int | None]:
+        """Return the old CPU of a closed channel, which is where the next open would have put it."""
         if not self._host_is_at(channel, cpu) or channel.rescinded:
             return None
         desc = self._desc(channel)
@@ -373,39 +376,39 @@ class Migration:
     def undo(self, moves: list[Move]) -> Steps[None]:
         """Put channels back where they were: the CPU stays online. What the host does not hear of is logged."""
         for move in reversed(moves):
-            if move.channel.gone or move.channel.rescinded:
+            channel = move.channel
+            if channel.gone or channel.rescinded:
                 continue
-            yield Step(f"channel {move.channel.relid}: goes back to cpu {move.old}", takes=CHANNEL_MUTEX)
-            desc = self._desc(move.channel)
-            going = self._locked(move.old, self._undo_one(move))
-            if desc is None:
-                yield from holding(CHANNEL_MUTEX, going)
-                continue
-            yield Step(f"irq {desc.irq}: goes back, takes desc->lock", locks=(CHANNEL_MUTEX,), takes=desc.lock)
-            yield from holding(CHANNEL_MUTEX, holding(desc.lock, going))
+            yield Step(f"channel {channel.relid}: goes back to cpu {move.old}", takes=CHANNEL_MUTEX)
+            desc = self._desc(channel)
+            going = self._locked(move.old, self._undo_one(move, desc))
+            if desc is not None:
+                yield Step(f"irq {desc.irq}: goes back, takes desc->lock", locks=(CHANNEL_MUTEX,), takes=desc.lock)
+                going = holding(desc.lock, going)
+            if (yield from holding(CHANNEL_MUTEX, going)):
+                self._retarget.account(channel, move.new)
         moves.clear()
 
-    def _undo_one(self, move: Move) -> Steps[None]:
+    def _undo_one(self, move: Move, desc: IrqDesc | None) -> Steps[bool]:
+        """Return whether the channel's own CPU has changed."""
         channel, redirects = move.channel, self._ctx.design.redirects
         is_open = channel.state is ChannelState.OPENED
         now = channel.moves.host_cpu if redirects and is_open else channel.target_cpu
         if now not in (move.old, move.new):
-            return  # somebody else has moved it meanwhile
+            return False  # somebody else has moved it meanwhile
         if is_open:
             try:
                 yield from self._retarget.send_modify(channel, move.old)
             except IrqError as error:
                 self._ctx.irq.log.err(f"hv_vmbus: channel {channel.dir_name} cannot go back to cpu {move.old}: {error}")
-                return
+                return False
         if channel.gone or channel.rescinded or now == move.old or (redirects and is_open):
-            return
-        desc = self._desc(channel)
+            return False
         set_target(channel, move.old)
-        if not redirects:
-            self._retarget.account(channel, move.new)
-            if desc is not None:
-                desc.affinity = move.affinity
-                desc.update_effective_affinity(move.effective)
+        if desc is not None and not redirects:
+            desc.affinity = move.affinity
+            desc.update_effective_affinity(move.effective)
+        return True
 
 
 def _busy(cpu: int, why: str) -> IrqError:
