@@ -163,7 +163,7 @@ def test_the_connect_cpu_stays(design: Any) -> None:
     assert before == state(guest)
 
 
-@pytest.mark.parametrize("design", [PICK, HANDOVER], **by_name)
+@pytest.mark.parametrize("design", [PICK, HANDOVER, REDIRECT], **by_name)
 @pytest.mark.parametrize("fails_at", [0, 1, 2])
 def test_what_the_host_refuses_is_rolled_back(design: Any, fails_at: int) -> None:
     """A status other than 0 for one of three channels: EBUSY, and all three are where they were."""
@@ -440,6 +440,20 @@ def test_a_move_of_the_user_before_is_covered_as_well(version: Version) -> None:
     send(guest)
     guest.pass_time(0.5)
     assert not is_hung(guest)
+
+
+def test_where_no_answer_can_come_the_books_are_closed_with_the_last_poke() -> None:
+    """Below 5.3: 20 ms, three pokes; when the CPU goes once more there is nothing left to wait for."""
+    guest = guest_with(1, HANDOVER, version=Version.V5_2)
+    channel = guest.vmbus.channels[5]
+    before = channel.stats.interrupts
+    assert 20 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(2))
+    guest.pass_time(2)
+    assert 3 == channel.stats.interrupts - before
+    guest.vmbus.synic_init([2])
+    assert 0 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(2))
+    guest.pass_time(2)
+    assert 3 == channel.stats.interrupts - before
 
 
 def test_a_poke_of_an_empty_ring_is_an_interrupt_and_nothing_else() -> None:

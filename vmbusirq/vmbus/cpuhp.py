@@ -94,9 +94,10 @@ class CpuHotplug:
             yield from self._migration.move(cpu, moves)
             yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it")
             if self._hands_over:
-                yield from self._migration.wait(cpu, moves)
+                yield from self._migration.wait(cpu)
             elif design.wait_modifychannel:
                 yield from self._wait_for_moves(cpu)
+            self._migration.check(cpu, moves)
             yield from self._wait_for_flags(cpu)
         except Exception:
             if design.set_affinity_lock:

@@ -19,6 +19,7 @@ import errno
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 from vmbusirq.core import TICKS_PER_MS
@@ -310,12 +311,14 @@ class Migration:
         channels = self._devices.all_channels()
         return [channel for channel in channels if channel.moves.left >> cpu & 1 and not channel.rescinded]
 
-    def wait(self, cpu: int, moves: list[Move]) -> Steps[None]:
-        """Wait until the host has confirmed all moves, but not for ever; ask once more in between.
+    def check(self, cpu: int, moves: Iterable[Move]) -> None:
+        """Refuse if the host has said that it does not move a channel (EBUSY): all its signals would be lost."""
+        for move in moves:
+            if move.channel.state is ChannelState.OPENED and move.channel.moves.status:
+                raise _busy(cpu, f"the host does not move channel {move.channel.dir_name} (EBUSY)")
 
-        Raises:
-            IrqError: EBUSY the host refuses one.
-        """
+    def wait(self, cpu: int) -> Steps[None]:
+        """Wait until the host has confirmed all moves, but not for ever; ask once more in between."""
         if not self._has(Unlock.MODIFYCHANNEL_RESPONSE):
             if self._unconfirmed(cpu):
                 point = f"cpu {cpu}: leaves the host time for MODIFYCHANNEL"
@@ -328,9 +331,6 @@ class Migration:
                     channel.moves.unanswered = 1  # hosts drop a question while another one is open
             point = f"cpu {cpu}: waits for MODIFYCHANNEL_RESPONSE"
             yield from self._ctx.control.wait(point, lambda: not self._waiting(cpu), HANDOVER_ANSWER_TICKS)
-            for move in moves:
-                if move.channel.moves.status:
-                    raise _busy(cpu, f"the host does not move channel {move.channel.dir_name} (EBUSY)")
         late = [channel.dir_name for channel in self._waiting(cpu)]
         if late:
             self._ctx.irq.log.err(
@@ -362,14 +362,19 @@ class Migration:
                 again.append(channel)
         for ticks in HANDOVER_POKES if again else ():
             clock = self._ctx.hv.clock
-            clock.call_at(clock.now + ticks, lambda: self._poke_again(again, cpu))
+            last = ticks == HANDOVER_POKES[-1]
+            clock.call_at(clock.now + ticks, partial(self._poke_again, again, cpu, last=last))
 
-    def _poke_again(self, channels: list[Channel], cpu: int) -> None:
+    def _poke_again(self, channels: Iterable[Channel], cpu: int, *, last: bool) -> None:
         for channel in channels:
-            if not channel.gone and channel.moves.left >> cpu & 1:
-                waits = channel.moves.poke
-                self._retarget.poke(channel)
-                channel.moves.poke = waits
+            moves = channel.moves
+            if channel.gone or not moves.left >> cpu & 1:
+                continue
+            waits = moves.poke
+            self._retarget.poke(channel)
+            moves.poke = waits
+            if last and not moves.unanswered:
+                moves.left &= ~(1 << cpu)  # no answer will ever come: it is taken for moved
 
     # ---- undoing
 
