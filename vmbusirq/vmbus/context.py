@@ -32,6 +32,7 @@ class GuestOptions:
         hibernation: the hypervisor says that the machine may hibernate.
         max_version: newest protocol version to try (hv_vmbus.max_version), 0x50003 for 5.3.
         scsi_hosts: SCSI host number of a device, by the text of its instance GUID; the others get the lowest free one.
+        seed: of what the guest draws at random.
         probe_order: instances in the order in which their probes run, others after them in the order of their offers.
     """
 
@@ -43,6 +44,7 @@ class GuestOptions:
     max_version: int = 0x50003
     scsi_hosts: dict[str, int] = field(default_factory=dict)
     probe_order: tuple[str, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

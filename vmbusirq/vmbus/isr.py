@@ -40,7 +40,7 @@ def in_interrupt(core: Core, cpu: int) -> bool:
 
 
 def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
-    """Take what is pending on a CPU: the callback vector, unless it is held, and softirqs.
+    """Take what is pending on a CPU: irq_works, or the callback vector, unless it is held, and softirqs.
 
     Names in ``touches``: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``);
     ``irq N``; ``relid N``, its place in the domain; ``channel N``, by relid, its tasklet too; ``ring N in``;
@@ -92,6 +92,8 @@ class _Delivery:
         taken = check(lib.vi_step_vector(self._machine, cpu), f"cpu {cpu}: there is none")
         if not taken:
             return 0
+        if taken & lib.VI_STEP_WORK:
+            yield from self._works()
         if taken & lib.VI_STEP_ISR:
             yield from self._scan()
             taken |= yield from self._message()
@@ -128,7 +130,9 @@ class _Delivery:
             )
             way = self._call(lib.vi_step_lookup, relid, self._number)
             if way == lib.VI_WAY_FLOW:
-                yield from self._flow(self._number[0], relid)
+                irq = self._number[0]
+                if not self._core.redirect or not (yield from self._redirected(irq)):
+                    yield from self._flow(irq, relid)
             elif way == lib.VI_WAY_CHANNEL:
                 yield self._arrival(
                     f"channel {relid}: vmbus_chan_sched takes sched_lock on cpu {cpu}", self._number[0], relid
@@ -148,6 +152,30 @@ class _Delivery:
                 yield self._step(f"cpu {cpu}: the scan has claimed relid {relid}, dispatches it", anything=True)
                 self._call(lib.vi_step_dispatch, relid)
         self._call(lib.vi_step_scan_end)
+
+    # ---- redirection
+
+    def _redirected(self, irq: int) -> Steps[int]:
+        """Return 1 where the child may not run on this CPU: then it is queued on its target, or dropped."""
+        cpu = self._cpu
+        targets = (f"vector cpu{other}" for other in range(self._core.nr_cpus))
+        point = f"irq {irq}: generic_handle_demux_domain_irq takes desc->lock on cpu {cpu}"
+        yield self._step(point, f"irq {irq}", *targets, takes=Lock(f"irq {irq} desc->lock"))
+        return self._call(lib.vi_step_redirect, irq)
+
+    def _works(self) -> Steps[None]:
+        """What others have queued on this CPU, in that order (irq_work_run)."""
+        cpu = self._cpu
+        while True:
+            yield self._step(f"cpu {cpu}: irq_work_run takes the next work", f"vector cpu{cpu}")
+            if not self._call(lib.vi_step_work, self._number):
+                return
+            irq = self._number[0]
+            if self._core.engine == "fast":
+                yield self._step(f"irq {irq}: its work runs the flow handler on cpu {cpu}", anything=True)
+                self._call(lib.vi_step_do_work, irq)
+            else:
+                yield from self._flow(irq, int(lib.vi_irq_to_desc(self._machine, irq).hwirq))
 
     # ---- flow handlers
 
