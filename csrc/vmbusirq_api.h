@@ -518,6 +518,7 @@ struct vi_step_tasklet {
 	uint32_t kind;		/* enum vi_step_kind */
 	uint32_t relid;		/* of CHANNEL and POLL */
 	uint32_t own;		/* its callback does nothing but read the in ring */
+	uint32_t running;	/* it runs on another CPU: tasklet_begin would put it off */
 };
 /* 1: @cpu is in an interrupt, softirqs included, whoever runs it. [any] */
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);

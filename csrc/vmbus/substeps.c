@@ -90,7 +90,7 @@ int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *
 	t = c->step.list;
 	if (!t)
 		return 0;
-	*out = (struct vi_step_tasklet){ .kind = kind_of(c, t) };
+	*out = (struct vi_step_tasklet){ .kind = kind_of(c, t), .running = vi_load(&t->running) };
 	if (out->kind == VI_STEP_CHANNEL || out->kind == VI_STEP_POLL) {
 		const struct vi_channel *ch = t->data;
 

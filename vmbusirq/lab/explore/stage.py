@@ -22,7 +22,7 @@ from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps
+from vmbusirq.steps import Context, Steps, run
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
@@ -152,6 +152,10 @@ class Stage:
     def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
         """Return a device that writes packets, one after the other."""
         return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+
+    def signal(self, relid: int) -> None:
+        """Let a device write a packet, and signal, now; nobody takes the interrupt yet."""
+        run(self._write(relid, 1))
 
     def _write(self, relid: int, packets: int) -> Steps[None]:
         for _ in range(packets):
