@@ -153,9 +153,17 @@ class Stage:
         """Return a device that writes packets, one after the other."""
         return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
 
-    def signal(self, relid: int) -> None:
-        """Let a device write a packet, and signal, now; nobody takes the interrupt yet."""
-        run(self._write(relid, 1))
+    def signal(self, relid: int, *, read_already: bool = False) -> None:
+        """Let a device write a packet and signal, now; nobody takes the interrupt yet.
+
+        ``read_already``: whoever ran before has seen the packet before its signal, and read it.
+        """
+        channel = self.host.default.channel(relid)
+        assert channel is not None and channel.rings is not None, "the guest has opened it"
+        if read_already:
+            channel.rings.signal()
+        else:
+            run(channel.rings.write_steps(Packet(b"x")))
 
     def _write(self, relid: int, packets: int) -> Steps[None]:
         for _ in range(packets):
