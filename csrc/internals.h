@@ -335,6 +335,12 @@ static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
 	return &m->cpus[cpu];
 }
 
+/* A slot of the pool; one whose m is NULL is free. */
+static inline struct vi_channel *vi_channel_place(const struct vi_machine *m, uint32_t place)
+{
+	return (struct vi_channel *)(void *)(m->channel_pool + (size_t)place * VI_CHANNEL_SLOT);
+}
+
 static inline bool vi_inside_interrupt(struct vi_machine *m)
 {
 	for (uint32_t c = 0; c < m->nr_cpus; c++)

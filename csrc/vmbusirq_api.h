@@ -526,6 +526,8 @@ uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu);
 /* 1: the one action of @irq is a channel's, and runs no code of others. */
 uint32_t vi_step_is_own(struct vi_machine *m, uint32_t irq);
+/* 1: the callback of channel @relid reads its in ring in the hard interrupt, and does no more. */
+uint32_t vi_step_reads(struct vi_machine *m, uint32_t relid);
 /*
  * Take the callback vector, unless it is held, up to its service routine. Return: enum
  * vi_step_taken bits; 0: nothing to do, or @cpu is in an interrupt.
@@ -569,7 +571,7 @@ uint32_t vi_step_softirqs(struct vi_machine *m, uint32_t cpu);
 VI_MUST_CHECK int vi_step_softirq(struct vi_machine *m, uint32_t cpu, uint32_t vec);
 /* Which tasklet comes next in the detached list. Return: 1 and *out, 0 there is none left. */
 VI_MUST_CHECK int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *out);
-/* Take it. Return: 1 it runs here; 0 it runs on another CPU, and is in the list again, for later. */
+/* Take it. Return: 1 it runs here; 0 it runs on another CPU, and is in the list again. */
 VI_MUST_CHECK int vi_step_tasklet_begin(struct vi_machine *m, uint32_t cpu);
 /* The channel's callback, or one budget of its poll. Return: 1 unmask and end_read come next. */
 VI_MUST_CHECK int vi_step_callback(struct vi_machine *m, uint32_t cpu);

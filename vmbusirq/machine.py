@@ -142,9 +142,9 @@ class Machine:
         self.host: Final = self._make_host()
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
-        self.hotplug: Final = self._make_hotplug()
         self.clocksources: Final = Clocksources(self.partition)
         self.clockevents: Final = ClockEvents(self.core, self.partition, self.clocksources)
+        self.hotplug: Final = self._make_hotplug()
         self.fs: Final[FileSystem] = kernel_files(self)
         add_vmbus_files(self.fs, self.vmbus)
         add_clock_files(self.fs, self, self.clocksources, self.clockevents)
@@ -188,7 +188,16 @@ class Machine:
 
     def _make_hotplug(self) -> CpuSwitch:
         hotpluggable = self.present_mask & ~1 if self.arch == "x86" else self.present_mask
-        return CpuSwitch(self.irq, self.partition, self.vmbus, present=self.present_mask, hotpluggable=hotpluggable)
+        self.vmbus.cpuhp.stimer_init = self.clockevents.legacy_init
+        self.vmbus.cpuhp.stimer_cleanup = self.clockevents.legacy_cleanup
+        return CpuSwitch(
+            self.irq,
+            self.partition,
+            self.vmbus,
+            self.clockevents,
+            present=self.present_mask,
+            hotpluggable=hotpluggable,
+        )
 
     def _make_partition(self, profile: str | Profile) -> Partition:
         """Make the partition; of timers and TSC it offers what the scenario says."""
@@ -301,6 +310,10 @@ class Machine:
     def set_cpu_online(self, cpu: int, online: bool) -> None:
         """Take a CPU offline or bring it back: :meth:`offline_cpu`, :meth:`online_cpu`."""
         self.hotplug.set_online(cpu, online)
+
+    def online_ticks(self, cpu: int) -> int:
+        """Return how long a CPU has been online since boot, in ticks of 100 ns."""
+        return self.hotplug.online_ticks(cpu)
 
     @property
     def online_mask(self) -> int:

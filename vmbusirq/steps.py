@@ -14,7 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from vmbusirq.errors import Hung
 
-__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "each", "holding", "run"]
+__all__ = ["STOP_MACHINE", "Context", "Lock", "LockKind", "Step", "Steps", "each", "holding", "run"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,10 @@ class Lock:
     def excludes(self, other: Lock) -> bool:
         """Return whether two operations cannot hold these at once."""
         return self.name == other.name and not (self.shared and other.shared)
+
+
+STOP_MACHINE: Final = Lock("stop_machine")
+"""Who takes it waits until no other CPU of the guest has interrupts off, and while it is held none of them runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,6 @@ bool vi_calls_own_code(const struct vi_irqaction *action)
 	if (action->handler != chan_linux && action->handler != chan_linux_traced)
 		return false;
 	return ch->callback_mode != VI_CALL_ISR || ch->callback_kind == VI_CALLBACK_NAPI ||
-	       (ch->callback_kind == VI_CALLBACK_DRAIN && ch->looks == VI_LOOKS_NONE) ||
 	       !ch->callback;
 }
 

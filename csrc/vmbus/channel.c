@@ -26,9 +26,8 @@ int vi_channels_init(struct vi_machine *m)
 
 void vi_channels_exit(struct vi_machine *m)
 {
-	for (uint32_t relid = 0; m->channel && relid < VI_RELIDS; relid++)
-		if (m->channel[relid])
-			free(m->channel[relid]->in.pkt_buffer);
+	for (uint32_t i = 0; m->channel_pool && vi_image_next(m->channel_used, VI_RELIDS, &i); i++)
+		free(vi_channel_place(m, i)->in.pkt_buffer);
 	free(m->channel);
 	free(m->channel_place);
 	free(m->channel_memory);
@@ -67,9 +66,7 @@ static struct vi_channel *free_place(struct vi_machine *m, uint32_t relid)
 		return NULL;
 	for (uint32_t i = 0; i < VI_RELIDS; i++) {
 		uint32_t place = m->channel_place[(relid + i) % VI_RELIDS];
-		struct vi_channel *ch =
-			(struct vi_channel *)(void *)(m->channel_pool +
-						      (size_t)place * VI_CHANNEL_SLOT);
+		struct vi_channel *ch = vi_channel_place(m, place);
 
 		if (!ch->m)
 			return ch;

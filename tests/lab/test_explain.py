@@ -180,9 +180,9 @@ def test_the_fast_engine_of_the_rfc() -> None:
         "vmbus_isr",
         "take_vector",
         "vi_do_softirq",
-        "vi_on_event",
+        "event_call",
         "drain",
-        "vi_on_event",
+        "event_complete",
         "vi_vcpu_run",
     ] == functions(explanation)
     assert (28, 0, 0, "BATCHED", "idle") == (

@@ -279,7 +279,7 @@ class Channel(Sender):
     def unmap(self) -> None:
         """Undo :meth:`map`. EDEADLK from inside an interrupt."""
         result = lib.vi_channel_unmap(self._present())
-        check(result, f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+        check(result, f"channel {self.relid}: cannot be unmapped while an interrupt is under way")
         self.mapped = False
 
     def bind_action(self, action: Any) -> None:
@@ -333,7 +333,7 @@ class Channel(Sender):
             )
         handle = ffi.NULL if on_packet is None else ffi.new_handle(_Watcher(on_packet))
         result = lib.vi_channel_set_attention(self._present(), mode, handle)
-        check(result, f"channel {self.relid}: its attention cannot be changed from inside an interrupt")
+        check(result, f"channel {self.relid}: its attention cannot be changed while an interrupt is under way")
         self._attention_handle = handle
 
     def clear_callback(self) -> None:
@@ -347,7 +347,7 @@ class Channel(Sender):
     ) -> None:
         handle = ffi.new_handle(context) if context else ffi.NULL
         result = lib.vi_channel_set_callback(self._present(), kind, function, handle)
-        check(result, f"channel {self.relid}: the callback cannot be changed from inside an interrupt")
+        check(result, f"channel {self.relid}: the callback cannot be changed while an interrupt is under way")
         self._callback_handle = handle
 
     def destroy(self) -> None:

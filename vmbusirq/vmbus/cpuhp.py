@@ -7,6 +7,7 @@ still online and takes interrupts; an error keeps it where it is, and everything
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -43,6 +44,8 @@ class CpuHotplug:
 
     Attributes:
         synics_on: CPUs whose SynIC is switched on.
+        stimer_init, stimer_cleanup: called with a CPU when its SynIC is on, and before it goes off: a timer that sends
+            messages needs it (hv_stimer_legacy_init, hv_stimer_legacy_cleanup).
     """
 
     def __init__(self, context: Context, retarget: Retarget, devices: Devices, synic: GuestSynic) -> None:
@@ -51,6 +54,8 @@ class CpuHotplug:
         self._devices = devices
         self._synic = synic
         self.synics_on = 0
+        self.stimer_init: Callable[[int], object] = lambda cpu: None
+        self.stimer_cleanup: Callable[[int], object] = lambda cpu: None
 
     def synic_init(self, cpu: int) -> Steps[None]:
         """Switch the SynIC of a CPU that has come online on (hv_synic_init)."""
@@ -58,6 +63,7 @@ class CpuHotplug:
         self._synic.enable(cpu)
         self.synics_on |= 1 << cpu
         self._retarget.synic_online |= 1 << cpu
+        self.stimer_init(cpu)
 
     def synic_cleanup(self, cpu: int) -> Steps[None]:
         """See whether a CPU can do without interrupts, and switch its SynIC off (hv_synic_cleanup).
@@ -68,6 +74,7 @@ class CpuHotplug:
         if self._ctx.control.connected:
             yield from self._leave(cpu)
         yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu))
+        self.stimer_cleanup(cpu)
         self.disable(cpu)
 
     def disable(self, cpu: int) -> None:

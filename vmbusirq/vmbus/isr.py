@@ -43,9 +43,10 @@ def in_interrupt(core: Core, cpu: int) -> bool:
 def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
     """Take what is pending on a CPU: the callback vector, unless it is held, and softirqs.
 
-    ``touches`` names: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``), ``irq
-    N``, ``relid N`` (its place in the domain), ``channel N`` (by relid; its tasklet too), ``ring N in``, ``resend``, and
-    ``host``, whom a reader signals. No CPU is interrupted again before it has left, as in vi_vcpu_run().
+    Names in ``touches``: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``);
+    ``irq N``; ``relid N``, its place in the domain; ``channel N``, by relid, its tasklet too; ``ring N in``;
+    ``resend``; ``host``, whom a reader signals. No CPU is interrupted again before it has left, as in vi_vcpu_run().
+    The fast engine's dispatch of a slot is one step, and takes desc->lock within it where it has to.
 
     Returns:
         1, or 0 when there was nothing to do or the CPU was in an interrupt.
@@ -85,7 +86,10 @@ class _Delivery:
     def steps(self) -> Steps[int]:
         cpu = self._cpu
         resend = ("resend",) if cpu == 0 else ()
-        yield self._step(f"cpu {cpu}: takes the callback vector", f"vector cpu{cpu}", f"interrupt cpu{cpu}", *resend)
+        softirq = f"softirq cpu{cpu}"
+        yield self._step(
+            f"cpu {cpu}: takes the callback vector", f"vector cpu{cpu}", f"interrupt cpu{cpu}", softirq, *resend
+        )
         taken = check(lib.vi_step_vector(self._machine, cpu), f"cpu {cpu}: there is none")
         if not taken:
             return 0
@@ -172,7 +176,9 @@ class _Delivery:
         """Return the step before the actions: a channel's takes sched_lock, and what it calls may do anything."""
         if relid is None:
             return self._step(point, anything=True)
-        touches = (f"irq {irq}", f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}", "host")
+        touches = (f"irq {irq}", f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}")
+        if lib.vi_step_reads(self._machine, relid):
+            return self._step(point, *touches, "host", takes=sched_lock(relid))
         own = lib.vi_step_is_own(self._machine, irq)
         return self._step(point, *touches, takes=sched_lock(relid), anything=not own)
 

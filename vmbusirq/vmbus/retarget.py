@@ -21,6 +21,7 @@ from vmbusirq.vmbus.affinity import CONNECT_CPU, CpuPicker, VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.toplevel import MESSAGE_HWIRQ
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
 __all__ = ["Retarget"]
@@ -58,7 +59,7 @@ class Retarget:
         """Move a channel to a CPU of ``mask`` (vmbus_irq_set_affinity, RFC patches 10 and 12)."""
         channel = desc.handler_data
         if not isinstance(channel, Channel):
-            return (yield from self._message_set_affinity(desc, mask))
+            return (yield from self._set_affinity_of_no_channel(desc, mask))
         if self._ctx.design.set_affinity_lock:
             point = f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock"
             yield Step(point, takes=SET_AFFINITY_LOCK, touches=_chooses(channel))
@@ -98,9 +99,12 @@ class Retarget:
         )
         return _set_target(channel, cpu)
 
-    def _message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
+    def _set_affinity_of_no_channel(self, desc: IrqDesc, mask: int) -> Steps[int]:
         """Control messages come to the connect CPU; a mask with it changes nothing, any other is refused."""
-        yield Step(f"irq {desc.irq}: control messages stay on cpu {CONNECT_CPU}")
+        yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity looks for a channel")
+        if desc.hwirq != MESSAGE_HWIRQ:
+            self._ctx.irq.log.err(f"hv_vmbus: Bad channel in vmbus_irq_set_affinity for relid {desc.hwirq}")
+            raise IrqError(errno.EINVAL, f"irq {desc.irq}: cannot move: relid {desc.hwirq} has no channel (EINVAL)")
         if not mask >> CONNECT_CPU & 1:
             raise IrqError(
                 errno.EINVAL,
@@ -160,10 +164,9 @@ class Retarget:
             raise IrqError(
                 errno.EINVAL, f"channel {channel.relid}: cpu {cpu} is past the last; cpus are 0-{irq.nr_cpus - 1}"
             )
-        if not channel.mapped:
-            raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
         if self._ctx.design.channel_irqs:
             yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+            _check_mapped(channel)
             yield from holding(CHANNEL_MUTEX, irq.irq_set_affinity_steps(channel.irq, 1 << cpu))
             return 0 if self._ctx.options.strict_rfc else len(text)
         yield Step(f"channel {channel.relid}: its cpu file takes cpus_read_lock", takes=CPUS_READ_LOCK)
@@ -173,6 +176,7 @@ class Retarget:
     def _retarget(self, channel: Channel, cpu: int) -> Steps[None]:
         """Move a channel that has no IRQ; from 5.3 on wait for the host to say that it did."""
         yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+        _check_mapped(channel)
         what = f"channel {channel.relid}: cannot move to cpu {cpu}"
         online = self._ctx.irq.online
         if self._isolated >> cpu & 1:
@@ -198,6 +202,8 @@ class Retarget:
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
             yield from holding(CHANNEL_MUTEX, self._send_modify(channel, cpu))
             return
+        if channel.rescinded:  # its waits have been ended once, and no other end would come
+            raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
         answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), lock=CHANNEL_MUTEX)
         yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex again", takes=CHANNEL_MUTEX)
@@ -224,9 +230,15 @@ def _chooses(channel: Channel) -> frozenset[str]:
     return frozenset({"targets", "synic_online", "next_cpu", f"channel {channel.relid}", f"irq {channel.irq}"})
 
 
+def _check_mapped(channel: Channel) -> None:
+    """Refuse to move a channel that has no relid now: it was removed while the write waited, or is suspended. EIO."""
+    if not channel.mapped:
+        raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
+
+
 def _set_target(channel: Channel, cpu: int) -> int:
-    """Store target_cpu; return the old one. ENODEV: the channel was rescinded, or even removed, meanwhile."""
-    if channel.gone or channel.rescinded:
+    """Store target_cpu; return the old one. ENODEV: the channel was rescinded and removed meanwhile."""
+    if channel.gone:
         raise IrqError(
             errno.ENODEV, f"channel {channel.relid}: cannot move to cpu {cpu}: the host has rescinded it (ENODEV)"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from vmbusirq.steps import Context, Lock, LockKind, Step, Steps
+from vmbusirq.steps import STOP_MACHINE, Context, Lock, LockKind, Step, Steps
 
 __all__ = ["Actor", "at_once", "may_go"]
 
@@ -183,13 +183,21 @@ def may_go(actor: Actor, actors: Sequence[Actor]) -> bool:
     step = actor.step
     if step is None or (step.takes is not None and _is_held(step.takes, actor, actors)):
         return False
-    if actor.cpu is not None and _is_kept_off(actor, step, actors):
+    if actor.cpu is not None and (_is_kept_off(actor, step, actors) or _is_stopped(actor, step, actors)):
         return False
     return step.ready is None or step.ready()
 
 
 def _is_held(lock: Lock, actor: Actor, actors: Sequence[Actor]) -> bool:
     return any(lock.excludes(held) for other in actors if other is not actor and other.running for held in other.locks)
+
+
+def _is_stopped(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:
+    """Whether somebody has stopped the machine, or keeps the actor from doing so."""
+    others = [other for other in actors if other is not actor and other.cpu is not None and other.running]
+    if step.takes == STOP_MACHINE:
+        return any(other.is_atomic for other in others)
+    return any(STOP_MACHINE in other.locks for other in others)
 
 
 def _is_kept_off(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:

@@ -3,10 +3,10 @@
 Depth first over recorded choices: each order is played from the beginning, along the choices made so far, and then on
 by the first choice that is left. Sleep sets leave out orders that differ from one already played only in steps that
 touch nothing in common (Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, 1996): of each
-such class exactly one is played to its end. With a bound on preemptions nothing is left out but what is beyond the bound, since
-the one order of a class that is played may need more preemptions than another (Musuvathi and Qadeer, Iterative context
-bounding, PLDI 2007). Random and PCT orders (Burckhardt et al., A randomized scheduler with probabilistic guarantees of finding
-bugs, ASPLOS 2010) are for races too large for that.
+such class exactly one is played to its end. With a bound on preemptions nothing is left out but what is beyond the
+bound, since the one order of a class that is played may need more preemptions than another (Musuvathi and Qadeer,
+Iterative context bounding, PLDI 2007). Random and PCT orders (Burckhardt et al., A randomized scheduler with
+probabilistic guarantees of finding bugs, ASPLOS 2010) are for races too large for that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 from vmbusirq.lab.explore.world import Choice, World
 
-__all__ = ["Bad", "Explored", "STEPS_MAX", "all_orders", "pct_orders", "play", "random_orders", "shortest"]
+__all__ = ["STEPS_MAX", "Bad", "Explored", "all_orders", "pct_orders", "play", "random_orders", "shortest"]
 
 STEPS_MAX: Final = 2000
 """Steps of one order (ours): a race whose actors wake each other for ever is no race."""
@@ -242,7 +242,9 @@ def all_orders(
 
 
 def shortest(world: World, known: Bad, *, most: int = 20_000, progress: Progress | None = None) -> tuple[Bad, bool]:
-    """Return the shortest order that is bad in the same way, and whether it is known to be: fewest preemptions, then steps.
+    """Return the shortest order that is bad in the same way, and whether it is known to be.
+
+    Fewer preemptions are shorter, then fewer steps.
 
     Args:
         world: the race.

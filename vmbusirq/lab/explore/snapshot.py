@@ -1,8 +1,9 @@
-"""The state of a stage, saved once and put back before each order, in place: whoever holds a part of it still holds it.
+"""The state of a stage, saved once and put back before each order, in place: who holds a part of it still holds it.
 
-Three layers: the C machine (``vi_machine_save``), the guest's memory, and the Python objects that are reachable from the
-stage. Of those, containers, instance variables, closure variables and structures that Python owns are saved, one level
-each, and everything is found by walking them. What cannot be put back, because an order has freed it in C, is told.
+Three layers: the C machine (``vi_machine_save``), the guest's memory, and the Python objects that can be reached from
+the stage. Of those, containers, instance variables, closure variables and structures that Python owns are saved, one
+level each, and everything is found by walking them. What cannot be put back, because an order has freed it in C, is
+told.
 """
 
 from __future__ import annotations

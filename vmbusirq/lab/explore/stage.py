@@ -21,9 +21,12 @@ from vmbusirq.hotplug import CpuSwitch
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
+from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
 from vmbusirq.steps import Context, Steps, run
 from vmbusirq.vmbus.channel import Channel
+from vmbusirq.vmbus.clockevent import ClockEvents
+from vmbusirq.vmbus.clocksource import Clocksources
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
 from vmbusirq.vmbus.isr import deliverable, vcpu_steps
@@ -85,7 +88,14 @@ class Stage:
             options=GuestOptions(strict_rfc=strict_rfc, max_version=int(version)),
         )
         present = (1 << cpus) - 1
-        self.switch: Final = CpuSwitch(self.irq, self.partition, self.vmbus, present=present, hotpluggable=present & ~1)
+        self.switch: Final = CpuSwitch(
+            self.irq,
+            self.partition,
+            self.vmbus,
+            ClockEvents(self.core, self.partition, Clocksources(self.partition)),
+            present=present,
+            hotpluggable=present & ~1,
+        )
         self.vmbus.devices.drivers.clear()
         self.partition.add_check(self.irq.reraise)
         self.vmbus.synic_init(range(cpus))
@@ -159,11 +169,12 @@ class Stage:
         ``read_already``: whoever ran before has seen the packet before its signal, and read it.
         """
         channel = self.host.default.channel(relid)
-        assert channel is not None and channel.rings is not None, "the guest has opened it"
+        rings = channel.rings if channel is not None else None
+        assert rings is not None, "the guest has opened it"
         if read_already:
-            channel.rings.signal()
+            rings.signal()
         else:
-            run(channel.rings.write_steps(Packet(b"x")))
+            run(rings.write_steps(Packet(b"x")))
 
     def _write(self, relid: int, packets: int) -> Steps[None]:
         for _ in range(packets):
@@ -195,6 +206,17 @@ class Stage:
         self.irq.reraise()
 
     # ---- what must not be
+
+    def invariants(self) -> tuple[Invariant, ...]:
+        """Return all that must hold when nobody can go on."""
+        return (
+            self.stranded,
+            self.lost_flags,
+            self.on_offline_cpu,
+            self.outside_mask,
+            self.host_disagrees,
+            self.not_conserved,
+        )
 
     def stranded(self) -> str:
         """Packets wait in a ring whose reader has been told of them by nobody."""
@@ -237,7 +259,23 @@ class Stage:
         for relid, channel in self.vmbus.channels.items():
             there = self.host.default.channel(relid)
             if there is not None and there.is_open and there.target_vp != channel.target_cpu:
-                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {channel.target_cpu}"
+                target = channel.target_cpu
+                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {target}"
+        return ""
+
+    def not_conserved(self) -> str:
+        """Packets were read that nobody wrote, or not read although the ring is empty; or an arrival counts twice."""
+        for relid, channel in self.vmbus.channels.items():
+            there = self.host.default.channel(relid)
+            if there is None or not there.is_open or channel.rings is None:
+                continue
+            written, read = there.stats.packets, channel.stats.packets
+            if read > written or (read < written and not channel.ring_in.bytes_to_read):
+                return f"channel {relid}: {written} packets were written, {read} were read"
+            if channel.irq:
+                counted = int(self.irq.counts[channel.irq].sum())
+                if counted > there.stats.edges:
+                    return f"irq {channel.irq}: {there.stats.edges} signals came, {counted} interrupts are counted"
         return ""
 
     def watch(self) -> Mapping[str, object]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
-from vmbusirq.lab.explore.world import Invariant, Scene
+from vmbusirq.lab.explore.world import Scene
 from vmbusirq.wire.protocol import Version
 
 __all__ = ["RUNNING_ELSEWHERE"]
 
 RELID: Final = 5
-
-
-def _must_hold(stage: Stage) -> Iterable[Invariant]:
-    return (stage.stranded, stage.lost_flags, stage.outside_mask, stage.host_disagrees)
 
 
 def _running_elsewhere(device_class: str, *, replay: bool = False, read_already: bool = False) -> Scene:
@@ -36,7 +32,7 @@ def _running_elsewhere(device_class: str, *, replay: bool = False, read_already:
     def cast(stage: Stage) -> Sequence[Actor]:
         return (stage.host_control(), stage.device(RELID), *stage.cpus())
 
-    return StageScene(build, cast, _must_hold)
+    return StageScene(build, cast, Stage.invariants)
 
 
 RUNNING_ELSEWHERE: Final = Race(
