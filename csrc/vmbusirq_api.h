@@ -531,6 +531,7 @@ struct vi_step_tasklet {
 	uint32_t kind;		/* enum vi_step_kind */
 	uint32_t relid;		/* of CHANNEL and POLL */
 	uint32_t own;		/* its callback does nothing but read the in ring */
+	uint32_t running;	/* it runs on another CPU: tasklet_begin would put it off */
 };
 /* 1: @cpu is in an interrupt, softirqs included, whoever runs it. [any] */
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
@@ -538,6 +539,8 @@ uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu);
 /* 1: the one action of @irq is a channel's, and runs no code of others. */
 uint32_t vi_step_is_own(struct vi_machine *m, uint32_t irq);
+/* 1: the callback of channel @relid reads its in ring in the hard interrupt, and does no more. */
+uint32_t vi_step_reads(struct vi_machine *m, uint32_t relid);
 /*
  * Take the callback vector, unless it is held, up to its service routine; or the interrupt of
  * irq_works, if some wait. Return: enum vi_step_taken bits; 0: nothing to do, or @cpu is in an

@@ -25,7 +25,7 @@ class GuestOptions:
 
     Attributes:
         strict_rfc: keep the defects of the RFC as posted (vmbus.md 10): close keeps the IRQ, a write to a channel's cpu
-            file returns 0.
+            file returns 0, hv_synic_cleanup takes set_affinity_lock with interrupts on.
         page_bytes: 4096; on arm64 also 16384 and 65536.
         isolated: CPUs under isolcpus=managed_irq, which init_vp_index and irq_set_affinity keep away from.
         isolation: the guest is a confidential VM, which takes offers of few classes only.

@@ -6,6 +6,7 @@ the host or a change of the control plane can come in between; run to its end it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -204,6 +205,8 @@ class _Delivery:
         if relid is None:
             return self._step(point, anything=True)
         touches = (f"irq {irq}", f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}")
+        if lib.vi_step_reads(self._machine, relid):
+            return self._step(point, *touches, "host", takes=sched_lock(relid))
         own = lib.vi_step_is_own(self._machine, irq)
         return self._step(point, *touches, takes=sched_lock(relid), anything=not own)
 
@@ -237,7 +240,8 @@ class _Delivery:
             kind, relid = tasklet.kind, tasklet.relid
             of_channel = kind in (lib.VI_STEP_CHANNEL, lib.VI_STEP_POLL)
             whose, *touches = (f"channel {relid}",) * 2 if of_channel else (f"cpu {cpu}",)
-            yield self._step(f"{whose}: {_TASKLETS[kind]} begins on cpu {cpu}", f"softirq cpu{cpu}", *touches)
+            step = self._step(f"{whose}: {_TASKLETS[kind]} begins on cpu {cpu}", f"softirq cpu{cpu}", *touches)
+            yield replace(step, ready=self._is_free) if tasklet.running else step
             if not self._call(lib.vi_step_tasklet_begin):
                 continue
             if of_channel:
@@ -247,6 +251,11 @@ class _Delivery:
             else:
                 yield from self._resend()
             self._call(lib.vi_step_tasklet_end)
+
+    def _is_free(self) -> bool:
+        """Whether the next tasklet runs nowhere; the kernel schedules it anew until that is so."""
+        tasklet = ffi.new("struct vi_step_tasklet *")
+        return not (self._call(lib.vi_step_tasklet, tasklet) and tasklet.running)
 
     def _channel(self, kind: int, relid: int, own: bool) -> Steps[None]:
         """The channel's callback, then what vmbus_on_event, or the end of a NAPI poll, does after it."""

@@ -23,7 +23,7 @@ from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps
+from vmbusirq.steps import Context, Steps, run
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.clocksource import Clocksources
@@ -162,6 +162,19 @@ class Stage:
     def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
         """Return a device that writes packets, one after the other."""
         return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+
+    def signal(self, relid: int, *, read_already: bool = False) -> None:
+        """Let a device write a packet and signal, now; nobody takes the interrupt yet.
+
+        ``read_already``: whoever ran before has seen the packet before its signal, and read it.
+        """
+        channel = self.host.default.channel(relid)
+        rings = channel.rings if channel is not None else None
+        assert rings is not None, "the guest has opened it"
+        if read_already:
+            rings.signal()
+        else:
+            run(rings.write_steps(Packet(b"x")))
 
     def _write(self, relid: int, packets: int) -> Steps[None]:
         for _ in range(packets):
