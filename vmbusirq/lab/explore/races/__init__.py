@@ -6,10 +6,19 @@ from typing import Final
 
 from vmbusirq.lab.explore.race import Race
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
+from vmbusirq.lab.explore.races.rings import LOST_ROOM, LOST_WAKEUP
 
 __all__ = ["RACES", "find_race"]
 
-RACES: Final[dict[str, Race]] = {race.name: race for race in (EARLY_OFFLINE, CHECK_THEN_OFFLINE)}
+RACES: Final[dict[str, Race]] = {
+    race.name: race
+    for race in (
+        EARLY_OFFLINE,
+        CHECK_THEN_OFFLINE,
+        LOST_WAKEUP,
+        LOST_ROOM,
+    )
+}
 
 
 def find_race(name: str) -> Race:
