@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmbusirq.core import Core
@@ -64,3 +64,13 @@ class Context:
     design: Design
     options: GuestOptions
     channels: dict[int, Channel] = field(default_factory=dict)
+
+    @property
+    def set_affinity_lock(self) -> Lock:
+        """RFC patch 12's lock as a task takes it.
+
+        The RFC takes it with interrupts on, although irq_set_affinity takes it under desc->lock: a channel interrupt
+        that comes then can wait for a desc->lock whose holder waits for this CPU (vmbus.md 10, trap 8). That is mended
+        here unless ``strict_rfc`` is set.
+        """
+        return SET_AFFINITY_LOCK if self.options.strict_rfc else replace(SET_AFFINITY_LOCK, kind=LockKind.RAW)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from vmbusirq.core import TICKS_PER_MS
 from vmbusirq.cpumask import cpumask_of, format_pbl
 from vmbusirq.designs import OfflinePolicy
 from vmbusirq.errors import IrqError
-from vmbusirq.steps import Lock, LockKind, Step, Steps, holding
+from vmbusirq.steps import LockKind, Step, Steps, holding
 from vmbusirq.vmbus.affinity import CONNECT_CPU
-from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
+from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
 from vmbusirq.vmbus.migrate import MODIFY_UNANSWERED_TICKS, Migration, Move
 from vmbusirq.vmbus.retarget import Retarget
 from vmbusirq.vmbus.synic import GuestSynic
@@ -115,28 +114,17 @@ class CpuHotplug:
             raise
 
     def _clear_and_search(self, cpu: int) -> Steps[None]:
-        """Look for channels on a CPU; under set_affinity_lock none can come after that (RFC patch 12).
-
-        The RFC takes that lock with interrupts on, although irq_set_affinity takes it under desc->lock: a channel
-        interrupt here can wait for a desc->lock whose holder waits for this CPU (vmbus.md 10, trap 8). That is mended
-        here unless ``strict_rfc`` is set.
-        """
+        """Look for channels on a CPU; under set_affinity_lock none can come after that (RFC patch 12)."""
         if not self._ctx.design.set_affinity_lock:
             self._migration.search(cpu)
             return
-        lock = self._set_affinity_lock
+        lock = self._ctx.set_affinity_lock
         what = "takes set_affinity_lock" + (", interrupts off" if lock.kind is LockKind.RAW else "")
         yield Step(f"cpu {cpu}: hv_synic_cleanup {what}", takes=lock, touches=frozenset({"synic_online"}))
         self._retarget.synic_online &= ~(1 << cpu)
         point = f"cpu {cpu}: has left synic_online, the search is next"
         yield Step(point, locks=(lock,), touches=_SEARCH)
         self._migration.search(cpu)
-
-    @property
-    def _set_affinity_lock(self) -> Lock:
-        if self._ctx.options.strict_rfc:
-            return SET_AFFINITY_LOCK
-        return replace(SET_AFFINITY_LOCK, kind=LockKind.RAW)
 
     def _wait_for_moves(self, cpu: int) -> Steps[None]:
         """Wait for the MODIFYCHANNELs that are under way, but not for ever (RFC patch 11)."""

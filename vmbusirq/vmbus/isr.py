@@ -16,7 +16,7 @@ from vmbusirq.errors import check
 from vmbusirq.limits import SINT_FLAGS
 from vmbusirq.steps import Context, Lock, LockKind, Step, Steps
 
-__all__ = ["deliverable", "in_interrupt", "sched_lock", "vcpu_steps"]
+__all__ = ["Delivery", "deliverable", "in_interrupt", "sched_lock", "vcpu_steps"]
 
 _SINT_WORDS: Final = int(lib.VI_SINT_WORDS)
 
@@ -53,7 +53,7 @@ def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
     Raises:
         IrqError: EINVAL no such CPU, or an IRQ, or the machine as it was, is gone from under the interrupt.
     """
-    return _Delivery(core, cpu).steps()
+    return Delivery(core, cpu).steps()
 
 
 @lru_cache(maxsize=1024)
@@ -61,8 +61,8 @@ def _names(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-class _Delivery:
-    """A CPU on its way through an interrupt.
+class Delivery:
+    """A CPU on its way through an interrupt; :func:`vcpu_steps` tells what it does.
 
     Attributes:
         context: the part of the interrupt that it is in.
@@ -84,6 +84,7 @@ class _Delivery:
         return check(function(self._machine, self._cpu, *args), self._what)
 
     def steps(self) -> Steps[int]:
+        """Yield the steps of :func:`vcpu_steps`."""
         cpu = self._cpu
         resend = ("resend",) if cpu == 0 else ()
         softirq = f"softirq cpu{cpu}"
@@ -259,14 +260,28 @@ class _Delivery:
 
     def _channel(self, kind: int, relid: int, own: bool) -> Steps[None]:
         """The channel's callback, then what vmbus_on_event, or the end of a NAPI poll, does after it."""
-        cpu, ring = self._cpu, (f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}")
         what = f"channel {relid}: {_TASKLETS[kind]}"
-        yield self._step(f"{what} calls the driver on cpu {cpu}", *ring, "host", anything=not own)
+        yield self._step(f"{what} calls the driver on cpu {self._cpu}", *self._of_ring(relid), "host", anything=not own)
         if self._call(lib.vi_step_callback):
-            yield self._step(f"{what} unmasks the ring on cpu {cpu} (hv_end_read)", *ring[:2])
-            self._call(lib.vi_step_unmask)
-            yield self._step(f"{what} looks on cpu {cpu} for what raced in", *ring)
-            self._call(lib.vi_step_end_read)
+            yield from self.end_read(what, relid)
+
+    def _of_ring(self, relid: int) -> tuple[str, ...]:
+        return f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}"
+
+    def end_read(self, what: str, relid: int) -> Steps[None]:
+        """Yield the steps of hv_end_read, by which ``what`` ends its read: unmask, then look once more."""
+        yield from self.unmask(what, relid)
+        yield from self.look_again(what, relid)
+
+    def unmask(self, what: str, relid: int) -> Steps[None]:
+        """Yield the step that lets the host signal again."""
+        yield self._step(f"{what} unmasks the ring on cpu {self._cpu} (hv_end_read)", *self._of_ring(relid)[:2])
+        self._call(lib.vi_step_unmask)
+
+    def look_again(self, what: str, relid: int) -> Steps[None]:
+        """Yield the step that masks, and comes back, if something is in the ring."""
+        yield self._step(f"{what} looks on cpu {self._cpu} for what raced in", *self._of_ring(relid))
+        self._call(lib.vi_step_end_read)
 
     def _messages(self) -> Steps[None]:
         cpu, message = self._cpu, ffi.new("struct vi_message *")

@@ -31,7 +31,7 @@ from vmbusirq.log import Level
 from vmbusirq.steps import Step, Steps, holding
 from vmbusirq.vmbus.affinity import CONNECT_CPU
 from vmbusirq.vmbus.channel import Channel, ChannelState
-from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
+from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.retarget import Retarget, set_target
 from vmbusirq.wire.protocol import Unlock
@@ -263,8 +263,9 @@ class Migration:
         """Run steps under set_affinity_lock, in a design that has it."""
         if not self._ctx.design.set_affinity_lock:
             return (yield from moving)
-        yield Step(f"cpu {cpu}: a move off it takes set_affinity_lock", takes=SET_AFFINITY_LOCK)
-        return (yield from holding(SET_AFFINITY_LOCK, moving))
+        lock = self._ctx.set_affinity_lock
+        yield Step(f"cpu {cpu}: a move off it takes set_affinity_lock", takes=lock)
+        return (yield from holding(lock, moving))
 
     def _hand_over_locked(
         self, channel: Channel, desc: IrqDesc | None, cpu: int, moves: list[Move]

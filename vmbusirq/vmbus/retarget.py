@@ -27,6 +27,7 @@ from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyCh
 
 __all__ = ["Retarget", "set_target"]
 
+_TEMPMASK: Final = frozenset({"tempmask"})
 _SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
 
 
@@ -46,6 +47,7 @@ class Retarget:
         self._assignment = assignment
         self.perf_channel_on = perf_channel_on
         self._picker = CpuPicker()
+        self._tempmask = 0  # static in vmbus_irq_set_affinity: all moves share it, RFC patch 12 locks it (RFC patch 10)
         self.synic_online = 0
         self.modchan_sent = 0
         self.modchan_completed = 0
@@ -63,10 +65,10 @@ class Retarget:
             return (yield from self.message_set_affinity(desc, mask))
         if self._ctx.design.set_affinity_lock:
             point = f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock"
-            yield Step(point, takes=SET_AFFINITY_LOCK, touches=_chooses(channel))
+            yield Step(point, takes=SET_AFFINITY_LOCK, touches=_TEMPMASK)
             old = yield from holding(SET_AFFINITY_LOCK, self._choose_and_move(desc, channel, mask))
         else:
-            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity chooses a cpu", touches=_chooses(channel))
+            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity computes tempmask", touches=_TEMPMASK)
             old = yield from self._choose_and_move(desc, channel, mask)
         if old is not None:
             self.account(channel, old)
@@ -75,19 +77,23 @@ class Retarget:
 
     def _choose_and_move(self, desc: IrqDesc, channel: Channel, mask: int) -> Steps[int | None]:
         """Ask the host to interrupt another CPU, if it must be another; return the old one, None if nothing moved."""
-        allowed = mask & ~self._isolated
-        if allowed >> channel.target_cpu & 1:
+        self._tempmask = mask & ~self._isolated
+        looks = _TEMPMASK | {"next_cpu", f"channel {channel.relid}", f"irq {desc.irq}"}
+        if self._ctx.design.set_affinity_lock:
+            looks |= {"synic_online"}
+        yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity chooses a cpu of tempmask", touches=looks)
+        if self._tempmask >> channel.target_cpu & 1:
             return None
         if self._ctx.design.set_affinity_lock:
-            allowed &= self.synic_online
-        if not allowed:
+            self._tempmask &= self.synic_online
+        if not self._tempmask:
             usable = format_pbl(self.synic_online & ~self._isolated) or "none"
             raise IrqError(
                 errno.EINVAL,
                 f"irq {desc.irq}: cannot move channel {channel.relid} to cpu {format_pbl(mask)}: isolated, or its "
                 f"SynIC is off (EINVAL); usable: {usable}",
             )
-        cpu = self._picker.pick(allowed)
+        cpu = self._picker.pick(self._tempmask)
         if channel.state is not ChannelState.OPENED:
             raise IrqError(
                 errno.EIO,
@@ -96,7 +102,7 @@ class Retarget:
         yield from self.send_modify(channel, cpu)
         yield Step(
             f"channel {channel.relid}: MODIFYCHANNEL to cpu {cpu} is posted, target_cpu is next",
-            touches=_chooses(channel) | {"assignment"},
+            touches=frozenset({"targets", "assignment", f"channel {channel.relid}", f"irq {desc.irq}"}),
         )
         return set_target(channel, cpu)
 
@@ -243,7 +249,7 @@ class Retarget:
         if channel.rescinded:  # its waits have been ended once, and no other end would come
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         locked = self._ctx.design.set_affinity_lock
-        locks = (CHANNEL_MUTEX, SET_AFFINITY_LOCK) if locked else (CHANNEL_MUTEX,)
+        locks = (CHANNEL_MUTEX, self._ctx.set_affinity_lock) if locked else (CHANNEL_MUTEX,)
         old = channel.target_cpu
         yield from self._take_set_affinity_lock(channel)
         if locked and channel.target_cpu != old:
@@ -266,7 +272,7 @@ class Retarget:
         """Wait, under channel_mutex, until no irq_set_affinity is half-way, in a design where one can be."""
         if self._ctx.design.set_affinity_lock:
             point = f"channel {channel.relid}: its move takes set_affinity_lock"
-            yield Step(point, locks=(CHANNEL_MUTEX,), takes=SET_AFFINITY_LOCK)
+            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock)
 
     def account(self, channel: Channel, old: int) -> None:
         """Tell who keeps account of targets that a channel has left ``old``."""
@@ -278,11 +284,6 @@ class Retarget:
         primary = channel.primary or channel
         if primary.change_target_cpu is not None:
             primary.change_target_cpu(channel, old, cpu)
-
-
-def _chooses(channel: Channel) -> frozenset[str]:
-    """What choosing a CPU for a channel touches."""
-    return frozenset({"targets", "synic_online", "next_cpu", f"channel {channel.relid}", f"irq {channel.irq}"})
 
 
 def _check_mapped(channel: Channel) -> None:
