@@ -45,6 +45,14 @@ uint32_t vi_step_is_own(struct vi_machine *m, uint32_t irq)
 	       vi_calls_own_code(desc->action);
 }
 
+uint32_t vi_step_reads(struct vi_machine *m, uint32_t relid)
+{
+	struct vi_channel *ch = relid < VI_RELIDS ? m->channel[relid] : NULL;
+
+	return ch && ch->callback_mode == VI_CALL_ISR && ch->callback_kind == VI_CALLBACK_DRAIN &&
+	       ch->looks == VI_LOOKS_NONE;
+}
+
 int vi_step_message(struct vi_machine *m, uint32_t cpu, uint32_t *irq)
 {
 	struct vi_cpu *c = vi_step_cpu(m, cpu);
@@ -90,7 +98,7 @@ int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *
 	t = c->step.list;
 	if (!t)
 		return 0;
-	*out = (struct vi_step_tasklet){ .kind = kind_of(c, t) };
+	*out = (struct vi_step_tasklet){ .kind = kind_of(c, t), .running = vi_load(&t->running) };
 	if (out->kind == VI_STEP_CHANNEL || out->kind == VI_STEP_POLL) {
 		const struct vi_channel *ch = t->data;
 

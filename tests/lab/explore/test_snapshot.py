@@ -54,7 +54,7 @@ def _state(stage: Stage) -> dict[str, Any]:
         "objects": objects(stage, log=True),
         "memory": guest_memory(stage),
         "image": image(stage),
-        "counts": [stage.irq.kstat_irqs(irq) for irq in range(64) if stage.irq.irq_to_desc(irq) is not None],
+        "counts": [stage.irq.kstat_irqs(irq) for irq in sorted(stage.irq.descs)],
         "log": [str(entry) for entry in stage.log],
     }
 

@@ -51,6 +51,8 @@ class Snapshot:
 
     def __init__(self, root: object, machine: Any, memory: GuestMemory) -> None:
         self._seen: dict[int, object] = {}
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._bytes: list[tuple[Any, bytes]] = []
         self._restores: list[Restore] = []
         self._rings: list[RingMemory] = []
         self._machine = machine
@@ -58,8 +60,8 @@ class Snapshot:
         self._size = size
         self._image: Any = ffi.new("uint64_t[]", size // 8 + 1)
         check(lib.vi_machine_save(machine, self._image, size), "machine: cannot be saved")
-        pages = [ffi.buffer(memory.ram(pfn), pages * HV_PAGE) for pfn, pages in memory.allocations()]
-        self._pages = [(page, bytes(page)) for page in pages]
+        for pfn, pages in memory.allocations():
+            self._save_bytes(ffi.buffer(memory.ram(pfn), pages * HV_PAGE))
         self._walk(root)
 
     @property
@@ -71,10 +73,13 @@ class Snapshot:
         """Be as then; False: an order has freed what cannot be made again, and nothing was changed."""
         if any(ring.closed for ring in self._rings):
             return False
+        for item, items in self._dicts:
+            item.clear()
+            item.update(items)
+        for memory, content in self._bytes:
+            memory[:] = content
         for restore in self._restores:
             restore()
-        for page, content in self._pages:
-            page[:] = content
         check(lib.vi_machine_restore(self._machine, self._image, self._size), "machine: cannot be restored")
         return True
 
@@ -112,12 +117,7 @@ class Snapshot:
 
     def _save_dict(self, item: dict[Any, Any]) -> Iterator[object]:
         saved = dict(item)
-
-        def restore() -> None:
-            item.clear()
-            item.update(saved)
-
-        self._restores.append(restore)
+        self._dicts.append((item, saved))
         yield from saved
         yield from saved.values()
 
@@ -140,12 +140,7 @@ class Snapshot:
         self._save_bytes(ffi.buffer(item))
 
     def _save_bytes(self, memory: Any) -> None:
-        saved = bytes(memory)
-
-        def restore() -> None:
-            memory[:] = saved
-
-        self._restores.append(restore)
+        self._bytes.append((memory, bytes(memory)))
 
     def _save_function(self, item: types.FunctionType) -> Iterator[object]:
         for cell in item.__closure__ or ():

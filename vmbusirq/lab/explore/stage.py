@@ -23,7 +23,7 @@ from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps
+from vmbusirq.steps import Context, Steps, run
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.clocksource import Clocksources
@@ -119,11 +119,16 @@ class Stage:
         """Return an actor that runs one operation, which looks at nothing before its first step."""
         return Actor(name, begin, cpu=cpu, **{"touches": frozenset(), **how})
 
-    def cpus(self, *, whole: bool = False) -> list[Actor]:
-        """Return the CPUs, which take interrupts whenever some are requested; ``whole``: nobody comes in between."""
-        return [self._cpu(cpu, whole) for cpu in range(self.core.nr_cpus)]
+    def cpus(self, *, whole: bool = False, deliver: Callable[[Core, int], Steps[Any]] = vcpu_steps) -> list[Actor]:
+        """Return the CPUs, which take interrupts whenever some are requested.
 
-    def _cpu(self, cpu: int, whole: bool) -> Actor:
+        Args:
+            whole: nobody comes in between.
+            deliver: what an interrupt does else.
+        """
+        return [self._cpu(cpu, whole, deliver) for cpu in range(self.core.nr_cpus)]
+
+    def _cpu(self, cpu: int, whole: bool, deliver: Callable[[Core, int], Steps[Any]]) -> Actor:
         core = self.core
         own = [f"{what} cpu{cpu}" for what in ("vector", "interrupt", "flags", "slot", "softirq")]
         if whole:  # what all parts touch; of messages only answers come in such races
@@ -135,7 +140,7 @@ class Stage:
             ]
         return Actor(
             f"cpu {cpu}",
-            at_once(lambda: lib.vi_vcpu_run(core.handle, cpu)) if whole else lambda: vcpu_steps(core, cpu),
+            at_once(lambda: lib.vi_vcpu_run(core.handle, cpu)) if whole else lambda: deliver(core, cpu),
             cpu=cpu,
             wants=lambda: deliverable(core, cpu),
             context=Context.HARDIRQ,
@@ -162,6 +167,19 @@ class Stage:
     def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
         """Return a device that writes packets, one after the other."""
         return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+
+    def signal(self, relid: int, *, read_already: bool = False) -> None:
+        """Let a device write a packet and signal, now; nobody takes the interrupt yet.
+
+        ``read_already``: whoever ran before has seen the packet before its signal, and read it.
+        """
+        channel = self.host.default.channel(relid)
+        rings = channel.rings if channel is not None else None
+        assert rings is not None, "the guest has opened it"
+        if read_already:
+            rings.signal()
+        else:
+            run(rings.write_steps(Packet(b"x")))
 
     def _write(self, relid: int, packets: int) -> Steps[None]:
         for _ in range(packets):
