@@ -148,7 +148,8 @@ class HostRings:
     def write_steps(self, packet: Packet) -> Steps[bool]:
         """Yield the steps of writing one packet; return whether the guest was signalled (vmbus.md 1.8, 1.9).
 
-        Rings that the guest closes meanwhile take nothing more, and nobody is signalled for them. Errors as :meth:`RingWriter.write`.
+        Rings that the guest closes meanwhile take nothing more, and nobody is signalled for them. Errors as
+        :meth:`RingWriter.write`.
         """
         relid = self._channel.relid
         ring = frozenset({f"ring {relid} in"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 import types
@@ -18,8 +19,10 @@ from vmbusirq.log import Log
 
 
 def image(stage: Stage) -> bytes:
-    """Return the machine as C saves it; an engine's entropy pool has the time in it."""
+    """Return the machine as C saves it, nothing while a CPU is in an interrupt; an entropy pool has the time in it."""
     size = lib.vi_machine_save(stage.core.handle, ffi.NULL, 0)
+    if size == -errno.EBUSY:
+        return b""
     buffer = ffi.new("uint64_t[]", size // 8 + 1)
     assert size == lib.vi_machine_save(stage.core.handle, buffer, size)
     return bytes(ffi.buffer(buffer))

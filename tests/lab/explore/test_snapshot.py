@@ -54,7 +54,6 @@ def _state(stage: Stage) -> dict[str, Any]:
         "objects": objects(stage, log=True),
         "memory": guest_memory(stage),
         "image": image(stage),
-        "counts": [stage.irq.kstat_irqs(irq) for irq in sorted(stage.irq.descs)],
         "log": [str(entry) for entry in stage.log],
     }
 
@@ -115,7 +114,7 @@ def _hotplug(stage: Stage) -> None:
 def _faces(stage: Stage) -> None:
     stage.vmbus.target_cpu_store(stage.channel(5), b"2")
     stage.partition.settle()
-    stage.irq.irq_set_affinity_hint(stage.channel(5).irq, 0b11)
+    stage.irq.irq_set_affinity(stage.channel(5).irq, 0b11)
 
 
 def _irqs(stage: Stage) -> None:
@@ -180,11 +179,11 @@ def test_a_stage_that_is_put_back_explores_as_one_that_is_made_anew(monkeypatch:
     def scene() -> StageScene:
         return StageScene(_stage, _cast, lambda stage: (stage.stranded, stage.outside_mask, stage.host_disagrees))
 
-    restored = all_orders(World(scene()), most=25)
+    restored = all_orders(World(scene()), most=8)
     monkeypatch.setattr(Snapshot, "restore", lambda self: False)
     anew = scene()
-    assert restored == all_orders(World(anew), most=25)
-    assert anew.built > 25
+    assert restored == all_orders(World(anew), most=8)
+    assert anew.built > 8
 
 
 def test_an_operation_that_is_under_way_cannot_be_saved() -> None:
@@ -217,7 +216,7 @@ def test_thousands_of_restores_leave_nothing_behind() -> None:
 
     some(100)
     before, tracked = _held(), len(gc.get_objects())
-    some(2000)
+    some(1500)
     assert before == _held()
     assert abs(len(gc.get_objects()) - tracked) < 100
 
