@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 Op = tuple[str, ...]
 Order = tuple[str, ...]
@@ -222,7 +223,7 @@ def classes(program: Program, orders: dict[Order, tuple[State, ...]], *, by_tryi
         return order
 
     for order, states in orders.items():
-        for at, (first, second) in enumerate(zip(order, order[1:], strict=False)):
+        for at, (first, second) in enumerate(pairwise(order)):
             if first != second and second in program.able(states[at]) and same(states[at], first, second):
                 swapped = (*order[:at], second, first, *order[at + 2 :])
                 if swapped in orders:

@@ -21,6 +21,8 @@ def command(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     if args.replay is not None:
+        if args.races or args.all or args.variant is not None:
+            raise ValueError("--replay plays the race and the variant that its file names: name none beside it")
         return _replay(args)
     if not args.races and not args.all:
         raise ValueError(f"name a race, or --all; the races are {', '.join(RACES)}")
@@ -28,17 +30,17 @@ def command(args: argparse.Namespace) -> int:
         raise ValueError("--all names every race: name none beside it")
     chosen = variants_of(args.races, args.variant)
     verdicts = _explore(chosen, _search(args), args.jobs or processors())
+    _show(verdicts, args)
     if args.save is not None:
         _save(args.save, verdicts)
-    _show(verdicts, args)
     return 0 if all(verdict.as_expected for verdict in verdicts) else 1
 
 
 def _search(args: argparse.Namespace) -> Search:
     if args.random is not None:
-        return Search("random", orders=args.random, seed=args.seed)
+        return Search("random", orders=min(args.random, args.orders or args.random), seed=args.seed)
     if args.pct is not None:
-        return Search("pct", orders=args.pct, depth=args.depth, seed=args.seed)
+        return Search("pct", orders=min(args.pct, args.orders or args.pct), depth=args.depth, seed=args.seed)
     return Search(reduction=not args.plain, preemptions=args.preemptions, orders=args.orders)
 
 
@@ -82,7 +84,9 @@ def _print_table(verdicts: list[Verdict]) -> None:
 
 def _save(path: str, verdicts: list[Verdict]) -> None:
     bad = [verdict for verdict in verdicts if verdict.shortest is not None]
-    if len(bad) != 1:
+    if not bad:
+        raise ValueError(f"{path}: not written: no order that was played is bad")
+    if len(bad) > 1:
         raise ValueError(f"--save writes one bad order, and there are {len(bad)}: name one race and --variant")
     assert bad[0].shortest is not None, "as was asked for"
     save_order(path, bad[0].race, bad[0].variant, bad[0].shortest)

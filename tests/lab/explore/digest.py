@@ -90,7 +90,7 @@ def _parts(item: Any) -> tuple[str, list[tuple[str, Any]]]:
 
 
 def _is_rings(item: object) -> bool:
-    return isinstance(item, HostRings) and not item.vsp == ffi.NULL
+    return isinstance(item, HostRings) and not item.closed
 
 
 def _cells(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -86,7 +86,7 @@ def test_a_bound_leaves_out_exactly_what_is_beyond_it(program: Program) -> None:
 @settings(max_examples=25)
 @given(programs())
 def test_the_shortest_bad_order_is_the_shortest(program: Program) -> None:
-    """Of all orders that end badly in the same way the one with the fewest preemptions, and of those the fewest steps."""
+    """Of all orders that end badly in the same way the one with the fewest preemptions, then steps."""
     orders = _all_orders(program, 100)
     ends = sorted({states[-1][0] for states in orders.values()})
     bad = {end: f"bad {'even' if at % 2 else 'odd'} {at}" for at, end in enumerate(ends) if at % 3}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -90,7 +89,8 @@ def test_everything_is_as_before_whatever_went_on(engine: str, seed: int) -> Non
 
 def _traffic(stage: Stage) -> None:
     channel = stage.host.default.channel(5)
-    assert channel is not None and channel.rings is not None
+    assert channel is not None
+    assert channel.rings is not None
     channel.rings.write(Packet(b"some bytes"))
     stage.partition.settle()
 
@@ -200,7 +200,7 @@ def test_an_operation_that_is_under_way_cannot_be_saved() -> None:
 def _held() -> tuple[int, int]:
     """Return this process's descriptors and mappings."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd")), Path("/proc/self/maps").read_text().count("\n")
+    return len(list(Path("/proc/self/fd").iterdir())), Path("/proc/self/maps").read_text().count("\n")
 
 
 def test_thousands_of_restores_leave_nothing_behind() -> None:

@@ -21,7 +21,12 @@ LOCKS: Final = {
 
 
 class Toy:
-    """A scene of counters; ``bad`` at the end, or ``bad_now``, are texts by the values that the counters must not have."""
+    """A scene of counters.
+
+    Args:
+        program: who does what with them.
+        bad, bad_now: what is wrong at the end, or at any time, by the values of the counters.
+    """
 
     def __init__(
         self,

@@ -102,6 +102,8 @@ def load_order(path: str | PathLike[str]) -> tuple[str, str, str, tuple[str, ...
     """
     try:
         data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: is no saved order: too deeply nested") from None
     except ValueError as error:
         raise ValueError(f"{path}: is no saved order: {error}") from None
     if not isinstance(data, dict) or data.get("format") != _FORMAT:

@@ -115,7 +115,7 @@ class World:
         error = actor.error
         if error is None or getattr(error, "errno", None) in actor.may_fail:
             return ""
-        return f"{actor.name} failed: {error or type(error).__name__}"
+        return f"{actor.name} failed: {str(error) or type(error).__name__}"
 
     def _why_stuck(self, stuck: Iterable[Actor]) -> str:
         """Tell a deadlock from a wait for what never comes."""
