@@ -74,8 +74,9 @@ class World:
         """Return who can go now, in the order of the scene."""
         actors = self.scene.actors
         busy = {actor.cpu for actor in actors if actor.interrupts and not actor.whole}
-        able = [actor for actor in actors if not actor.last and may_go(actor, actors)]
-        able = able or [actor for actor in actors if actor.last and may_go(actor, actors)]
+        running = [actor for actor in actors if actor.running]
+        able = [actor for actor in actors if not actor.last and may_go(actor, running)]
+        able = able or [actor for actor in actors if actor.last and may_go(actor, running)]
         return [Choice(actor.name, actor.touches(interrupted=actor.cpu in busy)) for actor in able]
 
     def actor(self, name: str) -> Actor:
