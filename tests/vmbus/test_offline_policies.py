@@ -15,7 +15,6 @@ from vmbusirq._ffi import lib
 from vmbusirq.designs import DESIGNS, OfflinePolicy
 from vmbusirq.errors import Hung
 from vmbusirq.log import Level
-from vmbusirq.vmbus.context import SET_AFFINITY_LOCK
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import ModifyChannel, Version
 

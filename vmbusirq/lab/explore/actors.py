@@ -178,15 +178,16 @@ def may_go(actor: Actor, running: Sequence[Actor]) -> bool:
         running: who is inside an operation, the actor itself perhaps among them. Others are in nobody's way.
     """
     step = actor.step
-    if step is None or (step.takes is not None and _is_held(step.takes, actor, running)):
+    if step is None or (step.takes is not None and _is_held(step.takes, running)):
         return False
     if _is_stopped(actor, step, running) or (actor.cpu is not None and _is_kept_off(actor, step, running)):
         return False
     return step.ready is None or step.ready()
 
 
-def _is_held(lock: Lock, actor: Actor, running: Sequence[Actor]) -> bool:
-    return any(lock.excludes(held) for other in running if other is not actor for held in other.locks)
+def _is_held(lock: Lock, running: Sequence[Actor]) -> bool:
+    """Whether somebody holds what excludes a lock; who holds it already waits for itself."""
+    return any(lock.excludes(held) for actor in running for held in actor.locks)
 
 
 def _is_stopped(actor: Actor, step: Step, running: Sequence[Actor]) -> bool:

@@ -127,7 +127,7 @@ class World:
             held = [
                 f"{other.name} holds {lock.name}"
                 for other in self.scene.actors
-                if step.takes is not None and other is not actor
+                if step.takes is not None
                 for lock in other.locks
                 if step.takes.excludes(lock)
             ]
