@@ -59,7 +59,9 @@ class Labels:
         self.play(order)
         for one, other in ((first, second), (second, first)):
             self.play([*order, one.name])
-            assert other in self.world.choices(), f"{said}: {one.name} changes whether {other.name} can go, or its label"
+            assert other in self.world.choices(), (
+                f"{said}: {one.name} changes whether {other.name} can go, or its label"
+            )
         wrong = self.play([*order, first.name, second.name])
         there = self.state()
         assert wrong[-2:] == self.play([*order, second.name, first.name])[:-3:-1], said
