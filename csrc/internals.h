@@ -135,11 +135,15 @@ struct vi_ring_looker {
 	uint32_t all;
 };
 
-/* A softirq that is run step by step: what it has detached, what of it runs, its vector. */
-struct vi_softirq_step {
+/*
+ * A CPU that is run step by step: what its softirq has detached, what of that runs, the vector; and
+ * whether an action that it runs was freed.
+ */
+struct vi_cpu_step {
 	struct vi_tasklet *list;
 	struct vi_tasklet *tasklet;
 	uint32_t vec;
+	uint32_t freed;
 };
 
 /* entropy pool of the linux engine (linux_shaped/entropy.c) */
@@ -184,7 +188,7 @@ struct vi_cpu {
 	struct vi_tasklet_list napi;
 	struct vi_lx_fast_pool fast_pool;
 	struct vi_lost lost;
-	struct vi_softirq_step step;
+	struct vi_cpu_step step;
 	uint32_t batch_n;
 	uint32_t batch_irq[VI_RELIDS];
 	uint32_t batch_result[VI_RELIDS];
@@ -328,6 +332,7 @@ struct vi_machine {
 	void *owner;
 	vi_trace_t trace;		/* NULL: nobody looks */
 	void *trace_context;
+	uint32_t own_waits;		/* who unlinks waits itself for CPUs run step by step */
 };
 
 static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
@@ -386,6 +391,12 @@ static inline bool vi_any_stepped(const struct vi_machine *m)
 		if (vi_is_stepped(&m->cpus[c]))
 			return true;
 	return false;
+}
+
+/* Must fail, since it would wait for a CPU that nobody runs meanwhile? */
+static inline bool vi_would_wait(const struct vi_machine *m)
+{
+	return !m->own_waits && vi_any_stepped(m);
 }
 
 /* The CPU of a sub-step; NULL: there is none, or it is not between two sub-steps. */

@@ -288,7 +288,7 @@ int vi_step_leave(struct vi_machine *m, uint32_t cpu_id)
 
 	if (!cpu)
 		return -EINVAL;
-	cpu->step = (struct vi_softirq_step){ 0 };
+	cpu->step = (struct vi_cpu_step){ 0 };
 	vi_step_begin(cpu);	/* as vi_vcpu_run() leaves it */
 	vi_irq_exit(cpu);
 	vi_trace(m, VI_TRACE_IRQ_EXIT, cpu_id, 0, 0);
@@ -298,6 +298,21 @@ int vi_step_leave(struct vi_machine *m, uint32_t cpu_id)
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu)
 {
 	return cpu < m->nr_cpus ? vi_load(&m->cpus[cpu].irq_seq) & 1 : 0;
+}
+
+uint32_t vi_step_seq(struct vi_machine *m, uint32_t cpu)
+{
+	const struct vi_cpu *c = vi_step_cpu(m, cpu);
+
+	return c ? vi_load(&c->irq_seq) : 0;
+}
+
+int vi_machine_set_own_waits(struct vi_machine *m, uint32_t on)
+{
+	if (m->engine == VI_ENGINE_FAST || !m->channel_irqs)
+		return -EINVAL;
+	m->own_waits = on != 0;
+	return 0;
 }
 
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu)

@@ -6,7 +6,7 @@ made once for each race; every order begins with putting it back (:mod:`vmbusirq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -14,6 +14,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.cpumask import format_pbl
 from vmbusirq.designs import DESIGNS, Design
+from vmbusirq.errors import check
 from vmbusirq.host.options import HostOptions
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp.generic import GenericVsp
@@ -52,6 +53,7 @@ class Stage:
         engine: ``linux``: v6.10's own steps; or ``fast``.
         strict_rfc: keep the defects of the RFC as posted.
         options: of the host.
+        without: waits that are left out, see :mod:`vmbusirq.irq.waits`.
 
     Attributes:
         core, partition, irq, host, vmbus, switch, log: the rooms of a machine.
@@ -68,13 +70,23 @@ class Stage:
         engine: str = "linux",
         strict_rfc: bool = False,
         options: HostOptions | None = None,
+        without: Iterable[str] = (),
     ) -> None:
         self.core: Final = Core(
             cpus, nr_irqs_max=_IRQS, hyp_count=design.hyp_count, channel_irqs=design.channel_irqs, engine=engine
         )
         self.partition: Final = Partition(self.core)
         self.log: Final = Log(lambda: self.core.now)
-        self.irq: Final = IrqCore(self.core.handle, nr_cpus=cpus, nr_irqs=_IRQS, dynirq_base=24, log=self.log)
+        if engine == "linux" and design.channel_irqs:
+            check(lib.vi_machine_set_own_waits(self.core.handle, 1), "stage: who unlinks cannot wait by steps")
+        self.irq: Final = IrqCore(
+            self.core.handle,
+            nr_cpus=cpus,
+            nr_irqs=_IRQS,
+            dynirq_base=24,
+            log=self.log,
+            without=frozenset(without),
+        )
         self.host: Final = HostBus(self.partition, version=version, options=options)
         for relid in channels or {}:
             vsp = GenericVsp(device_class, CLASS_IDS[device_class])
