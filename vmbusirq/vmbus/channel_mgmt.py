@@ -267,7 +267,7 @@ class ChannelManager:
         yield Step(f"channel {channel.relid}: rescind", touches=frozenset({f"channel {channel.relid}"}))
         if channel.gone:  # its device could not be added, and it was removed for that
             return
-        yield from reset_channel_cb(self._ctx, channel, f"relid {channel.relid}", f"irq {channel.irq}", "requests")
+        yield from reset_channel_cb(self._ctx, channel)
         channel.rescind()
         self._ctx.control.rescind_channel(channel)
 
@@ -323,7 +323,7 @@ class ChannelManager:
     def _release(self, relid: int) -> Steps[None]:
         """Give a relid back; a host that does not take the message keeps it (vmbus_release_relid)."""
         try:
-            yield from self._ctx.control.post(RelidReleased(relid))
+            yield from self._ctx.control.post(RelidReleased(relid), touches=frozenset({f"channel {relid}"}))
         except IrqError as error:
             self._log.err(f"hv_vmbus: relid {relid} could not be released: {errno_name(error.errno or errno.EIO)}")
 

@@ -86,11 +86,13 @@ class Opener:
             memory.free()
             raise
 
-    def unshare(self, channel: Channel, handle: int, memory: Shareable) -> Steps[None]:
+    def unshare(
+        self, channel: Channel, handle: int, memory: Shareable, touches: frozenset[str] | None = None
+    ) -> Steps[None]:
         """Have the host let go of memory, if it has it (0: it has not), and free it; else it is stranded."""
         try:
             if handle:
-                yield from self.teardown_gpadl(channel, handle)
+                yield from self.teardown_gpadl(channel, handle, touches)
         except Exception:
             self._strand(channel, memory)
             raise
@@ -128,14 +130,14 @@ class Opener:
             raise
         return handle
 
-    def teardown_gpadl(self, channel: Channel, handle: int) -> Steps[None]:
+    def teardown_gpadl(self, channel: Channel, handle: int, touches: frozenset[str] | None = None) -> Steps[None]:
         """Take pages back: the host has let go of them when this is over (vmbus_teardown_gpadl).
 
-        Of a rescinded channel the host has let go already; nothing is sent.
+        Of a rescinded channel the host has let go already; nothing is sent. ``touches``: as :meth:`Control.ask`.
         """
         if not channel.rescinded:
             request = Request(MessageType.GPADL_TORNDOWN, (handle,), channel)
-            yield from self._ctx.control.ask(request, GpadlTeardown(channel.relid, handle))
+            yield from self._ctx.control.ask(request, GpadlTeardown(channel.relid, handle), touches=touches)
         self.gpadls.pop(handle, None)
 
     def let_go(self, channel: Channel | None = None) -> None:
@@ -356,7 +358,8 @@ class Opener:
             self._strand(channel, rings)
         else:
             try:
-                yield from self.unshare(channel, handle, rings)
+                touches = frozenset({f"channel {channel.relid}", f"irq {channel.irq}"})  # free_irq comes next
+                yield from self.unshare(channel, handle, rings, touches)
             except IrqError as error:
                 failure = error
         if not self._ctx.options.strict_rfc:  # whatever the host does, the guest has closed
@@ -368,7 +371,8 @@ class Opener:
         if channel.rescinded:
             return
         try:
-            yield from self._ctx.control.post(CloseChannel(channel.relid))
+            touches = frozenset({f"channel {channel.relid}", "requests"})
+            yield from self._ctx.control.post(CloseChannel(channel.relid), touches=touches)
         except IrqError as error:
             number = -(error.errno or errno.EIO)
             self._ctx.irq.log.err(f"hv_vmbus: Close failed: close post msg return is {number}")

@@ -18,19 +18,18 @@ TASKLET: Final = "tasklet"
 """The waits for a channel's tasklet, among those that ``IrqCore.without`` leaves out."""
 
 
-def reset_channel_cb(context: Context, channel: Channel, *touches: str) -> Steps[None]:
+def reset_channel_cb(context: Context, channel: Channel) -> Steps[None]:
     """Clear a channel's callback when its tasklet does not run, under sched_lock (vmbus_reset_channel_cb, v6.10).
 
-    Args:
-        context: the kernel around it.
-        channel: which.
-        touches: what the caller touches after it, up to the caller's next step, beside the channel and its ring.
+    Up to its next step the caller touches no more than the channel, its ring, relid and IRQ, and what is asked.
     """
     if channel.gone:
         return
     relid = channel.relid
-    touched = frozenset({f"channel {relid}", f"ring {relid} in", *touches})
-    step = Step(f"channel {relid}: vmbus_reset_channel_cb takes sched_lock", takes=sched_lock(relid), touches=touched)
+    touches = frozenset(
+        {f"channel {relid}", f"ring {relid} in", f"relid {relid}", f"irq {channel.irq}", "requests"}
+    )
+    step = Step(f"channel {relid}: vmbus_reset_channel_cb takes sched_lock", takes=sched_lock(relid), touches=touches)
     if TASKLET in context.irq.without:
         yield step
     else:

@@ -37,6 +37,14 @@ from vmbusirq.wire.protocol import MessageType, Version
 
 __all__ = ["Stage"]
 
+_HOST_ENDS: Final = frozenset({"host queue", "host target", "host rings"})
+_HOST_TOUCHES: Final[dict[int | None, frozenset[str]]] = {
+    MessageType.MODIFYCHANNEL: frozenset({"host queue"}),
+    MessageType.CLOSECHANNEL: _HOST_ENDS,
+    MessageType.GPADL_TEARDOWN: _HOST_ENDS | {"slot cpu0", "vector cpu0"},  # it answers
+    MessageType.RELID_RELEASED: _HOST_ENDS,
+}
+"""What the host touches when it takes a message, see Step; of others it is not known."""
 _INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
 _IRQS: Final = 64
 
@@ -167,9 +175,7 @@ class Stage:
         )
 
     def _next_message_touches(self) -> frozenset[str] | None:
-        if self.host.next_message_type == MessageType.MODIFYCHANNEL:
-            return frozenset({"host queue"})
-        return None
+        return _HOST_TOUCHES.get(self.host.next_message_type)
 
     def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
         """Return a device that writes packets, one after the other."""
