@@ -121,6 +121,7 @@ static int move_descs(struct vi_image *image, struct vi_machine *m)
 		struct vi_irq_desc *desc = desc_place(m, i);
 
 		vi_image_move(image, desc, offsetof(struct vi_irq_desc, percpu_enabled));
+		vi_image_move(image, desc->effective, (m->nr_cpus + 63) / 64 * sizeof(uint64_t));
 		vi_image_move(image, &m->desc[i], sizeof(m->desc[i]));
 		if (move_percpu_enabled(image, m, desc) < 0)
 			result = -ENOMEM;

@@ -104,13 +104,14 @@ X86_ROWS: Final = (
 )
 """Rows of x86 in the order of the file (arch/x86/kernel/irq.c, v6.10; the same list in v6.18)."""
 
+IRQ_WORK_IPI: Final = "IRQ work interrupts"
 _IPIS_6: Final = (
     "Rescheduling interrupts",
     "Function call interrupts",
     "CPU stop interrupts",
     "CPU stop (for crash dump) interrupts",
     "Timer broadcast interrupts",
-    "IRQ work interrupts",
+    IRQ_WORK_IPI,
 )
 _IPIS_8: Final = (
     "Rescheduling interrupts",
@@ -118,7 +119,7 @@ _IPIS_8: Final = (
     "CPU stop interrupts",
     "CPU stop NMIs",
     "Timer broadcast interrupts",
-    "IRQ work interrupts",
+    IRQ_WORK_IPI,
     "CPU backtrace interrupts",
     "KGDB roundup interrupts",
 )

@@ -11,7 +11,7 @@ from typing import Final
 
 from vmbusirq._ffi import lib
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import IrqError, check
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.irq.cpuhotplug import CPUS_WRITE_LOCK
@@ -107,6 +107,9 @@ class CpuSwitch:
         self._clockevents.cpu_dying(cpu)
         yield Step(f"cpu {cpu}: has left the online mask", Context.HARDIRQ, touches=frozenset())
         yield from self._irq.irq_migrate_all_off_steps(cpu)
+        if self._partition.core.redirect:  # works queued before their IRQ was moved, without their interrupt
+            yield Step(f"cpu {cpu}: smpcfd_dying_cpu runs its irq_works", Context.HARDIRQ)
+            check(lib.vi_irq_work_flush(self._irq.machine, cpu), f"cpu {cpu}: its irq_works cannot be run")
 
     def _is_quiet(self, cpu: int) -> bool:
         return not lib.vi_vcpu_pending(self._irq.machine, cpu)

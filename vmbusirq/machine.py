@@ -117,17 +117,7 @@ class Machine:
         self.strict_rfc: Final = strict_rfc
         self.booted = False
         nr_irqs = self._nr_irqs_at_boot()
-        self.core: Final = Core(
-            self.scenario.cpus.possible,
-            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
-            arch=self.scenario.arch,
-            engine=engine,
-            simd=simd,
-            hyp_count=self.design.hyp_count,
-            channel_irqs=self.design.channel_irqs,
-            shutdown_adds_depth=self.generation.shutdown_adds_depth,
-            seed=seed,
-        )
+        self.core: Final = self._make_core(nr_irqs, engine, simd)
         self.partition: Final = self._make_partition(profile)
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
@@ -185,6 +175,20 @@ class Machine:
     @property
     def _timers(self) -> TimerSpec:
         return self.scenario.timers or TimerSpec()
+
+    def _make_core(self, nr_irqs: int, engine: str, simd: str) -> Core:
+        return Core(
+            self.scenario.cpus.possible,
+            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
+            arch=self.scenario.arch,
+            engine=engine,
+            simd=simd,
+            hyp_count=self.design.hyp_count,
+            channel_irqs=self.design.channel_irqs,
+            redirect=self.design.redirects,
+            shutdown_adds_depth=self.generation.shutdown_adds_depth,
+            seed=self.seed,
+        )
 
     def _make_hotplug(self) -> CpuSwitch:
         hotpluggable = self.present_mask & ~1 if self.arch == "x86" else self.present_mask
@@ -257,6 +261,7 @@ class Machine:
                 },
                 probe_order=tuple(instances[name] for name in scenario.probe_order),
                 page_bytes=scenario.page_kib << 10,
+                seed=self.seed,
             ),
             ppi_irq=self.platform.vmbus_ppi,
         )
@@ -324,7 +329,8 @@ class Machine:
     def arch_rows(self) -> tuple[ArchRow, ...]:
         """The x86 rows that this machine shows, in the order of the file; none on arm64."""
         hidden = self.scenario.impossible if self.generation.hides_impossible_rows else ()
-        rows = [row for row in X86_ROWS if row.label in self.scenario.rows and row.label not in hidden]
+        shown = {*self.scenario.rows, *(("IWI",) if self.design.redirects and self.arch == "x86" else ())}
+        rows = [row for row in X86_ROWS if row.label in shown and row.label not in hidden]
         claimed = {"HVS": Feature.STIMER_DIRECT, "HRE": Feature.REENLIGHTENMENT}  # vectors that only those need
         rows = [row for row in rows if row.label not in claimed or self.partition.features.has(claimed[row.label])]
         if not self.design.hyp_row:

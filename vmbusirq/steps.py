@@ -8,7 +8,7 @@ steps' locks and conditions allow. Between two yields nothing else happens.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias, TypeVar
 
@@ -135,7 +135,7 @@ def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:
         step = next(steps)
         while True:
             try:
-                yield replace(step, locks=(lock, *step.locks))
+                yield Step(step.point, step.context, (lock, *step.locks), step.takes, step.ready, step.touches)
             except Exception as error:
                 step = steps.throw(error)
             else:

@@ -18,6 +18,7 @@
 #define FIRST_IRQ 24
 #define MESSAGE_IRQ 20
 #define TOPLEVEL_IRQ 21
+#define WORK_IRQ 22
 #define CHANNELS 10
 #define RING_BYTES 8192
 #define CONNECTION 77
@@ -67,6 +68,7 @@ struct shape {
 	uint32_t channel_irqs;
 	uint32_t message_irq;
 	uint32_t replay;
+	uint32_t redirect;
 };
 
 /* Memory beside the machine, saved with it by the test. */
@@ -83,7 +85,7 @@ struct rig {
 	struct shape shape;
 	struct vi_machine *m;
 	struct vi_irq_chip chip;
-	struct vi_irqaction actions[CHANNELS], message, toplevel;
+	struct vi_irqaction actions[CHANNELS], message, toplevel, ipi;
 	struct vi_channel *ch[CHANNELS];
 	struct vi_ring_mem mem[CHANNELS][2];
 	struct beside now;
@@ -136,6 +138,15 @@ static void add_irq(struct rig *rig, uint32_t irq, uint32_t flow, struct vi_irqa
 	CHECK(0, vi_irq_startup(rig->m, irq, 1));
 }
 
+/* Where a channel's IRQ runs at once, and first of all. */
+static void set_effective(struct rig *rig, uint32_t i, uint64_t mask)
+{
+	const uint64_t words[VI_CPU_WORDS] = { mask };
+
+	CHECK(0, vi_irq_set_effective(rig->m, FIRST_IRQ + i, words,
+				      (uint32_t)__builtin_ctzll(mask)));
+}
+
 static void make_channel(struct rig *rig, uint32_t i)
 {
 	const struct kind *kind = &kinds[i];
@@ -160,6 +171,8 @@ static void make_channel(struct rig *rig, uint32_t i)
 		add_irq(rig, irq, VI_FLOW_SIMPLE, &rig->actions[i]);
 	}
 	CHECK(0, vi_channel_set_cpu(ch, kind->cpu));
+	if (rig->shape.redirect)
+		set_effective(rig, i, 1ull << (i % CPUS));
 	CHECK(0, vi_channel_set_rings(ch, &rig->mem[i][0], &rig->mem[i][1], 4096));
 	CHECK(0, vi_channel_set_signal(ch, CONNECTION, NULL, NULL, 0));
 	CHECK(0, vi_ring_writer_init(&rig->now.host[i], &rig->mem[i][0], VI_RING_STRICT));
@@ -179,6 +192,7 @@ static struct rig *make_rig(const struct shape *shape)
 		.arch = shape->arch,
 		.hyp_count = shape->hyp_count,
 		.channel_irqs = shape->channel_irqs,
+		.redirect = shape->redirect,
 		.seed = 1,
 	};
 	const struct vi_hooks hooks = {
@@ -207,6 +221,11 @@ static struct rig *make_rig(const struct shape *shape)
 		rig->toplevel.handler = vi_handler_percpu_isr();
 		add_irq(rig, TOPLEVEL_IRQ, shape->toplevel_flow, &rig->toplevel);
 		CHECK(0, vi_machine_set_toplevel_irq(rig->m, TOPLEVEL_IRQ));
+	}
+	if (shape->arch == VI_ARCH_ARM64 && shape->redirect) {
+		rig->ipi.handler = vi_handler_always_handled();
+		add_irq(rig, WORK_IRQ, VI_FLOW_PERCPU_DEVID, &rig->ipi);
+		CHECK(0, vi_machine_set_irq_work_irq(rig->m, WORK_IRQ));
 	}
 	for (uint32_t i = 0; i < CHANNELS; i++)
 		make_channel(rig, i);
@@ -341,6 +360,8 @@ static void work(struct rig *rig)
 		break;
 	case 4:
 		CHECK(0, vi_channel_set_cpu(rig->ch[i], cpu));
+		if (rig->shape.redirect)
+			set_effective(rig, i, 1 + draw(rig, (1 << CPUS) - 1));
 		break;
 	case 5:
 		CHECK(0, vi_lapic_hold(rig->m, cpu, draw(rig, 3) == 0));
@@ -358,16 +379,20 @@ static void work(struct rig *rig)
 }
 
 static const struct shape shapes[] = {
-	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_MESSAGE, 0, 1, 0, 0 },
-	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_ALWAYS, 0, 0, 0, 0 },
-	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_NEVER, 0, 1, 1, 1 },
-	{ VI_ENGINE_LINUX, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_DEVID, 1, 0, 0 },
-	{ VI_ENGINE_LINUX, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU, 1, 0, 0 },
-	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_MESSAGE, 0, 1, 0, 0 },
-	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_ALWAYS, 0, 0, 0, 0 },
-	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_NEVER, 0, 1, 1, 0 },
-	{ VI_ENGINE_FAST, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_DEMUX, 1, 0, 0 },
-	{ VI_ENGINE_FAST, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_NOSTAT, 1, 1, 0 },
+	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_MESSAGE, 0, 1, 0, 0, 0 },
+	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_ALWAYS, 0, 0, 0, 0, 0 },
+	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_NEVER, 0, 1, 1, 1, 0 },
+	{ VI_ENGINE_LINUX, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_DEVID, 1, 0, 0, 0 },
+	{ VI_ENGINE_LINUX, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU, 1, 0, 0, 0 },
+	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_MESSAGE, 0, 1, 0, 0, 0 },
+	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_ALWAYS, 0, 0, 0, 0, 0 },
+	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_NEVER, 0, 1, 1, 0, 0 },
+	{ VI_ENGINE_FAST, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_DEMUX, 1, 0, 0, 0 },
+	{ VI_ENGINE_FAST, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_NOSTAT, 1, 1, 0, 0 },
+	{ VI_ENGINE_LINUX, VI_ARCH_X86, VI_HYP_NEVER, 0, 1, 1, 0, 1 },
+	{ VI_ENGINE_LINUX, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_NOSTAT, 1, 1, 1, 1 },
+	{ VI_ENGINE_FAST, VI_ARCH_ARM64, VI_HYP_NEVER, VI_FLOW_PERCPU_NOSTAT, 1, 1, 0, 1 },
+	{ VI_ENGINE_FAST, VI_ARCH_X86, VI_HYP_NEVER, 0, 1, 1, 0, 1 },
 };
 #define SHAPES (sizeof(shapes) / sizeof(shapes[0]))
 

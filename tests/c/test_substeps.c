@@ -36,7 +36,9 @@ static void step_flags(struct rig *rig, uint32_t cpu)
 		if (relid == VI_SINT_FLAGS)
 			break;
 		way = vi_step_lookup(rig->m, cpu, (uint32_t)relid, &irq);
-		if (way == VI_WAY_FLOW)
+		if (way == VI_WAY_FLOW && vi_step_redirect(rig->m, cpu, irq))
+			CHECK(1, rig->shape.redirect);
+		else if (way == VI_WAY_FLOW)
 			step_flow(rig, cpu, irq);
 		else if (way == VI_WAY_CHANNEL)
 			CHECK(0, vi_step_arrival(rig->m, cpu, (uint32_t)relid));
@@ -120,6 +122,17 @@ static void step_isr(struct rig *rig, uint32_t cpu, int *taken)
 		step_flow(rig, cpu, irq);
 }
 
+static void step_works(struct rig *rig, uint32_t cpu)
+{
+	uint32_t irq;
+
+	while (vi_step_work(rig->m, cpu, &irq) == 1)
+		if (rig->shape.engine == VI_ENGINE_FAST)
+			CHECK(0, vi_step_do_work(rig->m, cpu, irq));
+		else
+			step_flow(rig, cpu, irq);
+}
+
 static int run_by_steps(struct rig *rig, uint32_t cpu)
 {
 	int taken = vi_step_vector(rig->m, cpu);
@@ -128,6 +141,8 @@ static int run_by_steps(struct rig *rig, uint32_t cpu)
 		return 0;
 	CHECK(1, vi_step_in_interrupt(rig->m, cpu));
 	CHECK(false, vi_inside_interrupt(rig->m));
+	if (taken & VI_STEP_WORK)
+		step_works(rig, cpu);
 	if (taken & VI_STEP_ISR)
 		step_isr(rig, cpu, &taken);
 	if (taken & VI_STEP_VECTOR)
@@ -216,6 +231,56 @@ static void arrive_while_running(bool replay)
 	CHECK(1 + replay, counters.irq[FIRST_IRQ]);
 	CHECK(0, vi_step_leave(rig->m, 0));
 	CHECK(0, vi_step_leave(rig->m, 1));
+	drop_rig(rig);
+}
+
+/* Raise relid 1 on CPU 0, which its IRQ may not run on. */
+static void arrive_to_be_sent(struct rig *rig)
+{
+	uint32_t irq;
+
+	CHECK(1, vi_synic_signal(rig->m, 0, VI_SINT_VMBUS, 1));
+	CHECK(VI_STEP_ENTERED | VI_STEP_VECTOR | VI_STEP_ISR, vi_step_vector(rig->m, 0));
+	CHECK(1, vi_step_claim_flag(rig->m, 0, 0));
+	CHECK(VI_WAY_FLOW, vi_step_lookup(rig->m, 0, 1, &irq));
+	CHECK(1, vi_step_redirect(rig->m, 0, irq));
+	CHECK(0, vi_step_leave(rig->m, 0));
+}
+
+/*
+ * An arrival merges with one whose work has not begun, be it taken off its list already; one that
+ * comes later is a work of its own.
+ */
+static void merge_works(void)
+{
+	struct shape shape = shapes[0];
+	struct vi_counters counters;
+	struct rig *rig;
+	uint32_t irq;
+
+	shape.redirect = 1;
+	rig = make_rig(&shape);
+	set_effective(rig, 0, 2);
+	CHECK(0, vi_step_deliverable(rig->m, 1));
+	arrive_to_be_sent(rig);
+	CHECK(1, vi_step_deliverable(rig->m, 1));
+	CHECK(0, vi_step_deliverable(rig->m, 0));
+	CHECK(VI_STEP_ENTERED | VI_STEP_WORK, vi_step_vector(rig->m, 1));
+	arrive_to_be_sent(rig);
+	CHECK(0, vi_vcpu_pending(rig->m, 1));
+	CHECK(1, vi_irq_work_pending(rig->m, FIRST_IRQ));
+	CHECK(1, vi_step_work(rig->m, 1, &irq));
+	CHECK(FIRST_IRQ, irq);
+	CHECK(0, vi_irq_work_pending(rig->m, FIRST_IRQ));
+	step_flow(rig, 1, irq);
+	CHECK(0, vi_step_work(rig->m, 1, &irq));
+	arrive_to_be_sent(rig);
+	CHECK(1, vi_vcpu_pending(rig->m, 1));
+	CHECK(0, vi_step_leave(rig->m, 1));
+	CHECK(1, run_by_steps(rig, 1));
+	vi_machine_counters(rig->m, &counters);
+	CHECK(2, counters.irq[counters.irq_stride + FIRST_IRQ]);
+	CHECK(2, vi_cpu_of(rig->m, 1)->arch[VI_ROW_IWI]);
 	drop_rig(rig);
 }
 
@@ -335,6 +400,9 @@ static void refuse_nonsense(void)
 		CHECK(-EINVAL, vi_step_claim_flag(rig->m, cpu, 0));
 		CHECK(-EINVAL, vi_step_claim_word(rig->m, cpu, 0, &bits));
 		CHECK(-EINVAL, vi_step_lookup(rig->m, cpu, 1, &irq));
+		CHECK(-EINVAL, vi_step_redirect(rig->m, cpu, FIRST_IRQ));
+		CHECK(-EINVAL, vi_step_work(rig->m, cpu, &irq));
+		CHECK(-EINVAL, vi_step_do_work(rig->m, cpu, FIRST_IRQ));
 		CHECK(-EINVAL, vi_step_flow_enter(rig->m, cpu, FIRST_IRQ));
 		CHECK(-EINVAL, vi_step_flow_actions(rig->m, cpu, FIRST_IRQ));
 		CHECK(-EINVAL, vi_step_arrival(rig->m, cpu, 1));
@@ -369,6 +437,7 @@ int main(int argc, char **argv)
 		run_shape(&shapes[i], turns);
 	arrive_while_running(false);
 	arrive_while_running(true);
+	merge_works();
 	control_plane_in_between(VI_ENGINE_LINUX);
 	control_plane_in_between(VI_ENGINE_FAST);
 	wait_for_handlers();

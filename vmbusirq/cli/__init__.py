@@ -21,7 +21,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-s", "--scenario", default="rfc-gen2-8vcpu", metavar="NAME", help="a built-in name or a TOML file"
     )
-    group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, ...")
+    group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, redirect, ...")
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
     group.add_argument("--timers", metavar="NAME", help="how clock ticks come: direct, message or lapic")

@@ -88,7 +88,8 @@ class HostRings:
     def close(self) -> None:
         """Unmap both rings; what waits for room is dropped."""
         self._backlog.clear()
-        ffi.release(self.vsp)
+        if not self._out.kept:
+            ffi.release(self.vsp)
         self._out.close()
         self._in.close()
 
@@ -160,11 +161,14 @@ class HostRings:
         yield Step(f"host: looks whether the reader of channel {relid} wants a signal", touches=ring)
         if not self._writer.must_signal():
             return False
-        cpus = range(self._channel.device.bus.partition.core.nr_cpus)
-        touches = frozenset({"host target", *(f"{what} cpu{cpu}" for cpu in cpus for what in ("flags", "vector"))})
-        yield Step(f"host: signals channel {relid}", touches=touches)
+        yield Step(f"host: signals channel {relid}", touches=self._signal_touches)
         self.signal()
         return True
+
+    @property
+    def _signal_touches(self) -> frozenset[str]:
+        cpus = range(self._channel.device.bus.partition.core.nr_cpus)
+        return frozenset({"host target", *(f"{what} cpu{cpu}" for cpu in cpus for what in ("flags", "vector"))})
 
     def _count(self, packet: Packet) -> None:
         """Add up what a reader's tally adds up: vi_vsp_send() does the same in C."""
@@ -191,6 +195,27 @@ class HostRings:
         lib.vi_vsp_signal(self.vsp)
 
     # ---- from the guest
+
+    def read_steps(self) -> Steps[int]:
+        """Yield the steps of reading what is there packet by packet, for nobody; return how many (vmbus.md 1.10, 1.11).
+
+        After each the room is given back, and the guest signalled if it waits for that much. Errors as
+        :meth:`RingReader.first`.
+        """
+        relid, count = self._channel.relid, 0
+        ring = frozenset({f"ring {relid} out"})
+        while True:
+            yield Step(f"host: looks for a packet in the out ring of channel {relid}", touches=ring)
+            if self._reader.first(view=True) is None:
+                return count
+            count += 1
+            self._reader.skip()
+            yield Step(f"host: gives the room of a packet of channel {relid} back", touches=ring)
+            self._reader.publish_read()
+            yield Step(f"host: looks whether the writer of channel {relid} waits for room", touches=ring)
+            if self._reader.must_signal_writer():
+                yield Step(f"host: signals channel {relid}: there is room", touches=self._signal_touches)
+                self.signal()
 
     @property
     def _position(self) -> int:

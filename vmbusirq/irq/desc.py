@@ -31,8 +31,8 @@ from vmbusirq.irq.settings import (
     NUMA_NO_NODE,
     Flow,
 )
-from vmbusirq.log import Log
 from vmbusirq.irq.waits import grace_period
+from vmbusirq.log import Log
 from vmbusirq.steps import Lock, LockKind, Step, Steps, run
 
 if TYPE_CHECKING:
@@ -237,11 +237,15 @@ class IrqDesc:
         return [action.dir_name for action in self.actions if action.has_dir]
 
     def update_effective_affinity(self, mask: int) -> None:
-        """Say which CPUs the chip delivers to from now on (irq_data_update_effective_affinity)."""
+        """Say which CPUs the chip delivers to from now on (irq_data_update_effective_affinity).
+
+        The first of them owns the IRQ's slot; where interrupts are redirected, it is their target.
+        """
         self.effective_affinity = mask
         if self.c.slot != ffi.NULL and mask:
+            words = ffi.from_buffer("uint64_t[]", mask.to_bytes(8 * lib.VI_CPU_WORDS, "little"))
             check(
-                lib.vi_irq_set_owner_cpu(self.table.machine, self.irq, cpumask_first(mask)),
+                lib.vi_irq_set_effective(self.table.machine, self.irq, words, cpumask_first(mask)),
                 f"irq {self.irq}: cannot be owned by cpu {cpumask_first(mask)}",
             )
 

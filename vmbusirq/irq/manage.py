@@ -48,8 +48,8 @@ from vmbusirq.irq.settings import (
     IRQF_TRIGGER_MASK,
     IRQS_SUSPENDED,
 )
-from vmbusirq.log import Level
 from vmbusirq.irq.waits import handlers_done
+from vmbusirq.log import Level
 from vmbusirq.steps import Step, Steps, run
 
 __all__ = ["ManageLayer", "check_handler"]

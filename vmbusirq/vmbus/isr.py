@@ -17,7 +17,7 @@ from vmbusirq.errors import IrqError, check
 from vmbusirq.limits import SINT_FLAGS
 from vmbusirq.steps import Context, Lock, LockKind, Step, Steps
 
-__all__ = ["deliverable", "in_interrupt", "sched_lock", "vcpu_steps"]
+__all__ = ["Delivery", "deliverable", "in_interrupt", "sched_lock", "vcpu_steps"]
 
 _SINT_WORDS: Final = int(lib.VI_SINT_WORDS)
 
@@ -42,7 +42,7 @@ def in_interrupt(core: Core, cpu: int) -> bool:
 
 
 def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
-    """Take what is pending on a CPU: the callback vector, unless it is held, and softirqs.
+    """Take what is pending on a CPU: irq_works, or the callback vector, unless it is held, and softirqs.
 
     Names in ``touches``: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``);
     ``irq N``; ``relid N``, its place in the domain; ``channel N``, by relid, its tasklet too; ``ring N in``;
@@ -54,7 +54,7 @@ def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
     Raises:
         IrqError: EINVAL no such CPU, or an IRQ, or the machine as it was, is gone from under the interrupt.
     """
-    return _Delivery(core, cpu).steps()
+    return Delivery(core, cpu).steps()
 
 
 @lru_cache(maxsize=1024)
@@ -62,8 +62,8 @@ def _names(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-class _Delivery:
-    """A CPU on its way through an interrupt.
+class Delivery:
+    """A CPU on its way through an interrupt; :func:`vcpu_steps` tells what it does.
 
     Attributes:
         context: the part of the interrupt that it is in.
@@ -99,6 +99,7 @@ class _Delivery:
             raise self._freed(f"the descriptor of irq {irq}")
 
     def steps(self) -> Steps[int]:
+        """Yield the steps of :func:`vcpu_steps`."""
         cpu = self._cpu
         resend = ("resend",) if cpu == 0 else ()
         softirq = f"softirq cpu{cpu}"
@@ -108,6 +109,8 @@ class _Delivery:
         taken = check(lib.vi_step_vector(self._machine, cpu), f"cpu {cpu}: there is none")
         if not taken:
             return 0
+        if taken & lib.VI_STEP_WORK:
+            yield from self._works()
         if taken & lib.VI_STEP_ISR:
             yield from self._scan()
             taken |= yield from self._message()
@@ -144,7 +147,9 @@ class _Delivery:
             )
             way = self._call(lib.vi_step_lookup, relid, self._number)
             if way == lib.VI_WAY_FLOW:
-                yield from self._flow(self._number[0], relid)
+                irq = self._number[0]
+                if not self._core.redirect or not (yield from self._redirected(irq)):
+                    yield from self._flow(irq, relid)
             elif way == lib.VI_WAY_CHANNEL:
                 yield self._arrival(
                     f"channel {relid}: vmbus_chan_sched takes sched_lock on cpu {cpu}", self._number[0], relid
@@ -164,6 +169,30 @@ class _Delivery:
                 yield self._step(f"cpu {cpu}: the scan has claimed relid {relid}, dispatches it", anything=True)
                 self._call(lib.vi_step_dispatch, relid)
         self._call(lib.vi_step_scan_end)
+
+    # ---- redirection
+
+    def _redirected(self, irq: int) -> Steps[int]:
+        """Return 1 where the child may not run on this CPU: then it is queued on its target, or dropped."""
+        cpu = self._cpu
+        targets = (f"vector cpu{other}" for other in range(self._core.nr_cpus))
+        point = f"irq {irq}: generic_handle_demux_domain_irq takes desc->lock on cpu {cpu}"
+        yield self._step(point, f"irq {irq}", *targets, takes=Lock(f"irq {irq} desc->lock"))
+        return self._call(lib.vi_step_redirect, irq)
+
+    def _works(self) -> Steps[None]:
+        """What others have queued on this CPU, in that order (irq_work_run)."""
+        cpu = self._cpu
+        while True:
+            yield self._step(f"cpu {cpu}: irq_work_run takes the next work", f"vector cpu{cpu}")
+            if not self._call(lib.vi_step_work, self._number):
+                return
+            irq = self._number[0]
+            if self._core.engine == "fast":
+                yield self._step(f"irq {irq}: its work runs the flow handler on cpu {cpu}", anything=True)
+                self._call(lib.vi_step_do_work, irq)
+            else:
+                yield from self._flow(irq, int(lib.vi_irq_to_desc(self._machine, irq).hwirq))
 
     # ---- flow handlers
 
@@ -252,14 +281,28 @@ class _Delivery:
 
     def _channel(self, kind: int, relid: int, own: bool) -> Steps[None]:
         """The channel's callback, then what vmbus_on_event, or the end of a NAPI poll, does after it."""
-        cpu, ring = self._cpu, (f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}")
         what = f"channel {relid}: {_TASKLETS[kind]}"
-        yield self._step(f"{what} calls the driver on cpu {cpu}", *ring, "host", anything=not own)
+        yield self._step(f"{what} calls the driver on cpu {self._cpu}", *self._of_ring(relid), "host", anything=not own)
         if self._call(lib.vi_step_callback):
-            yield self._step(f"{what} unmasks the ring on cpu {cpu} (hv_end_read)", *ring[:2])
-            self._use(f"the in ring of channel {relid}", lib.vi_step_unmask)
-            yield self._step(f"{what} looks on cpu {cpu} for what raced in", *ring)
-            self._use(f"the in ring of channel {relid}", lib.vi_step_end_read)
+            yield from self.end_read(what, relid)
+
+    def _of_ring(self, relid: int) -> tuple[str, ...]:
+        return f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}"
+
+    def end_read(self, what: str, relid: int) -> Steps[None]:
+        """Yield the steps of hv_end_read, by which ``what`` ends its read: unmask, then look once more."""
+        yield from self.unmask(what, relid)
+        yield from self.look_again(what, relid)
+
+    def unmask(self, what: str, relid: int) -> Steps[None]:
+        """Yield the step that lets the host signal again."""
+        yield self._step(f"{what} unmasks the ring on cpu {self._cpu} (hv_end_read)", *self._of_ring(relid)[:2])
+        self._use(f"the in ring of channel {relid}", lib.vi_step_unmask)
+
+    def look_again(self, what: str, relid: int) -> Steps[None]:
+        """Yield the step that masks, and comes back, if something is in the ring."""
+        yield self._step(f"{what} looks on cpu {self._cpu} for what raced in", *self._of_ring(relid))
+        self._use(f"the in ring of channel {relid}", lib.vi_step_end_read)
 
     def _messages(self) -> Steps[None]:
         cpu, message = self._cpu, ffi.new("struct vi_message *")

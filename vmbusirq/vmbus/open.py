@@ -16,7 +16,7 @@ from typing import Any, Final
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import CHandler
 from vmbusirq.steps import Step, Steps, each, run
-from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.vmbus.channel import Channel, ChannelState, Moves
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.drivers.catalogue import Attention
@@ -235,6 +235,7 @@ class Opener:
         if channel.rescinded:
             raise _rescinded(channel, "open")
         message = OpenChannel(relid, relid, channel.gpadl, channel.target_cpu, rings.downstream_offset, userdata)
+        channel.moves = Moves(host_cpu=channel.target_cpu)
         late = partial(self._answered_late, channel, rings, channel.gpadl)
         request = Request(MessageType.OPENCHANNEL_RESULT, (relid, relid), channel, late)
         try:

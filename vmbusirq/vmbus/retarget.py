@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from vmbusirq._ffi import lib
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.errors import Hung, IrqError
+from vmbusirq.errors import Hung, IrqError, check
 from vmbusirq.irq import IrqDesc
 from vmbusirq.irq.cpuhotplug import CPUS_READ_LOCK
 from vmbusirq.irq.settings import IRQ_SET_MASK_OK
@@ -24,8 +25,9 @@ from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.toplevel import MESSAGE_HWIRQ
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
-__all__ = ["Retarget"]
+__all__ = ["Retarget", "set_target"]
 
+_TEMPMASK: Final = frozenset({"tempmask"})
 _SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
 
 
@@ -45,6 +47,7 @@ class Retarget:
         self._assignment = assignment
         self.perf_channel_on = perf_channel_on
         self._picker = CpuPicker()
+        self._tempmask = 0  # static in vmbus_irq_set_affinity: all moves share it, RFC patch 12 locks it (RFC patch 10)
         self.synic_online = 0
         self.modchan_sent = 0
         self.modchan_completed = 0
@@ -59,47 +62,51 @@ class Retarget:
         """Move a channel to a CPU of ``mask`` (vmbus_irq_set_affinity, RFC patches 10 and 12)."""
         channel = desc.handler_data
         if not isinstance(channel, Channel):
-            return (yield from self._set_affinity_of_no_channel(desc, mask))
+            return (yield from self.message_set_affinity(desc, mask))
         if self._ctx.design.set_affinity_lock:
             point = f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock"
-            yield Step(point, takes=SET_AFFINITY_LOCK, touches=_chooses(channel))
+            yield Step(point, takes=SET_AFFINITY_LOCK, touches=_TEMPMASK)
             old = yield from holding(SET_AFFINITY_LOCK, self._choose_and_move(desc, channel, mask))
         else:
-            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity chooses a cpu", touches=_chooses(channel))
+            yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity computes tempmask", touches=_TEMPMASK)
             old = yield from self._choose_and_move(desc, channel, mask)
         if old is not None:
-            self._account(channel, old)
+            self.account(channel, old)
         desc.update_effective_affinity(1 << channel.target_cpu)
         return IRQ_SET_MASK_OK
 
     def _choose_and_move(self, desc: IrqDesc, channel: Channel, mask: int) -> Steps[int | None]:
         """Ask the host to interrupt another CPU, if it must be another; return the old one, None if nothing moved."""
-        allowed = mask & ~self._isolated
-        if allowed >> channel.target_cpu & 1:
+        self._tempmask = mask & ~self._isolated
+        looks = _TEMPMASK | {"next_cpu", f"channel {channel.relid}", f"irq {desc.irq}"}
+        if self._ctx.design.set_affinity_lock:
+            looks |= {"synic_online"}
+        yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity chooses a cpu of tempmask", touches=looks)
+        if self._tempmask >> channel.target_cpu & 1:
             return None
         if self._ctx.design.set_affinity_lock:
-            allowed &= self.synic_online
-        if not allowed:
+            self._tempmask &= self.synic_online
+        if not self._tempmask:
             usable = format_pbl(self.synic_online & ~self._isolated) or "none"
             raise IrqError(
                 errno.EINVAL,
                 f"irq {desc.irq}: cannot move channel {channel.relid} to cpu {format_pbl(mask)}: isolated, or its "
                 f"SynIC is off (EINVAL); usable: {usable}",
             )
-        cpu = self._picker.pick(allowed)
+        cpu = self._picker.pick(self._tempmask)
         if channel.state is not ChannelState.OPENED:
             raise IrqError(
                 errno.EIO,
                 f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
             )
-        yield from self._send_modify(channel, cpu)
+        yield from self.send_modify(channel, cpu)
         yield Step(
             f"channel {channel.relid}: MODIFYCHANNEL to cpu {cpu} is posted, target_cpu is next",
-            touches=_chooses(channel) | {"assignment"},
+            touches=frozenset({"targets", "assignment", f"channel {channel.relid}", f"irq {desc.irq}"}),
         )
-        return _set_target(channel, cpu)
+        return set_target(channel, cpu)
 
-    def _set_affinity_of_no_channel(self, desc: IrqDesc, mask: int) -> Steps[int]:
+    def message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
         """Control messages come to the connect CPU; a mask with it changes nothing, any other is refused."""
         yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity looks for a channel")
         if desc.hwirq != MESSAGE_HWIRQ:
@@ -113,7 +120,7 @@ class Retarget:
         desc.update_effective_affinity(1 << CONNECT_CPU)
         return IRQ_SET_MASK_OK
 
-    def _send_modify(self, channel: Channel, cpu: int) -> Steps[None]:
+    def send_modify(self, channel: Channel, cpu: int) -> Steps[None]:
         """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10)."""
         version = self._ctx.control.version
         if version is None or not version.has(Unlock.MODIFYCHANNEL):
@@ -125,18 +132,44 @@ class Retarget:
         what = f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}"
         touches = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
         yield from self._ctx.control.post(message, what, touches)
+        self.note_sent(channel, cpu)
+
+    def note_sent(self, channel: Channel, cpu: int) -> None:
+        """Count a MODIFYCHANNEL that was posted and whose answer nobody waits for."""
+        version = self._ctx.control.version
         self.modchan_sent += 1
+        channel.moves.asked(cpu, version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE))
 
     def on_response(self, message: Message) -> None:
         """Take MODIFYCHANNEL_RESPONSE, in the tasklet (RFC patch 11)."""
         assert isinstance(message, ModifyChannelResponse)
         if not self._ctx.control.answer(message, message.child_relid):
             self.modchan_completed += 1
+            channel = self._ctx.channels.get(message.child_relid)
+            if channel is not None:
+                channel.moves.answered(message.status)
+                if channel.moves.poke:
+                    self.poke(channel)
             if message.status:
                 self._ctx.irq.log.err(
                     f"hv_vmbus: Error status {message.status:x} in MODIFYCHANNEL response for relid "
                     f"{message.child_relid}"
                 )
+
+    def poke(self, channel: Channel) -> bool:
+        """Interrupt a channel's CPU as if the host had signalled; return False if nobody would take it.
+
+        The guest sets the flag in its own event page and has that CPU take its vector. Spurious pokes do no harm: the
+        ring says what there is to do, and a handler that finds it empty is done.
+        """
+        channel.moves.poke = False
+        if channel.state is not ChannelState.OPENED or channel.rescinded or not channel.mapped:
+            return False
+        if not (self._ctx.irq.online & self.synic_online) >> channel.target_cpu & 1:
+            return False
+        what = f"channel {channel.relid}: cannot be poked on cpu {channel.target_cpu}"
+        check(lib.vi_synic_poke(self._ctx.core.handle, channel.target_cpu, channel.relid), what)
+        return True
 
     # ---- the cpu file
 
@@ -153,7 +186,8 @@ class Retarget:
                 design without channel IRQs always EIO.
         """
         version = self._ctx.control.version
-        if version is None or not version.has(Unlock.MODIFYCHANNEL):
+        movable = version is not None and (version.has(Unlock.MODIFYCHANNEL) or self._ctx.design.redirects)
+        if not movable:
             raise IrqError(
                 errno.EIO,
                 f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EIO); 4.1 can",
@@ -177,6 +211,15 @@ class Retarget:
         """Move a channel that has no IRQ; from 5.3 on wait for the host to say that it did."""
         yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
         _check_mapped(channel)
+        yield from self.channel_set_cpu(channel, cpu)
+
+    def channel_set_cpu(self, channel: Channel, cpu: int) -> Steps[None]:
+        """Move a channel, under channel_mutex, which is dropped for the wait (vmbus_channel_set_cpu of 6.16).
+
+        Raises:
+            IrqError: EINVAL a CPU that is isolated or offline; EIO a channel that is not open, or what the host
+                refused.
+        """
         what = f"channel {channel.relid}: cannot move to cpu {cpu}"
         online = self._ctx.irq.online
         if self._isolated >> cpu & 1:
@@ -188,32 +231,50 @@ class Retarget:
         if cpu == channel.target_cpu:
             return
         try:
-            yield from self._send_modify_wait(channel, cpu)
-            old = _set_target(channel, cpu)
+            old = yield from self._send_modify_wait(channel, cpu)
         except Hung:
             raise
         except IrqError as error:
             raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
-        self._account(channel, old)
+        if old is not None:
+            self.account(channel, old)
 
-    def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[None]:
+    def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[int | None]:
+        """Have the host move a channel, and store target_cpu; return the old one, None if somebody else moved it."""
         version = self._ctx.control.version
         assert version is not None
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
-            yield from holding(CHANNEL_MUTEX, self._send_modify(channel, cpu))
-            return
+            yield from holding(CHANNEL_MUTEX, self.send_modify(channel, cpu))
+            return set_target(channel, cpu)
         if channel.rescinded:  # its waits have been ended once, and no other end would come
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
+        locked = self._ctx.design.set_affinity_lock
+        locks = (CHANNEL_MUTEX, self._ctx.set_affinity_lock) if locked else (CHANNEL_MUTEX,)
+        old = channel.target_cpu
+        yield from self._take_set_affinity_lock(channel)
+        if locked and channel.target_cpu != old:
+            return None
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
-        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), lock=CHANNEL_MUTEX)
+        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), locks=locks)
         yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex again", takes=CHANNEL_MUTEX)
         if answer is None or channel.rescinded:  # even if the answer came as well
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         assert isinstance(answer, ModifyChannelResponse)
         if answer.status:
             raise IrqError(errno.EAGAIN, f"channel {channel.relid}: the host answered {answer.status:#x} (EAGAIN)")
+        yield from self._take_set_affinity_lock(channel)
+        if locked and channel.target_cpu != old:  # whoever did that has asked the host after us
+            return None
+        channel.moves.host_cpu = cpu
+        return set_target(channel, cpu)
 
-    def _account(self, channel: Channel, old: int) -> None:
+    def _take_set_affinity_lock(self, channel: Channel) -> Steps[None]:
+        """Wait, under channel_mutex, until no irq_set_affinity is half-way, in a design where one can be."""
+        if self._ctx.design.set_affinity_lock:
+            point = f"channel {channel.relid}: its move takes set_affinity_lock"
+            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock)
+
+    def account(self, channel: Channel, old: int) -> None:
         """Tell who keeps account of targets that a channel has left ``old``."""
         cpu = channel.target_cpu
         if channel.device_class.perf:
@@ -225,18 +286,13 @@ class Retarget:
             primary.change_target_cpu(channel, old, cpu)
 
 
-def _chooses(channel: Channel) -> frozenset[str]:
-    """What choosing a CPU for a channel touches."""
-    return frozenset({"targets", "synic_online", "next_cpu", f"channel {channel.relid}", f"irq {channel.irq}"})
-
-
 def _check_mapped(channel: Channel) -> None:
     """Refuse to move a channel that has no relid now: it was removed while the write waited, or is suspended. EIO."""
     if not channel.mapped:
         raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
 
 
-def _set_target(channel: Channel, cpu: int) -> int:
+def set_target(channel: Channel, cpu: int) -> int:
     """Store target_cpu; return the old one. ENODEV: the channel was rescinded and removed meanwhile."""
     if channel.gone:
         raise IrqError(

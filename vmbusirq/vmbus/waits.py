@@ -26,9 +26,7 @@ def reset_channel_cb(context: Context, channel: Channel) -> Steps[None]:
     if channel.gone:
         return
     relid = channel.relid
-    touches = frozenset(
-        {f"channel {relid}", f"ring {relid} in", f"relid {relid}", f"irq {channel.irq}", "requests"}
-    )
+    touches = frozenset({f"channel {relid}", f"ring {relid} in", f"relid {relid}", f"irq {channel.irq}", "requests"})
     step = Step(f"channel {relid}: vmbus_reset_channel_cb takes sched_lock", takes=sched_lock(relid), touches=touches)
     if TASKLET in context.irq.without:
         yield step

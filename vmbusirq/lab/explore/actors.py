@@ -88,11 +88,6 @@ class Actor:
         return self._rest.ready is not None
 
     @property
-    def interrupts(self) -> bool:
-        """It begins in an interrupt."""
-        return self._rest.context is not Context.TASK
-
-    @property
     def locks(self) -> tuple[Lock, ...]:
         """The locks that it holds."""
         return self.step.locks if self.running and self.step is not None else ()
@@ -110,33 +105,30 @@ class Actor:
             return False
         return step.context is not Context.TASK or any(lock.kind is not LockKind.SLEEPING for lock in step.locks)
 
-    def touches(self, *, interrupted: bool = True) -> frozenset[str] | None:
-        """Return what its next step reads or writes, None for anything.
+    @property
+    def touches(self) -> frozenset[str] | None:
+        """What its next step reads or writes, None for anything.
 
-        Steps of one CPU are tied where one can keep the other off it: an interrupt that goes in several steps keeps
-        everything else off, and a task that is atomic, or is about to be, keeps interrupts off.
-
-        Args:
-            interrupted: somebody on its CPU goes in several steps of an interrupt.
+        Who goes only when nobody else can is tied to everybody: whoever it wakes goes before the others like it. So is
+        who stops the machine, which any CPU with interrupts off prevents, and which stops all of them.
         """
         step = self.step
         assert step is not None, "who goes stands somewhere"
         touched = step.touches
         if not self.running:
             touched = self._touches() if callable(self._touches) else self._touches
-        if touched is None:
+        if touched is None or self.last or step.takes == STOP_MACHINE:
             return None
+        return touched if step.takes is None else touched | {step.takes.name}
+
+    @property
+    def keeps_off(self) -> bool:
+        """Its next step may keep others off its CPU: it enters an interrupt, is in one, or takes a spinlock."""
+        step = self.step
+        if self.cpu is None or self.whole or step is None:
+            return False
         takes = step.takes
-        if takes is not None:
-            touched |= {takes.name}
-        if self.cpu is not None and (
-            interrupted
-            or self.is_atomic
-            or step.context is not Context.TASK
-            or (takes is not None and takes.kind is not LockKind.SLEEPING)
-        ):
-            touched |= {f"cpu {self.cpu}"}
-        return touched
+        return step.context is not Context.TASK or (takes is not None and takes.kind is not LockKind.SLEEPING)
 
     def go(self) -> None:
         """Go on to the next step, or to the end."""
@@ -183,7 +175,7 @@ def may_go(actor: Actor, actors: Sequence[Actor]) -> bool:
     step = actor.step
     if step is None or (step.takes is not None and _is_held(step.takes, actor, actors)):
         return False
-    if actor.cpu is not None and (_is_kept_off(actor, step, actors) or _is_stopped(actor, step, actors)):
+    if _is_stopped(actor, step, actors) or (actor.cpu is not None and _is_kept_off(actor, step, actors)):
         return False
     return step.ready is None or step.ready()
 
@@ -194,10 +186,10 @@ def _is_held(lock: Lock, actor: Actor, actors: Sequence[Actor]) -> bool:
 
 def _is_stopped(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:
     """Whether somebody has stopped the machine, or keeps the actor from doing so."""
-    others = [other for other in actors if other is not actor and other.cpu is not None and other.running]
+    others = [other for other in actors if other is not actor and other.running]
     if step.takes == STOP_MACHINE:
-        return any(other.is_atomic for other in others)
-    return any(STOP_MACHINE in other.locks for other in others)
+        return any(other.cpu is not None and other.is_atomic for other in others)
+    return actor.cpu is not None and any(STOP_MACHINE in other.locks for other in others)
 
 
 def _is_kept_off(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:

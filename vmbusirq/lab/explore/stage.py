@@ -139,11 +139,16 @@ class Stage:
         """Return an actor that runs one operation, which looks at nothing before its first step."""
         return Actor(name, begin, cpu=cpu, **{"touches": frozenset(), **how})
 
-    def cpus(self, *, whole: bool = False) -> list[Actor]:
-        """Return the CPUs, which take interrupts whenever some are requested; ``whole``: nobody comes in between."""
-        return [self._cpu(cpu, whole) for cpu in range(self.core.nr_cpus)]
+    def cpus(self, *, whole: bool = False, deliver: Callable[[Core, int], Steps[Any]] = vcpu_steps) -> list[Actor]:
+        """Return the CPUs, which take interrupts whenever some are requested.
 
-    def _cpu(self, cpu: int, whole: bool) -> Actor:
+        Args:
+            whole: nobody comes in between.
+            deliver: what an interrupt does else.
+        """
+        return [self._cpu(cpu, whole, deliver) for cpu in range(self.core.nr_cpus)]
+
+    def _cpu(self, cpu: int, whole: bool, deliver: Callable[[Core, int], Steps[Any]]) -> Actor:
         core = self.core
         own = [f"{what} cpu{cpu}" for what in ("vector", "interrupt", "flags", "slot", "softirq")]
         if whole:  # what all parts touch; of messages only answers come in such races
@@ -155,7 +160,7 @@ class Stage:
             ]
         return Actor(
             f"cpu {cpu}",
-            at_once(lambda: lib.vi_vcpu_run(core.handle, cpu)) if whole else lambda: vcpu_steps(core, cpu),
+            at_once(lambda: lib.vi_vcpu_run(core.handle, cpu)) if whole else lambda: deliver(core, cpu),
             cpu=cpu,
             wants=lambda: deliverable(core, cpu),
             context=Context.HARDIRQ,

@@ -7,13 +7,26 @@ from typing import Final
 from vmbusirq.lab.explore.race import Race
 from vmbusirq.lab.explore.races.freed import CLOSE_ISR, RESCIND_ISR
 from vmbusirq.lab.explore.races.lock_order import LOCK_ORDER
+from vmbusirq.lab.explore.races.moves import STATIC_MASK
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
+from vmbusirq.lab.explore.races.rings import LOST_ROOM, LOST_WAKEUP
 from vmbusirq.lab.explore.races.running import RUNNING_ELSEWHERE
 
 __all__ = ["RACES", "find_race"]
 
 RACES: Final[dict[str, Race]] = {
-    race.name: race for race in (EARLY_OFFLINE, CHECK_THEN_OFFLINE, LOCK_ORDER, RUNNING_ELSEWHERE, CLOSE_ISR, RESCIND_ISR)
+    race.name: race
+    for race in (
+        EARLY_OFFLINE,
+        CHECK_THEN_OFFLINE,
+        STATIC_MASK,
+        LOCK_ORDER,
+        RUNNING_ELSEWHERE,
+        CLOSE_ISR,
+        RESCIND_ISR,
+        LOST_WAKEUP,
+        LOST_ROOM,
+    )
 }
 
 

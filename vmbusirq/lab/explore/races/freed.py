@@ -83,5 +83,5 @@ RESCIND_ISR: Final = Race(
             "no-grace-period", "without the grace period", lambda: _rescind_isr(GRACE_PERIOD), "the descriptor of irq"
         ),
     ),
-    left_out="the message of the rescind, its work queues; a second channel; the grace period is waited for, not queued",
+    left_out="the message of the rescind and its work queues; a second channel; call_rcu is waited for, not queued",
 )
