@@ -218,8 +218,7 @@ class Control:
             request: what is asked.
             messages: how.
             locks: held while they are posted and dropped for the wait.
-            touches: see :class:`Step`, until the caller's next step, beside the host's queue and requests; None: maybe
-                anything.
+            touches: what the caller touches after it, up to its next step; None: maybe anything.
         Raises:
             Hung: the host will not answer; what it says later is not taken for the answer to another question.
         """

@@ -27,8 +27,7 @@ class StageScene:
         now: what must hold after every step.
 
     Attributes:
-        stage: the stage, another one whenever an order has freed what cannot be put back.
-        built: how many stages were made.
+        stage: the stage.
     """
 
     def __init__(
@@ -38,27 +37,17 @@ class StageScene:
         at_end: Callable[[Stage], Iterable[Invariant]],
         now: Callable[[Stage], Iterable[Invariant]] = _nothing,
     ) -> None:
-        self._build: Final = build
-        self._cast: Final = cast
-        self._invariants: Final = (now, at_end)
-        self.built = 0
-        self._make()
-
-    def _make(self) -> None:
-        self.built += 1
-        self.stage = self._build()
-        self.actors: Sequence[Actor] = self._cast(self.stage)
-        now, at_end = self._invariants
-        self._now = tuple(now(self.stage))
-        self._at_end = tuple(at_end(self.stage))
-        self._snapshot = Snapshot(self.stage, self.stage.core.handle, self.stage.partition.memory)
+        self.stage: Final = build()
+        self.actors: Final[Sequence[Actor]] = cast(self.stage)
+        self._now: Final = tuple(now(self.stage))
+        self._at_end: Final = tuple(at_end(self.stage))
+        self._snapshot: Final = Snapshot(self.stage, self.stage.core.handle, self.stage.partition.memory)
 
     def reset(self) -> None:
-        """Put the stage back, or make another one if that cannot be."""
+        """Put the stage back."""
         for actor in self.actors:
             actor.drop()
-        if not self._snapshot.restore():
-            self._make()
+        self._snapshot.restore()
 
     def after_step(self) -> None:
         """Let the hypervisor do what it does on its own."""

@@ -6,7 +6,7 @@ made once for each race; every order begins with putting it back (:mod:`vmbusirq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -14,6 +14,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.cpumask import format_pbl
 from vmbusirq.designs import DESIGNS, Design, OfflinePolicy
+from vmbusirq.errors import check
 from vmbusirq.host.options import HostOptions
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp.generic import GenericVsp
@@ -36,6 +37,14 @@ from vmbusirq.wire.protocol import MessageType, Version
 
 __all__ = ["Stage"]
 
+_HOST_ENDS: Final = frozenset({"host queue", "host target", "host rings"})
+_HOST_TOUCHES: Final[dict[int | None, frozenset[str]]] = {
+    MessageType.MODIFYCHANNEL: frozenset({"host queue"}),
+    MessageType.CLOSECHANNEL: _HOST_ENDS,
+    MessageType.GPADL_TEARDOWN: _HOST_ENDS | {"slot cpu0", "vector cpu0"},  # it answers
+    MessageType.RELID_RELEASED: _HOST_ENDS,
+}
+"""What the host touches when it takes a message, see Step; of others it is not known."""
 _INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
 _IRQS: Final = 64
 _REACH_OTHERS: Final = (OfflinePolicy.REDIRECT, OfflinePolicy.HANDOVER)
@@ -54,6 +63,7 @@ class Stage:
         engine: ``linux``: v6.10's own steps; or ``fast``.
         strict_rfc: keep the defects of the RFC as posted.
         options: of the host.
+        without: waits that are left out, see :mod:`vmbusirq.irq.waits`.
 
     Attributes:
         core, partition, irq, host, vmbus, switch, log: the rooms of a machine.
@@ -70,6 +80,7 @@ class Stage:
         engine: str = "linux",
         strict_rfc: bool = False,
         options: HostOptions | None = None,
+        without: Iterable[str] = (),
     ) -> None:
         self.core: Final = Core(
             cpus,
@@ -81,7 +92,16 @@ class Stage:
         )
         self.partition: Final = Partition(self.core)
         self.log: Final = Log(lambda: self.core.now)
-        self.irq: Final = IrqCore(self.core.handle, nr_cpus=cpus, nr_irqs=_IRQS, dynirq_base=24, log=self.log)
+        if engine == "linux" and design.channel_irqs:
+            check(lib.vi_machine_set_own_waits(self.core.handle, 1), "stage: who unlinks cannot wait by steps")
+        self.irq: Final = IrqCore(
+            self.core.handle,
+            nr_cpus=cpus,
+            nr_irqs=_IRQS,
+            dynirq_base=24,
+            log=self.log,
+            without=frozenset(without),
+        )
         self.host: Final = HostBus(self.partition, version=version, options=options)
         for relid in channels or {}:
             vsp = GenericVsp(device_class, CLASS_IDS[device_class])
@@ -175,9 +195,7 @@ class Stage:
         )
 
     def _next_message_touches(self) -> frozenset[str] | None:
-        if self.host.next_message_type == MessageType.MODIFYCHANNEL:
-            return frozenset({"host queue"})
-        return None
+        return _HOST_TOUCHES.get(self.host.next_message_type)
 
     def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
         """Return a device that writes packets, one after the other."""
