@@ -142,6 +142,7 @@ struct vi_cpu_step {
 	struct vi_tasklet *list;
 	struct vi_tasklet *tasklet;
 	uint32_t vec;
+	uint32_t freed;
 };
 
 /* entropy pool of the linux engine (linux_shaped/entropy.c) */
@@ -336,6 +337,7 @@ struct vi_machine {
 	void *owner;
 	vi_trace_t trace;		/* NULL: nobody looks */
 	void *trace_context;
+	uint32_t own_waits;		/* who unlinks waits itself for CPUs run step by step */
 };
 
 static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
@@ -394,6 +396,12 @@ static inline bool vi_any_stepped(const struct vi_machine *m)
 		if (vi_is_stepped(&m->cpus[c]))
 			return true;
 	return false;
+}
+
+/* Must fail, since it would wait for a CPU that nobody runs meanwhile? */
+static inline bool vi_would_wait(const struct vi_machine *m)
+{
+	return !m->own_waits && vi_any_stepped(m);
 }
 
 /* The CPU of a sub-step; NULL: there is none, or it is not between two sub-steps. */

@@ -325,6 +325,21 @@ uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu)
 	return cpu < m->nr_cpus ? vi_load(&m->cpus[cpu].irq_seq) & 1 : 0;
 }
 
+uint32_t vi_step_seq(struct vi_machine *m, uint32_t cpu)
+{
+	const struct vi_cpu *c = vi_step_cpu(m, cpu);
+
+	return c ? vi_load(&c->irq_seq) : 0;
+}
+
+int vi_machine_set_own_waits(struct vi_machine *m, uint32_t on)
+{
+	if (m->engine == VI_ENGINE_FAST || !m->channel_irqs)
+		return -EINVAL;
+	m->own_waits = on != 0;
+	return 0;
+}
+
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu)
 {
 	const struct vi_cpu *c;

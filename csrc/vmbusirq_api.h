@@ -505,6 +505,9 @@ uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
  *  - vi_channel_set_callback(), vi_channel_set_attention(), and vi_channel_create() for a relid
  *    that had a channel: until that channel's tasklet does not run (vi_channel_is_running()); fast
  *    engine: and as for vi_irq_synchronize().
+ * An explorer that wants to see what these waits are for calls vi_machine_set_own_waits(): then they
+ * only unlink, and whoever calls them waits before it frees, or does not; a sub-step that uses what
+ * was freed fails with EFAULT.
  * A CPU whose flag belongs to an IRQ that another one may still run (fast engine) raises it once
  * more for itself, and so on until the other one has left: let that one go on.
  *
@@ -531,10 +534,23 @@ struct vi_step_tasklet {
 	uint32_t kind;		/* enum vi_step_kind */
 	uint32_t relid;		/* of CHANNEL and POLL */
 	uint32_t own;		/* its callback does nothing but read the in ring */
+	uint32_t gone;		/* the channel was destroyed */
 	uint32_t running;	/* it runs on another CPU: tasklet_begin would put it off */
 };
 /* 1: @cpu is in an interrupt, softirqs included, whoever runs it. [any] */
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
+/* The number of the interrupt that @cpu, run step by step, is in; another one each time; 0: none. */
+uint32_t vi_step_seq(struct vi_machine *m, uint32_t cpu);
+/* 1: a CPU that is run step by step is in a handler of @irq (IN_PROGRESS). */
+uint32_t vi_step_running(struct vi_machine *m, uint32_t irq);
+/* An action of @irq, unlinked before, is freed now. */
+void vi_step_action_freed(struct vi_machine *m, uint32_t irq);
+/*
+ * vi_irq_free_desc(), vi_irq_remove_action(), vi_irq_synchronize(), vi_domain_unmap(),
+ * vi_channel_unmap() and vi_channel_set_callback() neither wait for CPUs that are run step by step
+ * nor fail for them (@on). EINVAL: fast engine, or a machine without channel IRQs.
+ */
+VI_MUST_CHECK int vi_machine_set_own_waits(struct vi_machine *m, uint32_t on);
 /* 1: vi_step_vector() would take something. */
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu);
 /* 1: the one action of @irq is a channel's, and runs no code of others. */
@@ -1448,6 +1464,12 @@ VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
 /* 1: the channel's tasklet runs, or nobody may run it just now. */
 uint32_t vi_channel_is_running(const struct vi_channel *ch);
+/* Where the channel's tasklet is on CPUs that are run step by step. */
+enum vi_step_tasklet_is {
+	VI_STEP_TASKLET_RUNS = 1,
+	VI_STEP_TASKLET_LISTED = 2	/* scheduled */
+};
+uint32_t vi_step_has_tasklet(struct vi_machine *m, const struct vi_channel *ch);
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);

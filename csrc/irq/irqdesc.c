@@ -140,7 +140,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 
 	if (!desc)
 		return -EINVAL;
-	if (desc->action || desc->handler_data || vi_any_stepped(m))
+	if (desc->action || desc->handler_data || vi_would_wait(m))
 		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;

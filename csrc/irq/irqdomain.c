@@ -320,7 +320,7 @@ int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 		return -ENOENT;
 	if (m->slot[hwirq].desc->handler_data)
 		return -EBUSY;	/* the room that demultiplexes still uses it */
-	if (vi_any_stepped(m))
+	if (vi_would_wait(m))
 		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;

@@ -90,6 +90,8 @@ int vi_step_flow_actions(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 
 	if (!c || !desc)
 		return -EINVAL;
+	if (c->step.freed)
+		return -EFAULT;
 	vi_step_begin(c);
 	vi_handle_irq_event_percpu(c, desc);
 	vi_step_end(c);
@@ -103,12 +105,34 @@ int vi_step_flow_exit(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 
 	if (!c || !desc)
 		return -EINVAL;
+	if (c->step.freed)
+		return -EFAULT;
 	vi_event_end(desc);
 	vi_trace(m, VI_TRACE_FLOW_DONE, cpu, desc->irq, 0);
 	if (vi_flow_again(desc))
 		return admit(c, desc);
 	vi_unlock(&desc->lock);
 	return 0;
+}
+
+/* The CPU that is run step by step and is in a handler of @desc; NULL: none. */
+static struct vi_cpu *step_runs(struct vi_machine *m, const struct vi_irq_desc *desc)
+{
+	return desc && (desc->state & VI_IRQD_INPROGRESS) ? vi_step_cpu(m, desc->running_cpu) :
+							    NULL;
+}
+
+uint32_t vi_step_running(struct vi_machine *m, uint32_t irq)
+{
+	return step_runs(m, column_desc(m, irq)) != NULL;
+}
+
+void vi_step_action_freed(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_cpu *cpu = step_runs(m, column_desc(m, irq));
+
+	if (cpu)
+		cpu->step.freed = 1;
 }
 
 int vi_step_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq)

@@ -104,8 +104,33 @@ int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *
 
 		out->relid = ch->relid;
 		out->own = only_reads(ch);
+		out->gone = !ch->m;
 	}
 	return 1;
+}
+
+static bool is_listed(const struct vi_tasklet *list, const struct vi_tasklet *t)
+{
+	while (list && list != t)
+		list = list->next;
+	return list;
+}
+
+uint32_t vi_step_has_tasklet(struct vi_machine *m, const struct vi_channel *ch)
+{
+	const struct vi_tasklet *t = &ch->tasklet;
+	uint32_t is = 0;
+
+	for (uint32_t i = 0; i < m->nr_cpus; i++) {
+		const struct vi_cpu *c = vi_step_cpu(m, i);
+
+		if (c && c->step.tasklet == t)
+			is |= VI_STEP_TASKLET_RUNS;
+		if (c && (is_listed(c->step.list, t) || is_listed(c->tasklets.head, t) ||
+			  is_listed(c->napi.head, t)))
+			is |= VI_STEP_TASKLET_LISTED;
+	}
+	return is;
 }
 
 /* The channel whose tasklet runs on a CPU that is run step by step. */
@@ -139,6 +164,8 @@ int vi_step_unmask(struct vi_machine *m, uint32_t cpu)
 
 	if (!ch)
 		return -EINVAL;
+	if (!ch->in.hdr)
+		return -EFAULT;
 	vi_ring_unmask(&ch->in);
 	return 0;
 }
@@ -151,6 +178,8 @@ int64_t vi_step_end_read(struct vi_machine *m, uint32_t cpu)
 
 	if (!ch)
 		return -EINVAL;
+	if (!ch->in.hdr)
+		return -EFAULT;
 	raced = vi_ring_raced_in(&ch->in);
 	if (kind_of(c, c->step.tasklet) == VI_STEP_POLL)
 		vi_napi_complete(c, ch, raced);

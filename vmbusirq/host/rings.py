@@ -88,7 +88,8 @@ class HostRings:
     def close(self) -> None:
         """Unmap both rings; what waits for room is dropped."""
         self._backlog.clear()
-        ffi.release(self.vsp)
+        if not self._out.kept:
+            ffi.release(self.vsp)
         self._out.close()
         self._in.close()
 

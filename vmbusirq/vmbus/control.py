@@ -202,7 +202,13 @@ class Control:
         self.log.err(f"hv_vmbus: hv_post_msg() failed; error code:{int(status)}")
         return errno.EINVAL
 
-    def ask(self, request: Request, *messages: Message, locks: Sequence[Lock] = ()) -> Steps[Message | None]:
+    def ask(
+        self,
+        request: Request,
+        *messages: Message,
+        locks: Sequence[Lock] = (),
+        touches: frozenset[str] | None = None,
+    ) -> Steps[Message | None]:
         """Post messages and wait, without limit, for the answer; None: the channel was rescinded instead.
 
         A host answers in the order of the questions: as long as one of the same kind and key is unanswered, its answer
@@ -212,19 +218,21 @@ class Control:
             request: what is asked.
             messages: how.
             locks: held while they are posted and dropped for the wait.
+            touches: what the caller touches after it, up to its next step; None: maybe anything.
         Raises:
             Hung: the host will not answer; what it says later is not taken for the answer to another question.
         """
+        touched = None if touches is None else touches | {"requests"}
         self.requests.append(request)
         try:
             for message in messages:
-                posting = self.post(message)
+                posting = self.post(message, touches=touched)
                 for lock in reversed(locks):
                     posting = holding(lock, posting)
                 yield from posting
             earlier = [other for other in self.given_up if (other.kind, other.key) == (request.kind, request.key)]
             try:
-                yield from self.wait(f"wait for {request.kind.name}", lambda: request.done)
+                yield from self.wait(f"wait for {request.kind.name}", lambda: request.done, touches=touched)
             except Hung:
                 said = [other.answer for other in earlier if other.answer is not None]
                 if not said:

@@ -6,13 +6,14 @@ the host or a change of the control plane can come in between; run to its end it
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
-from vmbusirq.errors import check
+from vmbusirq.errors import IrqError, check
 from vmbusirq.limits import SINT_FLAGS
 from vmbusirq.steps import Context, Lock, LockKind, Step, Steps
 
@@ -82,6 +83,20 @@ class Delivery:
 
     def _call(self, function: Any, *args: Any) -> int:
         return check(function(self._machine, self._cpu, *args), self._what)
+
+    def _use(self, what: str, function: Any, *args: Any) -> int:
+        """Call what may find that ``what`` was freed meanwhile."""
+        result: int = function(self._machine, self._cpu, *args)
+        if result == -errno.EFAULT:
+            raise self._freed(what)
+        return check(result, self._what)
+
+    def _freed(self, what: str) -> IrqError:
+        return IrqError(errno.EFAULT, f"cpu {self._cpu} uses {what}, which was freed (EFAULT)")
+
+    def _check_desc(self, irq: int, desc: Any) -> None:
+        if lib.vi_irq_to_desc(self._machine, irq) != desc:
+            raise self._freed(f"the descriptor of irq {irq}")
 
     def steps(self) -> Steps[int]:
         """Yield the steps of :func:`vcpu_steps`."""
@@ -185,21 +200,25 @@ class Delivery:
         """Let the simple flow of an IRQ run; any other flow runs as a whole in its first step."""
         cpu, machine = self._cpu, self._machine
         lock = Lock(f"irq {irq} desc->lock")
-        simple = lib.vi_irq_to_desc(machine, irq).flow == lib.VI_FLOW_SIMPLE
+        desc = lib.vi_irq_to_desc(machine, irq)
+        simple = desc.flow == lib.VI_FLOW_SIMPLE
         name = "handle_simple_irq" if simple else "its flow handler"
         yield self._step(
             f"irq {irq}: {name} takes desc->lock on cpu {cpu}", f"irq {irq}", takes=lock, anything=not simple
         )
+        self._check_desc(irq, desc)
         again = self._call(lib.vi_step_flow_enter, irq)
         while again:
             yield self._arrival(f"irq {irq}: handle_irq_event runs the actions on cpu {cpu}", irq, relid)
-            self._call(lib.vi_step_flow_actions, irq)
+            self._check_desc(irq, desc)
+            self._use(f"an action of irq {irq}", lib.vi_step_flow_actions, irq)
             yield self._step(
                 f"irq {irq}: handle_irq_event takes desc->lock again on cpu {cpu}, clears IN_PROGRESS",
                 f"irq {irq}",
                 takes=lock,
             )
-            again = self._call(lib.vi_step_flow_exit, irq)
+            self._check_desc(irq, desc)
+            again = self._use(f"an action of irq {irq}", lib.vi_step_flow_exit, irq)
 
     def _arrival(self, point: str, irq: int, relid: int | None) -> Step:
         """Return the step before the actions: a channel's takes sched_lock, and what it calls may do anything."""
@@ -242,7 +261,9 @@ class Delivery:
             of_channel = kind in (lib.VI_STEP_CHANNEL, lib.VI_STEP_POLL)
             whose, *touches = (f"channel {relid}",) * 2 if of_channel else (f"cpu {cpu}",)
             step = self._step(f"{whose}: {_TASKLETS[kind]} begins on cpu {cpu}", f"softirq cpu{cpu}", *touches)
-            yield replace(step, ready=self._is_free) if tasklet.running else step
+            yield replace(step, ready=self._is_free) if of_channel else step
+            if of_channel and self._call(lib.vi_step_tasklet, tasklet) and tasklet.gone:
+                raise self._freed(f"channel {relid}")
             if not self._call(lib.vi_step_tasklet_begin):
                 continue
             if of_channel:
@@ -276,12 +297,12 @@ class Delivery:
     def unmask(self, what: str, relid: int) -> Steps[None]:
         """Yield the step that lets the host signal again."""
         yield self._step(f"{what} unmasks the ring on cpu {self._cpu} (hv_end_read)", *self._of_ring(relid)[:2])
-        self._call(lib.vi_step_unmask)
+        self._use(f"the in ring of channel {relid}", lib.vi_step_unmask)
 
     def look_again(self, what: str, relid: int) -> Steps[None]:
         """Yield the step that masks, and comes back, if something is in the ring."""
         yield self._step(f"{what} looks on cpu {self._cpu} for what raced in", *self._of_ring(relid))
-        self._call(lib.vi_step_end_read)
+        self._use(f"the in ring of channel {relid}", lib.vi_step_end_read)
 
     def _messages(self) -> Steps[None]:
         cpu, message = self._cpu, ffi.new("struct vi_message *")

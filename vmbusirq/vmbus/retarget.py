@@ -25,7 +25,7 @@ from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.toplevel import MESSAGE_HWIRQ
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
-__all__ = ["Retarget", "set_target"]
+__all__ = ["Retarget", "moves_touch", "set_target"]
 
 _TEMPMASK: Final = frozenset({"tempmask"})
 _SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
@@ -120,8 +120,11 @@ class Retarget:
         desc.update_effective_affinity(1 << CONNECT_CPU)
         return IRQ_SET_MASK_OK
 
-    def send_modify(self, channel: Channel, cpu: int) -> Steps[None]:
-        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10)."""
+    def send_modify(self, channel: Channel, cpu: int, touches: frozenset[str] = frozenset()) -> Steps[None]:
+        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10).
+
+        ``touches``: what the caller touches from then to its next step, see :class:`Step`.
+        """
         version = self._ctx.control.version
         if version is None or not version.has(Unlock.MODIFYCHANNEL):
             raise IrqError(
@@ -130,8 +133,8 @@ class Retarget:
             )
         message = ModifyChannel(channel.relid, cpu)
         what = f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}"
-        touches = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
-        yield from self._ctx.control.post(message, what, touches)
+        touched = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
+        yield from self._ctx.control.post(message, what, touched | touches)
         self.note_sent(channel, cpu)
 
     def note_sent(self, channel: Channel, cpu: int) -> None:
@@ -244,7 +247,7 @@ class Retarget:
         version = self._ctx.control.version
         assert version is not None
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
-            yield from holding(CHANNEL_MUTEX, self.send_modify(channel, cpu))
+            yield from holding(CHANNEL_MUTEX, self.send_modify(channel, cpu, moves_touch(channel)))
             return set_target(channel, cpu)
         if channel.rescinded:  # its waits have been ended once, and no other end would come
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
@@ -255,8 +258,11 @@ class Retarget:
         if locked and channel.target_cpu != old:
             return None
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
-        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), locks=locks)
-        yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex again", takes=CHANNEL_MUTEX)
+        touches = moves_touch(channel)
+        message = ModifyChannel(channel.relid, cpu)
+        answer = yield from self._ctx.control.ask(request, message, locks=locks, touches=touches)
+        point = f"channel {channel.relid}: its move takes channel_mutex again"
+        yield Step(point, takes=CHANNEL_MUTEX, touches=touches)
         if answer is None or channel.rescinded:  # even if the answer came as well
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         assert isinstance(answer, ModifyChannelResponse)
@@ -272,7 +278,8 @@ class Retarget:
         """Wait, under channel_mutex, until no irq_set_affinity is half-way, in a design where one can be."""
         if self._ctx.design.set_affinity_lock:
             point = f"channel {channel.relid}: its move takes set_affinity_lock"
-            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock)
+            touches = moves_touch(channel) | {"requests"}
+            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock, touches=touches)
 
     def account(self, channel: Channel, old: int) -> None:
         """Tell who keeps account of targets that a channel has left ``old``."""
@@ -284,6 +291,12 @@ class Retarget:
         primary = channel.primary or channel
         if primary.change_target_cpu is not None:
             primary.change_target_cpu(channel, old, cpu)
+
+
+def moves_touch(channel: Channel) -> frozenset[str]:
+    """What moving a channel touches, and what keeps account of that, see :class:`Step`."""
+    own = {f"channel {channel.relid}", f"irq {channel.irq}"}
+    return frozenset({"targets", "synic_online", "next_cpu", "assignment", "modchan", "online", *own})
 
 
 def _check_mapped(channel: Channel) -> None:

@@ -2,8 +2,7 @@
 
 Three layers: the C machine (``vi_machine_save``), the guest's memory, and the Python objects that can be reached from
 the stage. Of those, containers, instance variables, closure variables and structures that Python owns are saved, one
-level each, and everything is found by walking them. What cannot be put back, because an order has freed it in C, is
-told.
+level each, and everything is found by walking them. Rings that an order closes stay mapped, out of its sight.
 """
 
 from __future__ import annotations
@@ -52,9 +51,8 @@ class Snapshot:
     def __init__(self, root: object, machine: Any, memory: GuestMemory) -> None:
         self._seen: dict[int, object] = {}
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self._bytes: list[tuple[Any, bytes]] = []
+        self._arrays: list[tuple[Any, Any]] = []
         self._restores: list[Restore] = []
-        self._rings: list[RingMemory] = []
         self._machine = machine
         size = check(lib.vi_machine_save(machine, ffi.NULL, 0), "machine: cannot be saved")
         self._size = size
@@ -69,19 +67,16 @@ class Snapshot:
         """How many Python objects it holds."""
         return len(self._seen)
 
-    def restore(self) -> bool:
-        """Be as then; False: an order has freed what cannot be made again, and nothing was changed."""
-        if any(ring.closed for ring in self._rings):
-            return False
+    def restore(self) -> None:
+        """Be as then."""
         for item, items in self._dicts:
             item.clear()
             item.update(items)
-        for memory, content in self._bytes:
-            memory[:] = content
+        for array, content in self._arrays:
+            array[:] = content
         for restore in self._restores:
             restore()
         check(lib.vi_machine_restore(self._machine, self._image, self._size), "machine: cannot be restored")
-        return True
 
     # ---- finding everything
 
@@ -123,13 +118,16 @@ class Snapshot:
 
     def _save_container(self, item: Any) -> Iterator[object]:
         saved = item.copy()
-        add = item.update if isinstance(item, set) else item.extend
+        if isinstance(item, list | bytearray):
+            self._arrays.append((item, saved))
+        else:
+            add = item.update if isinstance(item, set) else item.extend
 
-        def restore() -> None:
-            item.clear()
-            add(saved)
+            def restore() -> None:
+                item.clear()
+                add(saved)
 
-        self._restores.append(restore)
+            self._restores.append(restore)
         if not isinstance(item, bytearray):
             yield from saved
 
@@ -140,7 +138,7 @@ class Snapshot:
         self._save_bytes(ffi.buffer(item))
 
     def _save_bytes(self, memory: Any) -> None:
-        self._bytes.append((memory, bytes(memory)))
+        self._arrays.append((memory, bytes(memory)))
 
     def _save_function(self, item: types.FunctionType) -> Iterator[object]:
         for cell in item.__closure__ or ():
@@ -156,7 +154,7 @@ class Snapshot:
         if kind.__module__.split(".")[0] not in ("vmbusirq", "collections") and not hasattr(item, "__dict__"):
             raise TypeError(f"a stage cannot be saved: it reaches {kind.__module__}.{kind.__qualname__} {item!r:.80}")
         if isinstance(item, RingMemory):
-            self._rings.append(item)
+            item.kept = True
         elif isinstance(item, HostRings):
             self._save_bytes(ffi.buffer(ffi.cast("uint8_t *", item.vsp), lib.vi_vsp_state_bytes()))
         fixed = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from vmbusirq.lab.explore.race import Race
+from vmbusirq.lab.explore.races.freed import CLOSE_ISR, RESCIND_ISR
 from vmbusirq.lab.explore.races.lock_order import LOCK_ORDER
 from vmbusirq.lab.explore.races.moves import STATIC_MASK
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
@@ -21,6 +22,8 @@ RACES: Final[dict[str, Race]] = {
         STATIC_MASK,
         LOCK_ORDER,
         RUNNING_ELSEWHERE,
+        CLOSE_ISR,
+        RESCIND_ISR,
         LOST_WAKEUP,
         LOST_ROOM,
     )
