@@ -13,12 +13,17 @@ from typing import Any
 import pytest
 
 from tests.lab.explore.digest import guest_memory, image, objects
+from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.races import RACES
 from vmbusirq.lab.explore.scene import StageScene
+from vmbusirq.lab.explore.search import all_orders
 from vmbusirq.lab.explore.world import Choice, World
 from vmbusirq.steps import STOP_MACHINE, Context
 
 VARIANTS = [(race.name, variant.name) for race in RACES.values() for variant in race.variants]
+
+
+Meeting = tuple[str, str, str, str]
 
 
 class Labels:
@@ -30,6 +35,7 @@ class Labels:
         self.scene = scene
         self.world = World(scene)
         self.pairs = 0
+        self.met: set[Meeting] = set()
 
     def play(self, order: list[str]) -> list[str]:
         """Play an order; return what was wrong after its steps."""
@@ -71,39 +77,59 @@ class Labels:
         self.pairs += 1
 
     def check_image(self, order: list[str], swapped: list[str], said: str) -> None:
-        """Compare the machine's images, further on if a CPU is in an interrupt, where there is none."""
-        images = []
+        """Compare the machine's images; while a CPU is in an interrupt there is none, and where it goes on to tells."""
+        images: list[bytes] = []
+        ways: list[list[str]] = []
         for going in (order, swapped, order):
             self.play(going)
+            way: list[str] = []
             while not (saved := image(self.scene.stage)):
-                choices = self.world.choices()
-                if not choices or self.world.take(choices[-1].name):
-                    return
+                names = [choice.name for choice in self.world.choices()]
+                if not names:
+                    break
+                inside = [name for name in names if self.in_interrupt(name)]
+                way += (wrong := self.world.take((inside or names)[-1]), repr(self.scene.actors))
+                if wrong:
+                    break
             images.append(saved)
+            ways.append(way)
+            assert ways[0] == way, said
             if images == [saved, saved]:
                 return
         assert [] == _words(*images), f"{said}: image"
 
+    def in_interrupt(self, name: str) -> bool:
+        """Whether an actor is in an interrupt."""
+        actor = self.world.actor(name)
+        return actor.running and actor.step is not None and actor.step.context is not Context.TASK
+
+    def walks(self, random: Random, walks: int, *, most: int) -> None:
+        """Go so many ways."""
+        for _ in range(walks):
+            self.walk(random, most)
+
     def walk(self, random: Random, most: int) -> None:
-        """Go some way, drawn, and check some pairs of where it leads to."""
+        """Play a drawn order, and check some of the pairs that it passes: those first whose steps never met before."""
+        pairs: list[tuple[Meeting, int, Choice, Choice]] = []
         order: list[str] = []
-        wrong, choices = "", []
+        wrong = ""
         self.world.reset()
-        for _ in range(random.randrange(1, 60)):
-            ahead = self.world.choices()
-            if wrong or not ahead:
-                break
-            choices = ahead
+        while not wrong and (choices := self.world.choices()):
+            for at, one in enumerate(choices):
+                for other in choices[:at]:
+                    if not one.conflicts(other):
+                        pairs.append((self.meeting(one, other), len(order), one, other))
             order.append(random.choice(choices).name)
             wrong = self.take(order[-1])
-        pairs = [
-            (one, other)
-            for at, one in enumerate(choices)
-            for other in choices[:at]
-            if one.touches is not None and not one.conflicts(other)
-        ]
-        for pair in random.sample(pairs, min(most, len(pairs))):
-            self.check(order[:-1], *pair)
+        random.shuffle(pairs)
+        pairs.sort(key=lambda pair: pair[0] in self.met)
+        for meeting, at, one, other in pairs[:most]:
+            self.met.add(meeting)
+            self.check(order[:at], one, other)
+
+    def meeting(self, one: Choice, other: Choice) -> Meeting:
+        """Return where two actors stand."""
+        return one.name, str(self.world.actor(one.name).step), other.name, str(self.world.actor(other.name).step)
 
     def take(self, name: str) -> str:
         """Take a step, which must be what it was said to be: locks are announced, contexts are not entered silently."""
@@ -143,8 +169,7 @@ def _words(one: bytes, other: bytes, again: bytes) -> list[int]:
 def test_independent_steps_do_the_same_in_either_order(race: str, variant: str, seed: int) -> None:
     labels = Labels(race, variant)
     random = Random(f"{seed} {race} {variant}")
-    for _ in range(25):
-        labels.walk(random, most=1)
+    labels.walks(random, 4, most=2)
 
 
 @pytest.mark.soak
@@ -152,6 +177,47 @@ def test_independent_steps_do_the_same_in_either_order(race: str, variant: str, 
 def test_independent_steps_do_the_same_in_either_order_in_the_long_run(race: str, variant: str, seed: int) -> None:
     labels = Labels(race, variant)
     random = Random(f"{seed} {race} {variant}")
-    for _ in range(2000):
-        labels.walk(random, most=3)
+    labels.walks(random, 1000, most=5)
     assert labels.pairs
+
+
+@pytest.mark.parametrize(("race", "variant"), [("static-mask", "off"), ("early-offline", "off")])
+def test_a_label_that_says_too_little_is_found(
+    race: str, variant: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a test of these tests: nobody touches anything but locks."""
+    monkeypatch.setattr(Actor, "touches", frozenset())
+    labels = Labels(race, variant)
+    random = Random(f"{seed} {race} {variant}")
+    with pytest.raises(AssertionError, match=r"^after \["):
+        labels.walks(random, 20, most=2)
+
+
+@pytest.mark.parametrize("variant", ["off", "on"])
+def test_reduction_comes_to_every_end_of_a_race_that_plain_orders_come_to(variant: str) -> None:
+    """What is watched, each CPU's counts and the guest's memory, over all orders of a race that has only hundreds."""
+    scene = RACES["lost-wakeup"].variant(variant).make()
+    assert isinstance(scene, StageScene)
+    ends = []
+    for reduction in (False, True):
+        world = _Ends(scene)
+        found = all_orders(world, reduction=reduction)
+        ends.append((world.ends, {bad.kind for bad in found.bad}, found.complete))
+    assert ends[0] == ends[1]
+    assert len(ends[0][0]) > 1
+
+
+class _Ends(World):
+    """A world that keeps what its scene is like at each end."""
+
+    def __init__(self, scene: StageScene) -> None:
+        super().__init__(scene)
+        self._stage = scene.stage
+        self.ends: set[tuple[object, ...]] = set()
+
+    def end(self) -> str:
+        wrong = super().end()
+        watched = tuple(self.scene.watch().items())
+        counts = tuple(tuple(desc.kstat_irqs()) for desc in self._stage.irq.descs.values())
+        self.ends.add((wrong, watched, counts, tuple(guest_memory(self._stage).items())))
+        return wrong
