@@ -41,6 +41,8 @@ class Design:
             that goes offline exclude each other (RFC patch 12); nothing to ask for without channel IRQs, where moves
             hold cpus_read_lock instead.
         source: where the design comes from.
+        one_modify: from 5.3 on, a move of a channel whose last MODIFYCHANNEL is unanswered waits for the answer, and
+            what stays unanswered is sent again (ours). The RFC sends each at once, and a host may drop the second.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Design:
     wait_modifychannel: bool
     set_affinity_lock: bool
     source: str
+    one_modify: bool = False
 
 
 _ALL = (

@@ -316,12 +316,16 @@ class HostBus:
     def message_steps(self) -> Steps[None]:
         """Yield the steps of taking one message of the guest and doing at once what it asks for."""
         begun: list[Steps[None]] = []
-        ordinary, self.execute = self.execute, begun.append
+        self.take_message(begun.append)
+        yield from each(*begun)
+
+    def take_message(self, execute: Callable[[Steps[None]], object]) -> None:
+        """Take one message of the guest; what it asks for is handed to ``execute``, to be done when that likes."""
+        ordinary, self.execute = self.execute, execute
         try:
             self._router.receive_one()
         finally:
             self.execute = ordinary
-        yield from each(*begun)
 
     @property
     def next_message_type(self) -> int | None:

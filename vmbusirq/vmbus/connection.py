@@ -104,7 +104,7 @@ class VmbusConnection:
         self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
-        self.retarget: Final = Retarget(self._ctx, assignment)
+        self.retarget: Final = Retarget(self._ctx, assignment, self.work.system.queue)
         self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
         self._opener: Final = Opener(self._ctx, self.work.system.queue)
         self.devices: Final = Devices(irq.log, self._opener.abandon)

@@ -6,6 +6,7 @@ made once for each race; every order begins with putting it back (:mod:`vmbusirq
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -22,7 +23,7 @@ from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps
+from vmbusirq.steps import Context, Step, Steps
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
@@ -35,6 +36,7 @@ __all__ = ["Stage"]
 
 _INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
 _IRQS: Final = 64
+_MOVES: Final = frozenset({"host moves"})
 
 
 class Stage:
@@ -97,6 +99,7 @@ class Stage:
             if channel.irq:
                 self.irq.irq_set_affinity(channel.irq, 1 << cpu)
             self.partition.settle()
+        self._begun: deque[Steps[None]] = deque()
         self.irq.idle = None  # whoever waits is an actor
 
     # ---- who goes on
@@ -109,9 +112,7 @@ class Stage:
         """Return an actor that runs one operation, which looks at nothing before its first step."""
         return Actor(name, begin, cpu=cpu, **{"touches": frozenset(), **how})
 
-    def cpus(
-        self, *, whole: bool = False, deliver: Callable[[Core, int], Steps[Any]] = vcpu_steps
-    ) -> list[Actor]:
+    def cpus(self, *, whole: bool = False, deliver: Callable[[Core, int], Steps[Any]] = vcpu_steps) -> list[Actor]:
         """Return the CPUs, which take interrupts whenever some are requested.
 
         Args:
@@ -151,16 +152,52 @@ class Stage:
             touches=self._next_message_touches,
         )
 
+    def host_in_two(self) -> list[Actor]:
+        """Return the host as it takes control messages, and its worker, which does what takes time meanwhile."""
+        begun = self._begun
+        return [
+            Actor(
+                "host",
+                at_once(lambda: self.host.take_message(begun.append)),
+                wants=lambda: self.host.unread_messages > 0,
+                point="host: takes the next control message",
+                touches=lambda: touches | _MOVES if (touches := self._next_message_touches()) else None,
+                whole=True,
+            ),
+            Actor(
+                "host worker",
+                begun.popleft,
+                wants=lambda: bool(begun),
+                point="host: the worker takes up what was asked for",
+                touches=_MOVES,
+            ),
+        ]
+
+    def work(self) -> Actor:
+        """Return the system's work queue, whose items see to moves."""
+        queue = self.vmbus.work.system
+        return Actor(
+            "work",
+            queue.take,
+            wants=lambda: not queue.idle,
+            point="events: takes the next item",
+            touches=frozenset({"modchan"}),
+        )
+
     def _next_message_touches(self) -> frozenset[str] | None:
         if self.host.next_message_type == MessageType.MODIFYCHANNEL:
             return frozenset({"host queue"})
         return None
 
-    def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
-        """Return a device that writes packets, one after the other."""
-        return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+    def device(self, relid: int, packets: int = 1, name: str = "", when: Callable[[], bool] | None = None) -> Actor:
+        """Return a device that writes packets, one after the other; ``when``: not before that has come true."""
+        return Actor(
+            name or f"device {relid}", lambda: self._write(relid, packets, when), touches=frozenset({"host rings"})
+        )
 
-    def _write(self, relid: int, packets: int) -> Steps[None]:
+    def _write(self, relid: int, packets: int, when: Callable[[], bool] | None) -> Steps[None]:
+        if when is not None:
+            yield Step(f"device of channel {relid}: has nothing to write yet", ready=when)
         for _ in range(packets):
             channel = self.host.default.channel(relid)
             if channel is None or channel.rings is None:
@@ -184,8 +221,8 @@ class Stage:
         )
 
     def after_step(self) -> None:
-        """Fill the message slots that were freed, and raise what callbacks raised."""
-        while self.partition.messages.poll():
+        """Fill the message slots that were freed, by EOM or without, and raise what callbacks raised."""
+        while self.partition.triggers.take() | self.partition.messages.poll():
             pass
         self.irq.reraise()
 
@@ -241,6 +278,7 @@ class Stage:
             "online": format_pbl(self.irq.online),
             "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
             "messages to the host": self.host.unread_messages,
+            "moves unanswered": self.vmbus.retarget.modchan_sent - self.vmbus.retarget.modchan_completed,
         }
         for relid, channel in self.vmbus.channels.items():
             seen[f"channel {relid} target"] = channel.target_cpu
