@@ -22,6 +22,7 @@ from vmbusirq.vmbus.affinity import CONNECT_CPU, CpuPicker, VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.one_modify import OneModify
 from vmbusirq.vmbus.toplevel import MESSAGE_HWIRQ
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
@@ -41,7 +42,11 @@ class Retarget:
     """
 
     def __init__(
-        self, context: Context, assignment: VpAssignment, perf_channel_on: Callable[[int], bool] = lambda cpu: False
+        self,
+        context: Context,
+        assignment: VpAssignment,
+        queue_work: Callable[[str, Steps[None]], None],
+        perf_channel_on: Callable[[int], bool] = lambda cpu: False,
     ) -> None:
         self._ctx = context
         self._assignment = assignment
@@ -51,6 +56,11 @@ class Retarget:
         self.synic_online = 0
         self.modchan_sent = 0
         self.modchan_completed = 0
+        self._one: OneModify | None = None
+        if context.design.one_modify:
+            self._one = OneModify(
+                context.hv.clock, context.irq.log, post=self._post_modify, queue_work=queue_work, count=self._count
+            )
 
     @property
     def _isolated(self) -> int:
@@ -131,23 +141,40 @@ class Retarget:
                 errno.EINVAL,
                 f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EINVAL); 4.1 can",
             )
+        if self._one is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE):
+            yield from self._one.move(channel, cpu)
+        else:
+            yield from self._post_modify(channel, cpu, touches)
+            self.modchan_sent += 1
+
+    def _post_modify(self, channel: Channel, cpu: int, touches: frozenset[str] = frozenset()) -> Steps[None]:
         message = ModifyChannel(channel.relid, cpu)
         what = f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}"
         touched = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
         yield from self._ctx.control.post(message, what, touched | touches)
-        self.note_sent(channel, cpu)
+        self._note_asked(channel, cpu)
 
     def note_sent(self, channel: Channel, cpu: int) -> None:
         """Count a MODIFYCHANNEL that was posted and whose answer nobody waits for."""
-        version = self._ctx.control.version
         self.modchan_sent += 1
+        self._note_asked(channel, cpu)
+
+    def _note_asked(self, channel: Channel, cpu: int) -> None:
+        version = self._ctx.control.version
         channel.moves.asked(cpu, version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE))
+
+    def _count(self, sent: int, completed: int) -> None:
+        self.modchan_sent += sent
+        self.modchan_completed += completed
 
     def on_response(self, message: Message) -> None:
         """Take MODIFYCHANNEL_RESPONSE, in the tasklet (RFC patch 11)."""
         assert isinstance(message, ModifyChannelResponse)
         if not self._ctx.control.answer(message, message.child_relid):
-            self.modchan_completed += 1
+            if self._one is None:
+                self.modchan_completed += 1
+            else:
+                self._one.answered(message.child_relid)
             channel = self._ctx.channels.get(message.child_relid)
             if channel is not None:
                 channel.moves.answered(message.status)

@@ -3,11 +3,12 @@
 Depth first over recorded choices: each order is played from the beginning, along the choices made so far, and then on
 by the first choice that is left. Sleep sets leave out orders that differ from one already played only in steps that
 touch nothing in common (Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, 1996): of each
-such class exactly one is played to its end. An order ends where something is wrong, and so may hide another kind of bug
-that would come later; where the reduced search finds nothing wrong, nothing is. With a bound on preemptions nothing is
-left out but what is beyond the bound, since the one order of a class that is played may need more preemptions than
-another (Musuvathi and Qadeer, Iterative context bounding, PLDI 2007). Random and PCT orders (Burckhardt et al., A
-randomized scheduler with probabilistic guarantees of finding bugs, ASPLOS 2010) are for races too large for that.
+such class exactly one is played to its end. With a bound on preemptions nothing is left out but what is beyond the
+bound, since the one order of a class that is played may need more preemptions than another (Musuvathi and Qadeer,
+Iterative context bounding, PLDI 2007). An order ends where something is wrong, and so may hide another kind of bug
+that would come later; where the reduced search finds nothing wrong, nothing is. Random and PCT orders (Burckhardt et
+al., A randomized scheduler with probabilistic guarantees of finding bugs, ASPLOS 2010) are for races too large for
+that.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ made once for each race; every order begins with putting it back (:mod:`vmbusirq
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -24,7 +25,7 @@ from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps, run
+from vmbusirq.steps import Context, Step, Steps, run
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.clocksource import Clocksources
@@ -47,6 +48,7 @@ _HOST_TOUCHES: Final[dict[int | None, frozenset[str]]] = {
 """What the host touches when it takes a message, see Step; of others it is not known."""
 _INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
 _IRQS: Final = 64
+_MOVES: Final = frozenset({"host moves"})
 _REACH_OTHERS: Final = (OfflinePolicy.REDIRECT, OfflinePolicy.HANDOVER)
 """Policies under which an interrupt of one CPU sends work to another one, or pokes it."""
 
@@ -136,6 +138,7 @@ class Stage:
             elif cpu != channel.target_cpu:
                 self.vmbus.target_cpu_store(channel, str(cpu).encode())
             self.partition.settle()
+        self._begun: deque[Steps[None]] = deque()
         self.irq.idle = None  # whoever waits is an actor
 
     # ---- who goes on
@@ -194,12 +197,46 @@ class Stage:
             last=slow,
         )
 
+    def host_in_two(self) -> list[Actor]:
+        """Return the host as it takes control messages, and its worker, which does what takes time meanwhile."""
+        begun = self._begun
+        return [
+            Actor(
+                "host",
+                at_once(lambda: self.host.take_message(begun.append)),
+                wants=lambda: self.host.unread_messages > 0,
+                point="host: takes the next control message",
+                touches=lambda: touches | _MOVES if (touches := self._next_message_touches()) else None,
+                whole=True,
+            ),
+            Actor(
+                "host worker",
+                begun.popleft,
+                wants=lambda: bool(begun),
+                point="host: the worker takes up what was asked for",
+                touches=_MOVES,
+            ),
+        ]
+
+    def work(self) -> Actor:
+        """Return the system's work queue, whose items see to moves."""
+        queue = self.vmbus.work.system
+        return Actor(
+            "work",
+            queue.take,
+            wants=lambda: not queue.idle,
+            point="events: takes the next item",
+            touches=frozenset({"modchan"}),
+        )
+
     def _next_message_touches(self) -> frozenset[str] | None:
         return _HOST_TOUCHES.get(self.host.next_message_type)
 
-    def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
-        """Return a device that writes packets, one after the other."""
-        return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+    def device(self, relid: int, packets: int = 1, name: str = "", when: Callable[[], bool] | None = None) -> Actor:
+        """Return a device that writes packets, one after the other; ``when``: not before that has come true."""
+        return Actor(
+            name or f"device {relid}", lambda: self._write(relid, packets, when), touches=frozenset({"host rings"})
+        )
 
     def signal(self, relid: int, *, read_already: bool = False) -> None:
         """Let a device write a packet and signal, now; nobody takes the interrupt yet.
@@ -218,12 +255,14 @@ class Stage:
         """Return a device that writes a packet, and signals, only when the guest can go no further."""
         return Actor(
             f"device {relid}",
-            at_once(lambda: run(self._write(relid, 1))),
+            at_once(lambda: run(self._write(relid, 1, None))),
             point=f"host: writes a packet into the in ring of channel {relid}, and signals if it is to",
             last=True,
         )
 
-    def _write(self, relid: int, packets: int) -> Steps[None]:
+    def _write(self, relid: int, packets: int, when: Callable[[], bool] | None) -> Steps[None]:
+        if when is not None:
+            yield Step(f"device of channel {relid}: has nothing to write yet", ready=when)
         for _ in range(packets):
             channel = self.host.default.channel(relid)
             if channel is None or channel.rings is None:
@@ -247,8 +286,8 @@ class Stage:
         )
 
     def after_step(self) -> None:
-        """Fill the message slots that were freed, and raise what callbacks raised."""
-        while self.partition.messages.poll():
+        """Fill the message slots that were freed, by EOM or without, and raise what callbacks raised."""
+        while self.partition.triggers.take() | self.partition.messages.poll():
             pass
         self.irq.reraise()
 
@@ -302,8 +341,8 @@ class Stage:
             if self._redirects:  # the first of those that may run it is its target
                 effective &= -effective
             if effective != 1 << channel.target_cpu:
-                effective = format_pbl(desc.effective_affinity) or "none"
-                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {effective}"
+                says = format_pbl(desc.effective_affinity) or "none"
+                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {says}"
             if not desc.affinity >> channel.target_cpu & 1:
                 return f"channel {relid} targets cpu {channel.target_cpu}, outside of {format_pbl(desc.affinity)}"
         return ""
@@ -344,6 +383,7 @@ class Stage:
             "online": format_pbl(self.irq.online),
             "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
             "messages to the host": self.host.unread_messages,
+            "moves unanswered": self.vmbus.retarget.modchan_sent - self.vmbus.retarget.modchan_completed,
         }
         for relid, channel in self.vmbus.channels.items():
             seen[f"channel {relid} target"] = channel.target_cpu
