@@ -87,7 +87,8 @@ class Router:
     @property
     def waiting(self) -> int:
         """Messages that were not taken yet."""
-        return sum(len(port) for port, _ in self._ports())
+        waiting = len(self._old) + (0 if self._contact is None else len(self._contact))
+        return waiting + sum([len(port) for _, port in self._clients.values()])
 
     @property
     def next_type(self) -> int | None:

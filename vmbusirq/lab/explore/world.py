@@ -92,8 +92,11 @@ class World:
         return [Choice(actor.name, actor.touches, actor.cpu, actor.keeps_off) for actor in able]
 
     def actor(self, name: str) -> Actor:
-        """Return an actor by its name."""
-        return next(actor for actor in self.scene.actors if actor.name == name)
+        """Return an actor by its name. ValueError: there is none."""
+        for actor in self.scene.actors:
+            if actor.name == name:
+                return actor
+        raise ValueError(f"no actor {name!r}: {', '.join(actor.name for actor in self.scene.actors)}")
 
     def take(self, name: str) -> str:
         """Let an actor take one step; return what is wrong after it."""
