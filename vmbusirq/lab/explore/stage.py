@@ -307,6 +307,7 @@ class Stage:
             "online": format_pbl(self.irq.online),
             "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
             "messages to the host": self.host.unread_messages,
+            "interrupts dropped, the handler ran elsewhere": self.core.lost().in_progress,
         }
         for relid, channel in self.vmbus.channels.items():
             seen[f"channel {relid} target"] = channel.target_cpu
