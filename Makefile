@@ -30,8 +30,8 @@ test: build ## all tests, under 3 minutes
 
 build: $(STAMP) ## .venv with the package and its command in it
 
-bench: build ## the benchmarks: demux hot path, ring, rendering, SynIC
-	@for what in demux ring render synic; do $(BIN)/vmbusirq bench $$what || exit 1; done
+bench: build ## the benchmarks: demux hot path, ring, rendering, SynIC, explorer
+	@for what in demux ring render synic explore; do $(BIN)/vmbusirq bench $$what || exit 1; done
 
 check: $(CHECKED) ctest ## format, lint, types, C warnings as errors, import directions
 	@$(BIN)/ruff check .

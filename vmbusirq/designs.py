@@ -60,6 +60,8 @@ class Design:
         offline_policy: what becomes of the channels of a CPU that goes offline; REDIRECT is also how they are moved at
             any other time, and needs channel IRQs.
         source: where the design comes from.
+        one_modify: from 5.3 on, a move of a channel whose last MODIFYCHANNEL is unanswered waits for the answer, and
+            what stays unanswered is sent again (ours). The RFC sends each at once, and a host may drop the second.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Design:
     set_affinity_lock: bool
     offline_policy: OfflinePolicy
     source: str
+    one_modify: bool = False
 
     @property
     def redirects(self) -> bool:

@@ -119,7 +119,8 @@ def bench_table(title: str, rows: Sequence[BenchRow], findings: Sequence[Finding
             "" if row.goal is None else f"{row.goal:.3g}",
         )
     for finding in findings:
-        value = f"{finding.value:,.0f}" if finding.value >= _WHOLE_FROM else f"{finding.value:.2f}"
+        whole = finding.value >= _WHOLE_FROM or float(finding.value).is_integer()
+        value = f"{finding.value:,.0f}" if whole else f"{finding.value:.2f}"
         out.add_row("", finding.workload, finding.name, "", f"{value} {finding.unit}")
     return out
 

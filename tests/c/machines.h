@@ -251,6 +251,7 @@ static void drop_rig(struct rig *rig)
 struct snapshot {
 	uint64_t bytes;
 	struct beside beside;
+	struct vi_irqaction actions[CHANNELS];
 	uint8_t *image;
 };
 
@@ -273,6 +274,7 @@ static void save(struct rig *rig, struct snapshot *s)
 	CHECK(-ENOSPC, vi_machine_save(rig->m, s->image, s->bytes - 1));
 	CHECK(bytes, vi_machine_save(rig->m, s->image, s->bytes));
 	s->beside = rig->now;
+	memcpy(s->actions, rig->actions, sizeof(s->actions));
 	for (uint32_t i = 0; i < CHANNELS; i++)
 		for (uint32_t way = 0; way < 2; way++)
 			memcpy(s->beside.rings[i][way], rig->mem[i][way].hdr, RING_BYTES);
@@ -282,6 +284,7 @@ static void restore(struct rig *rig, const struct snapshot *s)
 {
 	CHECK(0, vi_machine_restore(rig->m, s->image, s->bytes));
 	rig->now = s->beside;
+	memcpy(rig->actions, s->actions, sizeof(s->actions));
 	for (uint32_t i = 0; i < CHANNELS; i++)
 		for (uint32_t way = 0; way < 2; way++)
 			memcpy(rig->mem[i][way].hdr, s->beside.rings[i][way], RING_BYTES);

@@ -110,7 +110,7 @@ class Program:
         op = self._next(state, number)
         if op[0] == "wait" and not state[0][self._place[op[1]]]:
             return False
-        if op[0] == "lock" and any(self._has_lock(state, other, op[1]) for other in under_way):
+        if op[0] == "lock" and any(self._has_lock(state, other, op[1]) for other in (*under_way, number)):
             return False
         on_cpus = [other for other in under_way if self.doers[other].cpu is not None]
         if op == ("lock", "stop") and any(self._atomic(state, other) for other in on_cpus):

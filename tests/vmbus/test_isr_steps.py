@@ -111,6 +111,7 @@ def busy_guest(engine: str, design: str, monkeypatch: pytest.MonkeyPatch, *, ste
             if turn % 4 == cpu:
                 guest.synic.signal(cpu, 0)
                 guest.synic.signal(cpu, 900 + turn)
+                guest.synic.signal(cpu, 5 + turn % 3)  # wherever its channel is
         irq = irq_of(guest, 6)
         if irq and turn in (3, 7):
             (guest.irq.disable_irq_nosync if turn == 3 else guest.irq.enable_irq)(irq)
@@ -125,7 +126,7 @@ def busy_guest(engine: str, design: str, monkeypatch: pytest.MonkeyPatch, *, ste
     return guest
 
 
-@pytest.mark.parametrize("design", ["legacy", "rfc", "mgmt-irq"])
+@pytest.mark.parametrize("design", ["legacy", "rfc", "mgmt-irq", "redirect"])
 @both_engines
 def test_run_to_its_end_a_delivery_leaves_what_the_whole_path_leaves(
     engine: str, design: str, monkeypatch: pytest.MonkeyPatch
@@ -134,6 +135,8 @@ def test_run_to_its_end_a_delivery_leaves_what_the_whole_path_leaves(
     whole = busy_guest(engine, design, monkeypatch, stepped=False)
     stepped = busy_guest(engine, design, monkeypatch, stepped=True)
     assert state(whole) == state(stepped)
+    works = [whole.core.arch_row(cpu, lib.VI_ROW_IWI) for cpu in range(whole.core.nr_cpus)]
+    assert (design == "redirect") == any(works)
 
 
 @both_engines
@@ -213,6 +216,47 @@ def test_what_each_step_touches() -> None:
     send(guest)
     anything = [step.point for step in points(vcpu_steps(guest.core, 1)) if step.touches is None]
     assert ["channel 5: vmbus_on_event calls the driver on cpu 1"] == anything
+
+
+def test_a_redirected_interrupt_has_its_points_on_both_cpus() -> None:
+    """genirq.md 10: under desc->lock it is queued on its target, which takes an interrupt for what it finds there."""
+    guest = opened(design="redirect")
+    irq = irq_of(guest, 5)
+    guest.synic.signal(0, 5)
+    there = points(vcpu_steps(guest.core, 0))
+    lock = Lock(f"irq {irq} desc->lock")
+    point = f"irq {irq}: generic_handle_demux_domain_irq takes desc->lock on cpu 0"
+    assert (point, lock, {f"irq {irq}", *(f"vector cpu{cpu}" for cpu in range(4))}) == (
+        there[3].point,
+        there[3].takes,
+        set(there[3].touches or ()),
+    )
+    assert "cpu 0: vmbus_chan_sched claims the next event flag from 6 on" == there[4].point
+    assert deliverable(guest.core, 1)
+    here = points(vcpu_steps(guest.core, 1))
+    assert [
+        ("cpu 1: takes the callback vector", None),
+        ("cpu 1: irq_work_run takes the next work", None),
+        (f"irq {irq}: handle_simple_irq takes desc->lock on cpu 1", lock),
+        (f"irq {irq}: handle_irq_event runs the actions on cpu 1", sched_lock(5)),
+        (f"irq {irq}: handle_irq_event takes desc->lock again on cpu 1, clears IN_PROGRESS", lock),
+        ("cpu 1: irq_work_run takes the next work", None),
+        ("channel 5: vmbus_on_event begins on cpu 1", None),
+    ] == [(step.point, step.takes) for step in here][:7]
+    assert [Context.HARDIRQ] * 6 == [step.context for step in here[:6]]
+    assert [{"vector cpu1"}, {"vector cpu1"}] == [set(here[n].touches or ()) for n in (1, 5)]
+    assert not deliverable(guest.core, 1)
+
+
+def test_in_the_fast_engine_a_work_runs_as_a_whole() -> None:
+    guest = opened("fast", "redirect")
+    irq = irq_of(guest, 5)
+    guest.synic.signal(0, 5)
+    run(vcpu_steps(guest.core, 0))
+    steps = points(vcpu_steps(guest.core, 1))
+    assert f"irq {irq}: its work runs the flow handler on cpu 1" == steps[2].point
+    assert steps[2].touches is None
+    assert 1 == guest.vmbus.channels[5].stats.interrupts
 
 
 def test_the_fast_engine_claims_words_and_dispatches_slots() -> None:

@@ -83,12 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     form = parse.add_mutually_exclusive_group()
     form.add_argument("--render", action="store_true", help="print it again from what was understood")
     add_json(form)
-    bench = command("bench", "measure the demux hot path, the ring, rendering, or the SynIC", machine=False)
-    bench.add_argument("what", choices=("demux", "ring", "render", "synic"))
+    bench = command(
+        "bench", "measure the demux hot path, the ring, rendering, the SynIC, or the explorer", machine=False
+    )
+    bench.add_argument("what", choices=("demux", "ring", "render", "synic", "explore"))
     bench.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples per contender")
     add_json(bench)
     bench.add_argument("--strict", action="store_true", help="exit with status 1 if a bar does not hold")
-    bench.add_argument("--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB")
+    bench.add_argument(
+        "--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB, large races"
+    )
     return parser
 
 

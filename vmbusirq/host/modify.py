@@ -80,7 +80,7 @@ class ModifyControl:
 
     def _finish(self, channel: HostChannel, relid: int, opens: int, vp: int) -> Steps[None]:
         """Move the event port; then answer, then see to what came meanwhile."""
-        yield Step(f"host: re-targets channel {relid} to vp {vp}", touches=frozenset({"host target"}))
+        yield Step(f"host: re-targets channel {relid} to vp {vp}", touches=frozenset({"host target", "host moves"}))
         self._in_flight -= 1
         if channel.state is not ChannelState.OPEN or channel.opens != opens:
             if self._connection.channel(relid) is channel and channel.is_offered:
@@ -90,7 +90,7 @@ class ModifyControl:
         if self._answers:
             point = f"host: channel {relid} interrupts vp {vp}, the answer is next"
             vp = self._connection.target_vp
-            yield Step(point, touches=frozenset({f"slot cpu{vp}", f"vector cpu{vp}"}))
+            yield Step(point, touches=frozenset({f"slot cpu{vp}", f"vector cpu{vp}", "host moves"}))
         channel.modifying = False
         self._answer(relid, STATUS_SUCCESS)
         if channel.pending_target is not None:

@@ -74,10 +74,10 @@ class HostBus:
         self.hv_sock: Final = HvSock(self)
         self.complaints = 0
         self.messages_posted = 0
-        self.execute: Callable[[Steps[None]], None] = run
+        self.execute: Callable[[Steps[None]], object] = run
         self._devices: list[HostDevice] = []
         self._fixed: dict[HostConnection, Counter[int]] = {}
-        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        self._due: list[tuple[int, int, Callable[[], object]]] = []
         self._due_made = 0
         self._pumping = False
         self._port_channels: dict[int, tuple[HostChannel, int]] = {}
@@ -318,12 +318,16 @@ class HostBus:
     def message_steps(self) -> Steps[None]:
         """Yield the steps of taking one message of the guest and doing at once what it asks for."""
         begun: list[Steps[None]] = []
-        ordinary, self.execute = self.execute, begun.append
+        self.take_message(begun.append)
+        yield from each(*begun)
+
+    def take_message(self, execute: Callable[[Steps[None]], object]) -> None:
+        """Take one message of the guest; what it asks for is handed to ``execute``, to be done when that likes."""
+        ordinary, self.execute = self.execute, execute
         try:
             self._router.receive_one()
         finally:
             self.execute = ordinary
-        yield from each(*begun)
 
     @property
     def next_message_type(self) -> int | None:
@@ -335,7 +339,7 @@ class HostBus:
         """Messages of the guest that were not taken yet."""
         return self._router.waiting
 
-    def later(self, ticks: int, work: Callable[[], None]) -> None:
+    def later(self, ticks: int, work: Callable[[], object]) -> None:
         """Do something in :meth:`pump` when so many ticks have passed, at once for 0; what is due together in order."""
         if ticks == 0:
             work()

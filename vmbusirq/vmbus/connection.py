@@ -106,7 +106,7 @@ class VmbusConnection:
         self.monitors: Final = Monitors(self._pages)
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
-        self.retarget: Final = Retarget(self._ctx, assignment)
+        self.retarget: Final = Retarget(self._ctx, assignment, self.work.system.queue)
         self.redirector: Final = Redirector(self._ctx, self.retarget)
         moves = self.redirector if design.redirects else self.retarget
         self.domain: Final = make_domain(irq, moves.chip_set_affinity, self)

@@ -222,8 +222,8 @@ class Control:
         Raises:
             Hung: the host will not answer; what it says later is not taken for the answer to another question.
         """
-        self.requests.append(request)
         touched = None if touches is None else touches | {"requests"}
+        self.requests.append(request)
         try:
             for message in messages:
                 posting = self.post(message, touches=touched)

@@ -73,7 +73,8 @@ class CpuHotplug:
         moves: list[Move] = []
         if self._ctx.control.connected:
             yield from self._leave(cpu, moves)
-        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu))
+        then = frozenset({"targets", "modchan"}) if self._hands_over else frozenset()
+        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu) | then)
         left = self._flags(cpu)
         self.stimer_cleanup(cpu)
         self.disable(cpu)

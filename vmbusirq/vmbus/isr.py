@@ -312,7 +312,8 @@ class Delivery:
             return
         yield self._step(f"cpu {cpu}: vmbus_on_msg_dpc hands the message on", anything=True)
         self._call(lib.vi_step_message_hand, message)
-        yield self._step(f"cpu {cpu}: vmbus_signal_eom frees the message slot", f"slot cpu{cpu}")
+        slot = f"slot cpu{cpu}", f"vector cpu{cpu}"  # which EOM fills again, if another message waits
+        yield self._step(f"cpu {cpu}: vmbus_signal_eom frees the message slot", *slot)
         self._call(lib.vi_step_message_eom, kind)
 
     def _resend(self) -> Steps[None]:

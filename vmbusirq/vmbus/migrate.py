@@ -33,7 +33,7 @@ from vmbusirq.vmbus.affinity import CONNECT_CPU
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
 from vmbusirq.vmbus.devices import Devices
-from vmbusirq.vmbus.retarget import Retarget, set_target
+from vmbusirq.vmbus.retarget import Retarget, moves_touch, set_target
 from vmbusirq.wire.protocol import Unlock
 
 __all__ = ["MODIFY_UNANSWERED_TICKS", "Migration", "Move"]
@@ -107,6 +107,10 @@ class Migration:
     def _desc(self, channel: Channel) -> IrqDesc | None:
         return self._ctx.irq.descs.get(channel.irq) if channel.irq else None
 
+    def _touches(self, *more: str) -> frozenset[str]:
+        """What looking for a channel, and beginning to move it, touches, see :class:`Step`."""
+        return frozenset({"targets", "modchan", *more}).union(*map(moves_touch, self._devices.all_channels()))
+
     def _usable(self, cpu: int) -> int:
         """The CPUs that can take interrupts when ``cpu`` has gone."""
         return self._ctx.irq.online & self._retarget.synic_online & ~(1 << cpu)
@@ -130,7 +134,8 @@ class Migration:
     def _pick_new_cpus(self, cpu: int, moves: list[Move]) -> Steps[None]:
         """Move each channel to any online CPU, and wait until the host confirms it (hv_pick_new_cpu)."""
         while True:
-            yield Step(f"cpu {cpu}: hv_pick_new_cpu, under channel_mutex", takes=CHANNEL_MUTEX)
+            point = f"cpu {cpu}: hv_pick_new_cpu takes channel_mutex"
+            yield Step(point, takes=CHANNEL_MUTEX, touches=self._touches("requests"))
             channel = next(iter(self._on(cpu)), None)
             if channel is None:
                 return
@@ -155,7 +160,8 @@ class Migration:
             except IrqError as error:
                 moves.remove(move)
                 refused = error
-                yield Step(f"cpu {cpu}: hv_pick_new_cpu tries another one", takes=CHANNEL_MUTEX)
+                point = f"cpu {cpu}: hv_pick_new_cpu tries another one"
+                yield Step(point, takes=CHANNEL_MUTEX, touches=self._touches("requests"))
                 continue
             yield from self._follow(move)
             return
@@ -175,7 +181,8 @@ class Migration:
         desc = self._desc(move.channel)
         if desc is None:
             return
-        yield Step(f"irq {desc.irq}: follows its channel, takes desc->lock", takes=desc.lock)
+        point = f"irq {desc.irq}: follows its channel, takes desc->lock"
+        yield Step(point, takes=desc.lock, touches=moves_touch(move.channel))
         if move.channel.target_cpu == move.new and not desc.freed:
             self._set_mask(desc, move.new, move.old)
 
@@ -194,7 +201,8 @@ class Migration:
     def _move_host(self, cpu: int, moves: list[Move]) -> Steps[None]:
         """Ask the host to interrupt others; the handlers stay until the IRQ core moves them."""
         while True:
-            yield Step(f"cpu {cpu}: looks for a channel that the host interrupts here", takes=CHANNEL_MUTEX)
+            point = f"cpu {cpu}: looks for a channel that the host interrupts here"
+            yield Step(point, takes=CHANNEL_MUTEX, touches=self._touches())
             channels = [other for other in self._devices.all_channels() if not other.rescinded]
             channel = next((other for other in channels if self._host_is_at(other, cpu)), None)
             if channel is None:
@@ -234,7 +242,8 @@ class Migration:
     def _hand_over(self, cpu: int, moves: list[Move]) -> Steps[None]:
         """Move each channel to the least used CPU of its affinity."""
         while True:
-            yield Step(f"cpu {cpu}: looks for a channel to hand over", takes=CHANNEL_MUTEX)
+            point = f"cpu {cpu}: looks for a channel to hand over"
+            yield Step(point, takes=CHANNEL_MUTEX, touches=self._touches())
             channel = self._to_move(cpu)
             if channel is None:
                 return
@@ -254,7 +263,8 @@ class Migration:
         if desc is None:
             old = yield from moving
         else:
-            yield Step(f"irq {desc.irq}: its hand-over takes desc->lock", takes=desc.lock)
+            point = f"irq {desc.irq}: its hand-over takes desc->lock"
+            yield Step(point, takes=desc.lock, touches=self._touches())
             old = yield from holding(desc.lock, moving)
         if old is not None:
             self._retarget.account(channel, old)
@@ -264,7 +274,7 @@ class Migration:
         if not self._ctx.design.set_affinity_lock:
             return (yield from moving)
         lock = self._ctx.set_affinity_lock
-        yield Step(f"cpu {cpu}: a move off it takes set_affinity_lock", takes=lock)
+        yield Step(f"cpu {cpu}: a move off it takes set_affinity_lock", takes=lock, touches=self._touches())
         return (yield from holding(lock, moving))
 
     def _hand_over_locked(
@@ -290,7 +300,7 @@ class Migration:
 
     def _send(self, channel: Channel, new: int, cpu: int) -> Steps[None]:
         try:
-            yield from self._retarget.send_modify(channel, new)
+            yield from self._retarget.send_modify(channel, new, self._touches("clock", f"flags cpu{cpu}"))
         except Hung:
             raise
         except IrqError as error:
@@ -323,7 +333,7 @@ class Migration:
         if not self._has(Unlock.MODIFYCHANNEL_RESPONSE):
             if self._unconfirmed(cpu):
                 point = f"cpu {cpu}: leaves the host time for MODIFYCHANNEL"
-                yield from self._ctx.control.wait(point, lambda: False, MODIFY_UNANSWERED_TICKS)
+                yield from self._ctx.control.wait(point, lambda: False, MODIFY_UNANSWERED_TICKS, touches=_waits(cpu))
             return
         for attempt in range(HANDOVER_POSTS):
             for channel in self._unconfirmed(cpu) if attempt else ():
@@ -331,7 +341,9 @@ class Migration:
                     yield from self._send(channel, channel.target_cpu, cpu)
                     channel.moves.unanswered = 1  # hosts drop a question while another one is open
             point = f"cpu {cpu}: waits for MODIFYCHANNEL_RESPONSE"
-            yield from self._ctx.control.wait(point, lambda: not self._waiting(cpu), HANDOVER_ANSWER_TICKS)
+            yield from self._ctx.control.wait(
+                point, lambda: not self._waiting(cpu), HANDOVER_ANSWER_TICKS, touches=_waits(cpu)
+            )
         late = [channel.dir_name for channel in self._waiting(cpu)]
         if late:
             self._ctx.irq.log.err(
@@ -357,7 +369,8 @@ class Migration:
             late = channel in unconfirmed
             if not late and id(channel) not in moved and channel.relid not in left:
                 continue
-            yield Step(f"channel {channel.relid}: is poked on cpu {channel.target_cpu}")
+            point = f"channel {channel.relid}: is poked on cpu {channel.target_cpu}"
+            yield Step(point, touches=moves_touch(channel) | self._pokes | {"clock"})
             if self._retarget.poke(channel) and late:
                 channel.moves.poke = bool(channel.moves.unanswered)
                 again.append(channel)
@@ -365,6 +378,12 @@ class Migration:
             clock = self._ctx.hv.clock
             last = ticks == HANDOVER_POKES[-1]
             clock.call_at(clock.now + ticks, partial(self._poke_again, again, cpu, last=last))
+
+    @property
+    def _pokes(self) -> frozenset[str]:
+        """What poking a channel touches, wherever it is by then."""
+        cpus = range(self._ctx.irq.nr_cpus)
+        return frozenset(f"{what} cpu{cpu}" for what in ("flags", "vector") for cpu in cpus)
 
     def _poke_again(self, channels: Iterable[Channel], cpu: int, *, last: bool) -> None:
         for channel in channels:
@@ -415,6 +434,11 @@ class Migration:
             desc.affinity = move.affinity
             desc.update_effective_affinity(move.effective)
         return True
+
+
+def _waits(cpu: int) -> frozenset[str]:
+    """What waiting for answers touches, and looking at the CPU's flags after it."""
+    return frozenset({"modchan", "clock", f"flags cpu{cpu}"})
 
 
 def _busy(cpu: int, why: str) -> IrqError:

@@ -13,7 +13,7 @@ from vmbusirq.irq.settings import IRQ_SET_MASK_OK
 from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import SET_AFFINITY_LOCK, Context
-from vmbusirq.vmbus.retarget import Retarget
+from vmbusirq.vmbus.retarget import Retarget, moves_touch
 from vmbusirq.wire.protocol import ModifyChannel, Unlock
 
 __all__ = ["Redirector"]
@@ -41,7 +41,8 @@ class Redirector:
         if not isinstance(channel, Channel):
             return (yield from self._retarget.message_set_affinity(desc, mask))
         target = cpumask_first(mask)
-        yield Step(f"irq {desc.irq}: cpu {target} becomes the target of redirection")
+        touches = moves_touch(channel)
+        yield Step(f"irq {desc.irq}: cpu {target} becomes the target of redirection", touches=touches | {"host queue"})
         desc.update_effective_affinity(mask)
         if channel.state is ChannelState.OPENING and not channel.irq_requested:
             return IRQ_SET_MASK_OK  # irq_startup() has its own idea; the hint of the open comes next
@@ -63,7 +64,7 @@ class Redirector:
             return
         if self._ctx.design.set_affinity_lock:
             point = f"channel {channel.relid}: its redirection takes set_affinity_lock"
-            yield Step(point, takes=SET_AFFINITY_LOCK)
+            yield Step(point, takes=SET_AFFINITY_LOCK, touches=moves_touch(channel) | {"host queue"})
         cpu = channel.target_cpu
         if not self._retarget.synic_online >> cpu & 1 or channel.state is not ChannelState.OPENED:
             return

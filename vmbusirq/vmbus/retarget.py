@@ -22,10 +22,11 @@ from vmbusirq.vmbus.affinity import CONNECT_CPU, CpuPicker, VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
 from vmbusirq.vmbus.control import Request
+from vmbusirq.vmbus.one_modify import OneModify
 from vmbusirq.vmbus.toplevel import MESSAGE_HWIRQ
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
-__all__ = ["Retarget", "set_target"]
+__all__ = ["Retarget", "moves_touch", "set_target"]
 
 _TEMPMASK: Final = frozenset({"tempmask"})
 _SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
@@ -41,7 +42,11 @@ class Retarget:
     """
 
     def __init__(
-        self, context: Context, assignment: VpAssignment, perf_channel_on: Callable[[int], bool] = lambda cpu: False
+        self,
+        context: Context,
+        assignment: VpAssignment,
+        queue_work: Callable[[str, Steps[None]], None],
+        perf_channel_on: Callable[[int], bool] = lambda cpu: False,
     ) -> None:
         self._ctx = context
         self._assignment = assignment
@@ -51,6 +56,11 @@ class Retarget:
         self.synic_online = 0
         self.modchan_sent = 0
         self.modchan_completed = 0
+        self._one: OneModify | None = None
+        if context.design.one_modify:
+            self._one = OneModify(
+                context.hv.clock, context.irq.log, post=self._post_modify, queue_work=queue_work, count=self._count
+            )
 
     @property
     def _isolated(self) -> int:
@@ -120,31 +130,51 @@ class Retarget:
         desc.update_effective_affinity(1 << CONNECT_CPU)
         return IRQ_SET_MASK_OK
 
-    def send_modify(self, channel: Channel, cpu: int) -> Steps[None]:
-        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10)."""
+    def send_modify(self, channel: Channel, cpu: int, touches: frozenset[str] = frozenset()) -> Steps[None]:
+        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10).
+
+        ``touches``: what the caller touches from then to its next step, see :class:`Step`.
+        """
         version = self._ctx.control.version
         if version is None or not version.has(Unlock.MODIFYCHANNEL):
             raise IrqError(
                 errno.EINVAL,
                 f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EINVAL); 4.1 can",
             )
+        if self._one is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE):
+            yield from self._one.move(channel, cpu)
+        else:
+            yield from self._post_modify(channel, cpu, touches)
+            self.modchan_sent += 1
+
+    def _post_modify(self, channel: Channel, cpu: int, touches: frozenset[str] = frozenset()) -> Steps[None]:
         message = ModifyChannel(channel.relid, cpu)
         what = f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}"
-        touches = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
-        yield from self._ctx.control.post(message, what, touches)
-        self.note_sent(channel, cpu)
+        touched = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
+        yield from self._ctx.control.post(message, what, touched | touches)
+        self._note_asked(channel, cpu)
 
     def note_sent(self, channel: Channel, cpu: int) -> None:
         """Count a MODIFYCHANNEL that was posted and whose answer nobody waits for."""
-        version = self._ctx.control.version
         self.modchan_sent += 1
+        self._note_asked(channel, cpu)
+
+    def _note_asked(self, channel: Channel, cpu: int) -> None:
+        version = self._ctx.control.version
         channel.moves.asked(cpu, version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE))
+
+    def _count(self, sent: int, completed: int) -> None:
+        self.modchan_sent += sent
+        self.modchan_completed += completed
 
     def on_response(self, message: Message) -> None:
         """Take MODIFYCHANNEL_RESPONSE, in the tasklet (RFC patch 11)."""
         assert isinstance(message, ModifyChannelResponse)
         if not self._ctx.control.answer(message, message.child_relid):
-            self.modchan_completed += 1
+            if self._one is None:
+                self.modchan_completed += 1
+            else:
+                self._one.answered(message.child_relid)
             channel = self._ctx.channels.get(message.child_relid)
             if channel is not None:
                 channel.moves.answered(message.status)
@@ -244,7 +274,7 @@ class Retarget:
         version = self._ctx.control.version
         assert version is not None
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
-            yield from holding(CHANNEL_MUTEX, self.send_modify(channel, cpu))
+            yield from holding(CHANNEL_MUTEX, self.send_modify(channel, cpu, moves_touch(channel)))
             return set_target(channel, cpu)
         if channel.rescinded:  # its waits have been ended once, and no other end would come
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
@@ -255,8 +285,11 @@ class Retarget:
         if locked and channel.target_cpu != old:
             return None
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
-        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), locks=locks)
-        yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex again", takes=CHANNEL_MUTEX)
+        touches = moves_touch(channel)
+        message = ModifyChannel(channel.relid, cpu)
+        answer = yield from self._ctx.control.ask(request, message, locks=locks, touches=touches)
+        point = f"channel {channel.relid}: its move takes channel_mutex again"
+        yield Step(point, takes=CHANNEL_MUTEX, touches=touches)
         if answer is None or channel.rescinded:  # even if the answer came as well
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         assert isinstance(answer, ModifyChannelResponse)
@@ -272,7 +305,8 @@ class Retarget:
         """Wait, under channel_mutex, until no irq_set_affinity is half-way, in a design where one can be."""
         if self._ctx.design.set_affinity_lock:
             point = f"channel {channel.relid}: its move takes set_affinity_lock"
-            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock)
+            touches = moves_touch(channel) | {"requests"}
+            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock, touches=touches)
 
     def account(self, channel: Channel, old: int) -> None:
         """Tell who keeps account of targets that a channel has left ``old``."""
@@ -284,6 +318,12 @@ class Retarget:
         primary = channel.primary or channel
         if primary.change_target_cpu is not None:
             primary.change_target_cpu(channel, old, cpu)
+
+
+def moves_touch(channel: Channel) -> frozenset[str]:
+    """What moving a channel touches, and what keeps account of that, see :class:`Step`."""
+    own = {f"channel {channel.relid}", f"irq {channel.irq}"}
+    return frozenset({"targets", "synic_online", "next_cpu", "assignment", "modchan", "online", *own})
 
 
 def _check_mapped(channel: Channel) -> None:

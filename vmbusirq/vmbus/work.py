@@ -45,6 +45,10 @@ class WorkQueue:
         """Nothing runs and nothing waits."""
         return self._active is None and not self._waiting
 
+    def take(self) -> Steps[None]:
+        """Take the next item away, for who runs it step by step. IndexError: none waits."""
+        return self._waiting.popleft()[2]
+
     @property
     def stuck_at(self) -> str:
         """What the running item waits for, in words; empty when there is none."""

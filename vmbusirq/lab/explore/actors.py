@@ -170,32 +170,43 @@ def at_once(function: Callable[[], object]) -> Callable[[], Steps[None]]:
 _RANK: Final = {Context.TASK: 0, Context.SOFTIRQ: 1, Context.HARDIRQ: 2}
 
 
-def may_go(actor: Actor, actors: Sequence[Actor]) -> bool:
-    """Return whether an actor can take its next step now: its condition holds, the lock is free, its CPU its own."""
+def may_go(actor: Actor, running: Sequence[Actor]) -> bool:
+    """Return whether an actor can take its next step now: its condition holds, the lock is free, its CPU its own.
+
+    Args:
+        actor: who wants to go.
+        running: who is inside an operation, the actor itself perhaps among them. Others are in nobody's way.
+    """
     step = actor.step
-    if step is None or (step.takes is not None and _is_held(step.takes, actor, actors)):
+    if step is None or (step.takes is not None and _is_held(step.takes, running)):
         return False
-    if _is_stopped(actor, step, actors) or (actor.cpu is not None and _is_kept_off(actor, step, actors)):
+    if _is_stopped(actor, step, running) or (actor.cpu is not None and _is_kept_off(actor, step, running)):
         return False
     return step.ready is None or step.ready()
 
 
-def _is_held(lock: Lock, actor: Actor, actors: Sequence[Actor]) -> bool:
-    return any(lock.excludes(held) for other in actors if other is not actor and other.running for held in other.locks)
+def _is_held(lock: Lock, running: Sequence[Actor]) -> bool:
+    """Whether somebody holds what excludes a lock; who holds it already waits for itself."""
+    return any(lock.excludes(held) for actor in running for held in actor.locks)
 
 
-def _is_stopped(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:
+def _is_stopped(actor: Actor, step: Step, running: Sequence[Actor]) -> bool:
     """Whether somebody has stopped the machine, or keeps the actor from doing so."""
-    others = [other for other in actors if other is not actor and other.running]
-    if step.takes == STOP_MACHINE:
-        return any(other.cpu is not None and other.is_atomic for other in others)
-    return actor.cpu is not None and any(STOP_MACHINE in other.locks for other in others)
+    stops = step.takes == STOP_MACHINE
+    for other in running:
+        if other is actor:
+            continue
+        if stops and other.cpu is not None and other.is_atomic:
+            return True
+        if actor.cpu is not None and STOP_MACHINE in other.locks:
+            return True
+    return False
 
 
-def _is_kept_off(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:
+def _is_kept_off(actor: Actor, step: Step, running: Sequence[Actor]) -> bool:
     """Whether somebody else has the actor's CPU: what interrupts it, or what it cannot interrupt."""
     rank = _RANK[step.context]
-    for other in actors:
+    for other in running:
         if other is actor or other.cpu != actor.cpu or other.waits:
             continue
         at = other.step

@@ -1,4 +1,4 @@
-"""A race on a stage: who is in it, and what must not come of it."""
+"""A race on a stage: who is in it, and what must not come of it; and the same race with fewer in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.snapshot import Snapshot
 from vmbusirq.lab.explore.stage import Stage
-from vmbusirq.lab.explore.world import Invariant
+from vmbusirq.lab.explore.world import Invariant, Scene
 
-__all__ = ["StageScene"]
+__all__ = ["StageScene", "Without"]
 
 
 def _nothing(_stage: Stage) -> Iterable[Invariant]:
@@ -64,3 +64,31 @@ class StageScene:
     def watch(self) -> Mapping[str, object]:
         """Return what a story tells about."""
         return self.stage.watch()
+
+
+class Without:
+    """A scene without some of its actors: smaller, so that even its plain orders can be played.
+
+    Args:
+        scene: which.
+        names: of the actors that stay away.
+    Raises:
+        ValueError: the scene has no such actor.
+    """
+
+    def __init__(self, scene: Scene, *names: str) -> None:
+        missing = set(names) - {actor.name for actor in scene.actors}
+        if missing:
+            raise ValueError(f"a scene without {', '.join(sorted(missing))}: it has no such actor")
+        self._scene: Final = scene
+        self._names: Final = frozenset(names)
+        self.reset = scene.reset
+        self.after_step = scene.after_step
+        self.wrong_now = scene.wrong_now
+        self.wrong_at_end = scene.wrong_at_end
+        self.watch = scene.watch
+
+    @property
+    def actors(self) -> Sequence[Actor]:
+        """Who is left; others than before when the scene was made anew."""
+        return [actor for actor in self._scene.actors if actor.name not in self._names]

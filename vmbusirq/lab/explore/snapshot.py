@@ -51,7 +51,7 @@ class Snapshot:
     def __init__(self, root: object, machine: Any, memory: GuestMemory) -> None:
         self._seen: dict[int, object] = {}
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self._bytes: list[tuple[Any, bytes]] = []
+        self._arrays: list[tuple[Any, Any]] = []
         self._restores: list[Restore] = []
         self._machine = machine
         size = check(lib.vi_machine_save(machine, ffi.NULL, 0), "machine: cannot be saved")
@@ -72,8 +72,8 @@ class Snapshot:
         for item, items in self._dicts:
             item.clear()
             item.update(items)
-        for memory, content in self._bytes:
-            memory[:] = content
+        for array, content in self._arrays:
+            array[:] = content
         for restore in self._restores:
             restore()
         check(lib.vi_machine_restore(self._machine, self._image, self._size), "machine: cannot be restored")
@@ -118,13 +118,16 @@ class Snapshot:
 
     def _save_container(self, item: Any) -> Iterator[object]:
         saved = item.copy()
-        add = item.update if isinstance(item, set) else item.extend
+        if isinstance(item, list | bytearray):
+            self._arrays.append((item, saved))
+        else:
+            add = item.update if isinstance(item, set) else item.extend
 
-        def restore() -> None:
-            item.clear()
-            add(saved)
+            def restore() -> None:
+                item.clear()
+                add(saved)
 
-        self._restores.append(restore)
+            self._restores.append(restore)
         if not isinstance(item, bytearray):
             yield from saved
 
@@ -135,7 +138,7 @@ class Snapshot:
         self._save_bytes(ffi.buffer(item))
 
     def _save_bytes(self, memory: Any) -> None:
-        self._bytes.append((memory, bytes(memory)))
+        self._arrays.append((memory, bytes(memory)))
 
     def _save_function(self, item: types.FunctionType) -> Iterator[object]:
         for cell in item.__closure__ or ():

@@ -6,6 +6,7 @@ made once for each race; every order begins with putting it back (:mod:`vmbusirq
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -13,7 +14,7 @@ from uuid import UUID, uuid5
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.designs import DESIGNS, Design
+from vmbusirq.designs import DESIGNS, Design, OfflinePolicy
 from vmbusirq.errors import check
 from vmbusirq.host.options import HostOptions
 from vmbusirq.host.server import HostBus
@@ -24,7 +25,7 @@ from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps, run
+from vmbusirq.steps import Context, Step, Steps, run
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.clocksource import Clocksources
@@ -47,6 +48,9 @@ _HOST_TOUCHES: Final[dict[int | None, frozenset[str]]] = {
 """What the host touches when it takes a message, see Step; of others it is not known."""
 _INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
 _IRQS: Final = 64
+_MOVES: Final = frozenset({"host moves"})
+_REACH_OTHERS: Final = (OfflinePolicy.REDIRECT, OfflinePolicy.HANDOVER)
+"""Policies under which an interrupt of one CPU sends work to another one, or pokes it."""
 
 
 class Stage:
@@ -81,7 +85,12 @@ class Stage:
         without: Iterable[str] = (),
     ) -> None:
         self.core: Final = Core(
-            cpus, nr_irqs_max=_IRQS, hyp_count=design.hyp_count, channel_irqs=design.channel_irqs, engine=engine
+            cpus,
+            nr_irqs_max=_IRQS,
+            hyp_count=design.hyp_count,
+            channel_irqs=design.channel_irqs,
+            redirect=design.redirects,
+            engine=engine,
         )
         self.partition: Final = Partition(self.core)
         self.log: Final = Log(lambda: self.core.now)
@@ -126,7 +135,10 @@ class Stage:
             self.vmbus.open(channel)
             if channel.irq:
                 self.irq.irq_set_affinity(channel.irq, 1 << cpu)
+            elif cpu != channel.target_cpu:
+                self.vmbus.target_cpu_store(channel, str(cpu).encode())
             self.partition.settle()
+        self._begun: deque[Steps[None]] = deque()
         self.irq.idle = None  # whoever waits is an actor
 
     # ---- who goes on
@@ -153,6 +165,8 @@ class Stage:
         own = [f"{what} cpu{cpu}" for what in ("vector", "interrupt", "flags", "slot", "softirq")]
         if whole:  # what all parts touch; of messages only answers come in such races
             own += ["modchan", "requests", "resend"]
+            if self.vmbus.design.offline_policy in _REACH_OTHERS:
+                own += [f"{what} cpu{other}" for what in ("vector", "flags") for other in range(core.nr_cpus)]
             own += [
                 name
                 for relid, channel in self.vmbus.channels.items()
@@ -169,22 +183,60 @@ class Stage:
             whole=whole,
         )
 
-    def host_control(self) -> Actor:
-        """Return the host as it takes control messages, one at a time."""
+    def host_control(self, *, slow: bool = False) -> Actor:
+        """Return the host as it takes control messages, one at a time.
+
+        ``slow``: only when the guest can go no further, and what it does about one message at once.
+        """
         return Actor(
             "host",
-            self.host.message_steps,
+            at_once(lambda: run(self.host.message_steps())) if slow else self.host.message_steps,
             wants=lambda: self.host.unread_messages > 0,
-            point="host: takes the next control message",
-            touches=self._next_message_touches,
+            point="host: takes the next control message" + (", carries it out and answers" if slow else ""),
+            touches=None if slow else self._next_message_touches,
+            last=slow,
+        )
+
+    def host_in_two(self) -> list[Actor]:
+        """Return the host as it takes control messages, and its worker, which does what takes time meanwhile."""
+        begun = self._begun
+        return [
+            Actor(
+                "host",
+                at_once(lambda: self.host.take_message(begun.append)),
+                wants=lambda: self.host.unread_messages > 0,
+                point="host: takes the next control message",
+                touches=lambda: touches | _MOVES if (touches := self._next_message_touches()) else None,
+                whole=True,
+            ),
+            Actor(
+                "host worker",
+                begun.popleft,
+                wants=lambda: bool(begun),
+                point="host: the worker takes up what was asked for",
+                touches=_MOVES,
+            ),
+        ]
+
+    def work(self) -> Actor:
+        """Return the system's work queue, whose items see to moves."""
+        queue = self.vmbus.work.system
+        return Actor(
+            "work",
+            queue.take,
+            wants=lambda: not queue.idle,
+            point="events: takes the next item",
+            touches=frozenset({"modchan"}),
         )
 
     def _next_message_touches(self) -> frozenset[str] | None:
         return _HOST_TOUCHES.get(self.host.next_message_type)
 
-    def device(self, relid: int, packets: int = 1, name: str = "") -> Actor:
-        """Return a device that writes packets, one after the other."""
-        return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
+    def device(self, relid: int, packets: int = 1, name: str = "", when: Callable[[], bool] | None = None) -> Actor:
+        """Return a device that writes packets, one after the other; ``when``: not before that has come true."""
+        return Actor(
+            name or f"device {relid}", lambda: self._write(relid, packets, when), touches=frozenset({"host rings"})
+        )
 
     def signal(self, relid: int, *, read_already: bool = False) -> None:
         """Let a device write a packet and signal, now; nobody takes the interrupt yet.
@@ -199,7 +251,18 @@ class Stage:
         else:
             run(rings.write_steps(Packet(b"x")))
 
-    def _write(self, relid: int, packets: int) -> Steps[None]:
+    def slow_device(self, relid: int) -> Actor:
+        """Return a device that writes a packet, and signals, only when the guest can go no further."""
+        return Actor(
+            f"device {relid}",
+            at_once(lambda: run(self._write(relid, 1, None))),
+            point=f"host: writes a packet into the in ring of channel {relid}, and signals if it is to",
+            last=True,
+        )
+
+    def _write(self, relid: int, packets: int, when: Callable[[], bool] | None) -> Steps[None]:
+        if when is not None:
+            yield Step(f"device of channel {relid}: has nothing to write yet", ready=when)
         for _ in range(packets):
             channel = self.host.default.channel(relid)
             if channel is None or channel.rings is None:
@@ -223,8 +286,8 @@ class Stage:
         )
 
     def after_step(self) -> None:
-        """Fill the message slots that were freed, and raise what callbacks raised."""
-        while self.partition.messages.poll():
+        """Fill the message slots that were freed, by EOM or without, and raise what callbacks raised."""
+        while self.partition.triggers.take() | self.partition.messages.poll():
             pass
         self.irq.reraise()
 
@@ -240,6 +303,10 @@ class Stage:
             self.host_disagrees,
             self.not_conserved,
         )
+
+    @property
+    def _redirects(self) -> bool:
+        return self.vmbus.design.redirects
 
     def stranded(self) -> str:
         """Packets wait in a ring whose reader has been told of them by nobody."""
@@ -270,18 +337,27 @@ class Stage:
             if not channel.irq:
                 continue
             desc = self.irq.irq_to_desc(channel.irq)
-            if desc.effective_affinity != 1 << channel.target_cpu:
-                effective = format_pbl(desc.effective_affinity) or "none"
-                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {effective}"
+            effective = desc.effective_affinity
+            if self._redirects:  # the first of those that may run it is its target
+                effective &= -effective
+            if effective != 1 << channel.target_cpu:
+                says = format_pbl(desc.effective_affinity) or "none"
+                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {says}"
             if not desc.affinity >> channel.target_cpu & 1:
                 return f"channel {relid} targets cpu {channel.target_cpu}, outside of {format_pbl(desc.affinity)}"
         return ""
 
     def host_disagrees(self) -> str:
-        """The host interrupts another CPU than the guest believes, for ever."""
+        """The host interrupts another CPU than the guest believes, for ever.
+
+        Where interrupts are redirected any CPU does that takes them.
+        """
+        usable = self.irq.online & self.vmbus.synics_on
         for relid, channel in self.vmbus.channels.items():
             there = self.host.default.channel(relid)
-            if there is not None and there.is_open and there.target_vp != channel.target_cpu:
+            if there is None or not there.is_open or there.target_vp == channel.target_cpu:
+                continue
+            if not self._redirects or not usable >> there.target_vp & 1:
                 target = channel.target_cpu
                 return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {target}"
         return ""
@@ -308,6 +384,7 @@ class Stage:
             "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
             "messages to the host": self.host.unread_messages,
             "interrupts dropped, the handler ran elsewhere": self.core.lost().in_progress,
+            "moves unanswered": self.vmbus.retarget.modchan_sent - self.vmbus.retarget.modchan_completed,
         }
         for relid, channel in self.vmbus.channels.items():
             seen[f"channel {relid} target"] = channel.target_cpu

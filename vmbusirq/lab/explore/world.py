@@ -86,8 +86,9 @@ class World:
     def choices(self) -> list[Choice]:
         """Return who can go now, in the order of the scene."""
         actors = self.scene.actors
-        able = [actor for actor in actors if not actor.last and may_go(actor, actors)]
-        able = able or [actor for actor in actors if actor.last and may_go(actor, actors)]
+        running = [actor for actor in actors if actor.running]
+        able = [actor for actor in actors if not actor.last and may_go(actor, running)]
+        able = able or [actor for actor in actors if actor.last and may_go(actor, running)]
         return [Choice(actor.name, actor.touches, actor.cpu, actor.keeps_off) for actor in able]
 
     def actor(self, name: str) -> Actor:
@@ -126,7 +127,7 @@ class World:
             held = [
                 f"{other.name} holds {lock.name}"
                 for other in self.scene.actors
-                if step.takes is not None and other is not actor
+                if step.takes is not None
                 for lock in other.locks
                 if step.takes.excludes(lock)
             ]

@@ -7,7 +7,7 @@ from typing import Final
 from vmbusirq.lab.explore.race import Race
 from vmbusirq.lab.explore.races.freed import CLOSE_ISR, RESCIND_ISR
 from vmbusirq.lab.explore.races.lock_order import LOCK_ORDER
-from vmbusirq.lab.explore.races.moves import STATIC_MASK
+from vmbusirq.lab.explore.races.moves import MODIFY_LOST, STATIC_MASK
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
 from vmbusirq.lab.explore.races.rings import LOST_ROOM, LOST_WAKEUP
 from vmbusirq.lab.explore.races.running import RUNNING_ELSEWHERE
@@ -26,6 +26,7 @@ RACES: Final[dict[str, Race]] = {
         RESCIND_ISR,
         LOST_WAKEUP,
         LOST_ROOM,
+        MODIFY_LOST,
     )
 }
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Final
 
 from vmbusirq.designs import DESIGNS
+from vmbusirq.host.options import HostOptions
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
 from vmbusirq.lab.explore.world import Invariant, Scene
+from vmbusirq.steps import Steps
 
-__all__ = ["STATIC_MASK"]
+__all__ = ["MODIFY_LOST", "STATIC_MASK"]
 
 _RFC: Final = DESIGNS["rfc"]
 _FIRST, _SECOND = 5, 6
@@ -54,4 +56,74 @@ STATIC_MASK: Final = Race(
     ),
     left_out="a mask of more than one word, of which another CPU may see one half old and one half new; a cursor that "
     "is read again after it was chosen",
+)
+
+
+def _nobody_waits(stage: Stage) -> Iterable[Invariant]:
+    retarget = stage.vmbus.retarget
+
+    def unanswered() -> str:
+        """Every later offline waits its full time, and logs (vmbus.md 10, trap 11)."""
+        sent, completed = retarget.modchan_sent, retarget.modchan_completed
+        return "" if completed >= sent else f"of {sent} MODIFYCHANNELs {completed} are answered, for ever"
+
+    return (
+        stage.stranded,
+        stage.lost_flags,
+        stage.on_offline_cpu,
+        stage.outside_mask,
+        stage.host_disagrees,
+        unanswered,
+    )
+
+
+def _there_and_back(stage: Stage) -> Steps[None]:
+    for cpu in (1, 0):
+        yield from stage.irq.irq_set_affinity_steps(stage.channel(_FIRST).irq, 1 << cpu)
+    yield from stage.switch.down(1)
+
+
+def _modify_lost(*, one_modify: bool, loses: bool = False) -> Scene:
+    """A channel goes from CPU 0 to CPU 1 and back; then CPU 1, which the guest takes to be free, goes offline."""
+    options = HostOptions(lose_modify=lambda relid, number: number == 2) if loses else None
+    design = replace(_RFC, one_modify=one_modify)
+
+    def build() -> Stage:
+        return Stage(cpus=2, design=design, channels={_FIRST: 0}, options=options)
+
+    def cast(stage: Stage) -> Sequence[Actor]:
+        return (
+            stage.task("admin", lambda: _there_and_back(stage), cpu=1),
+            *stage.host_in_two(),
+            stage.work(),
+            stage.device(_FIRST, when=lambda: not stage.irq.online >> 1 & 1),
+            *stage.cpus(whole=True),
+            stage.time(),
+        )
+
+    return StageScene(build, cast, _nobody_waits)
+
+
+MODIFY_LOST: Final = Race(
+    name="modify-lost",
+    title="a channel is moved again while the host carries the first move out, and drops the second",
+    source="vmbus.md 4.4, 10 traps 11 and 12, 11 check 19; RFC patches 10 and 11",
+    variants=(
+        Variant(OFF, "the RFC: each move is sent at once", lambda: _modify_lost(one_modify=False), "hangs: "),
+        Variant(ON, "one_modify: a move waits for the answer to the one before", lambda: _modify_lost(one_modify=True)),
+        Variant(
+            "host-loses",
+            "the RFC, and a host that loses the second of two MODIFYCHANNELs",
+            lambda: _modify_lost(one_modify=False, loses=True),
+            "hangs: ",
+        ),
+        Variant(
+            "host-loses-on",
+            "one_modify, which sends a MODIFYCHANNEL again that stays unanswered, and such a host",
+            lambda: _modify_lost(one_modify=True, loses=True),
+        ),
+    ),
+    left_out="packets before the CPU is offline, which early-offline has; an offline that overtakes the moves; a host "
+    "that takes longer than the wait of 25 to 50 ms; one that loses what is sent eight times again: the guest says so, and "
+    "believes what it asked for",
 )
