@@ -11,8 +11,10 @@ from tests.schedule import Schedule
 from tests.vmbus.scripted import Guest, offer_of, refused
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
+from vmbusirq.irq.waits import GRACE_PERIOD, SYNCHRONIZE_IRQ, grace_period
 from vmbusirq.steps import Context, Lock, Step, Steps, holding, run
 from vmbusirq.vmbus.isr import deliverable, in_interrupt, sched_lock, vcpu_steps
+from vmbusirq.vmbus.waits import TASKLET
 from vmbusirq.wire.packet import Packet
 
 ENGINES = ("fast", "linux")
@@ -420,3 +422,97 @@ def test_the_control_plane_is_not_inside_the_interrupt_that_it_overtakes(engine:
     assert not in_interrupt(guest.core, 1)
     guest.settle()
     assert 1 == guest.vmbus.channels[5].stats.packets
+
+
+# ---- who unlinks waits by steps
+
+
+def waiting(**how: Any) -> tuple[Guest, Schedule]:
+    """A guest whose control plane waits for stepped CPUs itself, one of which is at the start of a delivery."""
+    guest = opened(**how)
+    assert 0 == lib.vi_machine_set_own_waits(guest.core.handle, 1)
+    send(guest)
+    return guest, Schedule(lambda step: False)
+
+
+@pytest.mark.parametrize(("engine", "design"), [("fast", "rfc"), ("linux", "legacy")])
+def test_own_waits_are_for_channel_irqs_of_the_linux_engine(engine: str, design: str) -> None:
+    """Elsewhere who unlinks cannot tell by steps who still has it."""
+    assert -errno.EINVAL == lib.vi_machine_set_own_waits(opened(engine, design).core.handle, 1)
+
+
+def test_a_grace_period_ends_with_the_interrupts_that_it_found() -> None:
+    """synchronize_rcu(): who comes later has seen what was unlinked, and is not waited for."""
+    guest, schedule = waiting()
+    first = schedule.begin(vcpu_steps(guest.core, 1)).to("claims the next event flag")
+    period = schedule.begin(grace_period(guest.irq, "test"))
+    assert period.step is not None
+    assert period.step.ready is not None
+    guest.synic.signal(2, 900)
+    later = schedule.begin(vcpu_steps(guest.core, 2)).to("claims the next event flag")
+    assert not period.step.ready()
+    first.finish()
+    assert period.step.ready()
+    later.finish()
+
+
+def test_free_irq_unlinks_first_and_frees_when_the_handler_has_returned() -> None:
+    """kernel/irq/manage.c v6.10, __free_irq: unlink and shut down under desc->lock, __synchronize_irq, kfree."""
+    guest, schedule = waiting()
+    channel = guest.vmbus.channels[5]
+    delivery = schedule.begin(vcpu_steps(guest.core, 1)).to("runs the actions")
+    free = schedule.begin(guest.irq.free_irq_steps(channel.irq, channel)).to("waits for running handlers")
+    assert (0, [], False) == (
+        guest.irq.irq_to_desc(channel.irq).c.nr_actions,
+        guest.irq.irq_to_desc(channel.irq).actions,
+        free.step.ready(),
+    )
+    delivery.to("vmbus_isr looks at the message slot")
+    assert free.step.ready()
+    free.finish()
+    delivery.finish()
+
+
+def test_a_channel_is_not_closed_under_its_tasklet() -> None:
+    """drivers/hv/channel.c v6.10, vmbus_reset_channel_cb: tasklet_disable() waits for the one that runs."""
+    guest, schedule = waiting()
+    delivery = schedule.begin(vcpu_steps(guest.core, 1)).to("unmasks the ring")
+    close = schedule.begin(guest.vmbus.close_steps(guest.vmbus.channels[5]))
+    assert "tasklet_disable" in close.step.point
+    assert not close.step.ready()
+    delivery.finish()
+    assert close.step.ready()
+
+
+@pytest.mark.parametrize(
+    ("stands", "what"),
+    [
+        ("takes desc->lock on cpu 1", "the descriptor of irq"),
+        ("runs the actions", "the descriptor of irq"),
+        ("clears IN_PROGRESS", "the descriptor of irq"),
+        ("vmbus_on_event begins", "channel 5"),
+        ("unmasks the ring", "the in ring of channel 5"),
+        ("for what raced in", "the in ring of channel 5"),
+    ],
+)
+def test_a_use_of_what_was_freed_is_told(stands: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody waits, the next sub-step fails with EFAULT; the process does not."""
+    guest, schedule = waiting()
+    monkeypatch.setattr(guest.irq, "without", frozenset({GRACE_PERIOD, SYNCHRONIZE_IRQ, TASKLET}))
+    delivery = schedule.begin(vcpu_steps(guest.core, 1)).to(stands)
+    for _step in guest.vmbus.manager.rescind(guest.vmbus.channels[5]):
+        pass
+    with refused(errno.EFAULT, what):
+        delivery.finish()
+
+
+@pytest.mark.parametrize("stands", ["runs the actions", "clears IN_PROGRESS"])
+def test_a_use_of_a_freed_action_is_told(stands: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor stays; what an action_list loop of the kernel has in its hands does not."""
+    guest, schedule = waiting()
+    monkeypatch.setattr(guest.irq, "without", frozenset({SYNCHRONIZE_IRQ}))
+    delivery = schedule.begin(vcpu_steps(guest.core, 1)).to(stands)
+    channel = guest.vmbus.channels[5]
+    guest.irq.free_irq(channel.irq, channel)
+    with refused(errno.EFAULT, "an action of irq"):
+        delivery.finish()

@@ -433,3 +433,15 @@ def test_wrapped_ends_of_closed_memory_are_ebadf(ends: Ends) -> None:
         with pytest.raises(IrqError) as caught:
             call()
         assert errno.EBADF == caught.value.errno
+
+
+def test_a_ring_that_is_kept_stays_mapped_when_it_is_closed() -> None:
+    """Who puts back how things were finds the ring where it was; to everybody else it is closed."""
+    ring = RingMemory(2 * HV_PAGE)
+    ring.kept = True
+    where = ring.struct.map
+    ring.close()
+    assert ring.closed
+    with pytest.raises(IrqError, match="closed") as caught:
+        _ = ring.struct
+    assert (errno.EBADF, where) == (caught.value.errno, ring._mem.map)

@@ -383,6 +383,7 @@ class Stage:
             "online": format_pbl(self.irq.online),
             "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
             "messages to the host": self.host.unread_messages,
+            "interrupts dropped, the handler ran elsewhere": self.core.lost().in_progress,
             "moves unanswered": self.vmbus.retarget.modchan_sent - self.vmbus.retarget.modchan_completed,
         }
         for relid, channel in self.vmbus.channels.items():
