@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from vmbusirq.lab.explore.race import Race
+from vmbusirq.lab.explore.races.disabling import DISABLE_PENDING, DISABLE_RUNNING
 from vmbusirq.lab.explore.races.moves import MODIFY_LOST, STATIC_MASK
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
 from vmbusirq.lab.explore.races.rings import LOST_ROOM, LOST_WAKEUP
@@ -20,6 +21,8 @@ RACES: Final[dict[str, Race]] = {
         LOST_ROOM,
         STATIC_MASK,
         MODIFY_LOST,
+        DISABLE_RUNNING,
+        DISABLE_PENDING,
     )
 }
 
