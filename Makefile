@@ -14,6 +14,7 @@ PIP_INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disab
 
 C_CORE  := $(shell find csrc -name '*.c' -not -path 'csrc/bench/*')
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
+C_TEST_HEADERS := $(wildcard tests/c/*.h)
 C_FLAGS := -std=c11 -g -Icsrc -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror
 C_LIBS  := -lpthread
 SOAK_FLAGS := 100000000
@@ -29,8 +30,8 @@ test: build ## all tests, under 3 minutes
 
 build: $(STAMP) ## .venv with the package and its command in it
 
-bench: build ## the benchmarks: demux hot path, ring, rendering, SynIC
-	@for what in demux ring render synic; do $(BIN)/vmbusirq bench $$what || exit 1; done
+bench: build ## the benchmarks: demux hot path, ring, rendering, SynIC, explorer
+	@for what in demux ring render synic explore; do $(BIN)/vmbusirq bench $$what || exit 1; done
 
 check: $(CHECKED) ctest ## format, lint, types, C warnings as errors, import directions
 	@$(BIN)/ruff check .
@@ -82,14 +83,14 @@ build/c/warnings: $(CSRC)
 	@for f in $$(find csrc -name '*.c'); do $(CC) $(C_FLAGS) -O2 -c $$f -o /dev/null || exit 1; done
 	@touch $@
 
-build/c/plain/%: tests/c/%.c tests/c/synic.h $(CSRC)
+build/c/plain/%: tests/c/%.c $(C_TEST_HEADERS) $(CSRC)
 	@mkdir -p $(@D)
 	@$(CC) $(C_FLAGS) -O2 $< $(C_CORE) -o $@ $(C_LIBS)
 
-build/c/asan/%: tests/c/%.c tests/c/synic.h $(CSRC)
+build/c/asan/%: tests/c/%.c $(C_TEST_HEADERS) $(CSRC)
 	@mkdir -p $(@D)
 	@$(CC) $(C_FLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $< $(C_CORE) -o $@ $(C_LIBS)
 
-build/c/tsan/%: tests/c/%.c tests/c/synic.h $(CSRC)
+build/c/tsan/%: tests/c/%.c $(C_TEST_HEADERS) $(CSRC)
 	@mkdir -p $(@D)
 	@$(CC) $(C_FLAGS) -O1 -fsanitize=thread $< $(C_CORE) -o $@ $(C_LIBS)

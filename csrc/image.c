@@ -121,6 +121,7 @@ static int move_descs(struct vi_image *image, struct vi_machine *m)
 		struct vi_irq_desc *desc = desc_place(m, i);
 
 		vi_image_move(image, desc, offsetof(struct vi_irq_desc, percpu_enabled));
+		vi_image_move(image, desc->effective, (m->nr_cpus + 63) / 64 * sizeof(uint64_t));
 		vi_image_move(image, &m->desc[i], sizeof(m->desc[i]));
 		if (move_percpu_enabled(image, m, desc) < 0)
 			result = -ENOMEM;
@@ -145,11 +146,6 @@ static void move_slots(struct vi_image *image, struct vi_machine *m)
 
 /* ---- channels -------------------------------------------------------------------------------- */
 
-static struct vi_channel *channel_place(const struct vi_machine *m, uint32_t place)
-{
-	return (struct vi_channel *)(void *)(m->channel_pool + (size_t)place * VI_CHANNEL_SLOT);
-}
-
 static void unlist_channel(struct vi_machine *m, const struct vi_channel *ch)
 {
 	if (m->channel[ch->relid] == ch)
@@ -158,7 +154,7 @@ static void unlist_channel(struct vi_machine *m, const struct vi_channel *ch)
 
 static void forget_channel(struct vi_machine *m, uint32_t place)
 {
-	struct vi_channel *ch = channel_place(m, place);
+	struct vi_channel *ch = vi_channel_place(m, place);
 
 	unlist_channel(m, ch);
 	free(ch->in.pkt_buffer);
@@ -208,9 +204,9 @@ static int move_channels(struct vi_image *image, struct vi_machine *m)
 	move_used(image, m, m->channel_used, VI_RELIDS, forget_channel);
 	if (image->how == VI_IMAGE_RESTORE)
 		for (uint32_t i = 0; vi_image_next(m->channel_used, VI_RELIDS, &i); i++)
-			unlist_channel(m, channel_place(m, i));
+			unlist_channel(m, vi_channel_place(m, i));
 	for (uint32_t i = 0; vi_image_next(m->channel_used, VI_RELIDS, &i); i++)
-		if (move_channel(image, m, channel_place(m, i)) < 0)
+		if (move_channel(image, m, vi_channel_place(m, i)) < 0)
 			result = -ENOMEM;
 	return result;
 }

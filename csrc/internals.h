@@ -4,8 +4,8 @@
  *
  * Access rules, for all of csrc/:
  *  - A struct vi_cpu belongs to the thread that runs that CPU. Other threads touch only its
- *    doorbell line (pending, irq_seq, route), its irr, its post_lock and its SynIC pages,
- *    always with atomic operations.
+ *    doorbell line (pending, irq_seq, route), its irr, its post_lock, its SynIC pages, always with
+ *    atomic operations, and its irq_works, under their lock.
  *  - A descriptor's fields change under desc->lock; the fast engine reads none of them.
  *  - A slot is read without a lock by the scan of its owner CPU. Whoever changes it holds the lock
  *    of the descriptor behind it and goes through slot_fence() first (irqdomain.c tells why that is
@@ -135,11 +135,14 @@ struct vi_ring_looker {
 	uint32_t all;
 };
 
-/* A softirq that is run step by step: what it has detached, what of it runs, its vector. */
-struct vi_softirq_step {
+/* An interrupt that is run step by step. */
+struct vi_cpu_step {
+	struct vi_irq_desc *works;	/* irq_works that it has taken and not begun */
+	/* its softirq: what that has detached, what of it runs, its vector */
 	struct vi_tasklet *list;
 	struct vi_tasklet *tasklet;
 	uint32_t vec;
+	uint32_t freed;
 };
 
 /* entropy pool of the linux engine (linux_shaped/entropy.c) */
@@ -179,12 +182,15 @@ struct vi_cpu {
 	uint64_t eoi_count;		/* of the callback vector, while watched */
 	uint64_t eom_count;
 	uint32_t post_lock;		/* hosts that post to this CPU, one at a time */
+	uint32_t work_lock;		/* the list of irq_works, written by any CPU */
+	struct vi_irq_desc *work_head;
+	struct vi_irq_desc *work_tail;
 	struct vi_tasklet msg_dpc;
 	struct vi_tasklet_list tasklets;
 	struct vi_tasklet_list napi;
 	struct vi_lx_fast_pool fast_pool;
 	struct vi_lost lost;
-	struct vi_softirq_step step;
+	struct vi_cpu_step step;
 	uint32_t batch_n;
 	uint32_t batch_irq[VI_RELIDS];
 	uint32_t batch_result[VI_RELIDS];
@@ -195,7 +201,8 @@ _Static_assert(offsetof(struct vi_cpu, m) == VI_LINE, "the doorbell has its line
 enum vi_vector_mode {
 	VI_VECTOR_HELD = 1,	/* interrupts are off, or its priority does not suffice */
 	VI_VECTOR_EOI = 2,	/* the guest ends it with an EOI (SINT without auto-EOI) */
-	VI_VECTOR_WATCHED = 4	/* and somebody waits for that */
+	VI_VECTOR_WATCHED = 4,	/* and somebody waits for that */
+	VI_VECTOR_WORK = 8	/* the vector of irq_works is requested, too; it goes first */
 };
 
 /*
@@ -291,6 +298,8 @@ struct vi_machine {
 	uint32_t simd;
 	uint32_t channel_irqs;
 	uint32_t shutdown_adds_depth;
+	uint32_t redirect;
+	struct vi_irq_desc *irq_work_desc;
 	uint32_t skip_entropy;		/* a benchmark wants to know what the sample costs */
 	uint64_t seed;
 	uint64_t time_ms;
@@ -328,11 +337,18 @@ struct vi_machine {
 	void *owner;
 	vi_trace_t trace;		/* NULL: nobody looks */
 	void *trace_context;
+	uint32_t own_waits;		/* who unlinks waits itself for CPUs run step by step */
 };
 
 static inline struct vi_cpu *vi_cpu_of(struct vi_machine *m, uint32_t cpu)
 {
 	return &m->cpus[cpu];
+}
+
+/* A slot of the pool; one whose m is NULL is free. */
+static inline struct vi_channel *vi_channel_place(const struct vi_machine *m, uint32_t place)
+{
+	return (struct vi_channel *)(void *)(m->channel_pool + (size_t)place * VI_CHANNEL_SLOT);
 }
 
 static inline bool vi_inside_interrupt(struct vi_machine *m)
@@ -380,6 +396,12 @@ static inline bool vi_any_stepped(const struct vi_machine *m)
 		if (vi_is_stepped(&m->cpus[c]))
 			return true;
 	return false;
+}
+
+/* Must fail, since it would wait for a CPU that nobody runs meanwhile? */
+static inline bool vi_would_wait(const struct vi_machine *m)
+{
+	return !m->own_waits && vi_any_stepped(m);
 }
 
 /* The CPU of a sub-step; NULL: there is none, or it is not between two sub-steps. */
@@ -457,6 +479,8 @@ bool vi_slot_hazard(struct vi_machine *m, const struct vi_irq_slot *slot, const 
 uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot);
 void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_irq_desc *desc);
 void vi_slot_handled_otherwise(struct vi_cpu *cpu, struct vi_irq_slot *slot, uint32_t result);
+bool vi_desc_try_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc);
+void vi_slot_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu);
 void vi_slot_set_drop(struct vi_machine *m, struct vi_irq_desc *desc, uint64_t *drop);
 void vi_desc_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu);
 void vi_slot_init(struct vi_machine *m, uint32_t hwirq);
@@ -493,6 +517,12 @@ bool vi_flow_has_steps(const struct vi_irq_desc *desc);
 void vi_percpu_enter(struct vi_cpu *cpu, struct vi_irq_desc *desc);
 void vi_percpu_leave(struct vi_cpu *cpu, struct vi_irq_desc *desc, bool handled);
 
+/* irq/redirect.c */
+bool vi_redirect_remote(struct vi_cpu *cpu, struct vi_irq_desc *desc);
+int vi_take_irq_work(struct vi_cpu *cpu);
+void vi_irq_work_begin(struct vi_cpu *cpu);
+void vi_irq_work_cancel(struct vi_machine *m, struct vi_irq_desc *desc);
+
 /* irq/softirq.c */
 void vi_tasklet_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
 void vi_napi_schedule(struct vi_cpu *cpu, struct vi_tasklet *t);
@@ -504,7 +534,7 @@ typedef int (*vi_scan_t)(struct vi_cpu *cpu);
 void vi_lx_add_interrupt_randomness(struct vi_cpu *cpu, uint32_t irq);
 int vi_lx_chan_sched_legacy(struct vi_cpu *cpu);
 int vi_lx_chan_sched_rfc(struct vi_cpu *cpu);
-vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced);
+vi_scan_t vi_lx_scan_variant(const struct vi_machine *m, bool traced);
 uint32_t vi_lx_claim(struct vi_cpu *cpu, uint32_t from);
 uint32_t vi_lx_lookup(struct vi_cpu *cpu, uint32_t relid, uint32_t *column);
 

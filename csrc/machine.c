@@ -31,6 +31,8 @@ static int check_config(const struct vi_config *c)
 		return -EINVAL;
 	if (c->engine > VI_ENGINE_LINUX || c->arch > VI_ARCH_ARM64 || c->hyp_count > VI_HYP_NEVER)
 		return -EINVAL;
+	if (c->redirect && !c->channel_irqs)
+		return -EINVAL;
 	if (c->simd > VI_SIMD_AVX512 && c->simd != VI_SIMD_BEST)
 		return -EINVAL;
 	if (c->simd != VI_SIMD_BEST && c->simd > vi_simd_best())
@@ -71,13 +73,14 @@ int vi_machine_create(const struct vi_config *config, struct vi_machine **out)
 	m->channel_irqs = config->channel_irqs != 0;
 	m->counts_in_sum = m->channel_irqs;
 	m->shutdown_adds_depth = config->shutdown_adds_depth;
+	m->redirect = config->redirect != 0;
 	m->seed = config->seed;
 	m->scan_is_all = m->engine == VI_ENGINE_FAST && m->arch == VI_ARCH_X86 &&
 			 m->hyp_count != VI_HYP_ALWAYS;
 	m->domain.retrigger = vi_synic_raise;
 	m->callback_vector = m->arch == VI_ARCH_X86 ? VI_VECTOR_CALLBACK : VI_INTID_CALLBACK;
 	m->scan = m->engine == VI_ENGINE_FAST ? vi_scan_variant(m->simd) :
-						vi_lx_scan_variant(m->channel_irqs, false);
+						vi_lx_scan_variant(m, false);
 	result = init_cpus(m);
 	if (result == 0)
 		result = vi_irq_core_init(m);
@@ -130,6 +133,7 @@ void vi_machine_lost(struct vi_machine *m, struct vi_lost *out)
 		out->flag_zero += vi_load_relaxed(&lost->flag_zero);
 		out->no_callback += vi_load_relaxed(&lost->no_callback);
 		out->in_progress += vi_load_relaxed(&lost->in_progress);
+		out->no_action += vi_load_relaxed(&lost->no_action);
 	}
 }
 
@@ -168,6 +172,11 @@ int vi_machine_set_toplevel_irq(struct vi_machine *m, uint32_t irq)
 	return set_special_irq(m, irq, &m->toplevel_desc);
 }
 
+int vi_machine_set_irq_work_irq(struct vi_machine *m, uint32_t irq)
+{
+	return set_special_irq(m, irq, &m->irq_work_desc);
+}
+
 uint32_t vi_machine_nr_irqs_max(const struct vi_machine *m)
 {
 	return m->nr_irqs_max;
@@ -199,10 +208,17 @@ static inline __attribute__((always_inline)) void take_resend(struct vi_cpu *cpu
 	}
 }
 
-/* Nothing for @cpu to do: no vector that can be taken, no softirq. */
-static inline bool is_idle(const struct vi_cpu *cpu, uint32_t mode)
+/* The interrupt of irq_works is next. */
+static inline bool takes_work(uint32_t mode)
 {
-	return (!vi_load_relaxed(&cpu->pending) || mode & VI_VECTOR_HELD) && !cpu->softirq_pending;
+	return (mode & (VI_VECTOR_HELD | VI_VECTOR_WORK)) == VI_VECTOR_WORK;
+}
+
+/* Nothing for @cpu to do: no vector that can be taken, no softirq. vi_vcpu_run() asks in one go. */
+static bool is_idle(const struct vi_cpu *cpu, uint32_t mode)
+{
+	return !takes_work(mode) && !cpu->softirq_pending &&
+	       (!vi_load_relaxed(&cpu->pending) || mode & VI_VECTOR_HELD);
 }
 
 /* Take the doorbell back. Return: it had rung, and the vector can be taken. */
@@ -223,8 +239,12 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu_id)
 	cpu = vi_cpu_of(m, cpu_id);
 	take_resend(cpu);
 	mode = vi_load_relaxed(&cpu->vector_mode);
-	if (is_idle(cpu, mode))
-		return 0;
+	if (!vi_load_relaxed(&cpu->pending) || mode & (VI_VECTOR_HELD | VI_VECTOR_WORK)) {
+		if (takes_work(mode))
+			return vi_take_irq_work(cpu);
+		if (!cpu->softirq_pending)
+			return 0;
+	}
 	if (!vi_irq_enter(cpu))
 		return 0;	/* interrupts are off in a handler: the doorbell stays */
 	vector = claim_vector(cpu, mode);
@@ -253,6 +273,11 @@ int vi_step_vector(struct vi_machine *m, uint32_t cpu_id)
 	mode = vi_load_relaxed(&cpu->vector_mode);
 	if (is_idle(cpu, mode) || !vi_irq_enter(cpu))
 		return 0;
+	if (takes_work(mode)) {
+		vi_irq_work_begin(cpu);
+		vi_step_end(cpu);
+		return VI_STEP_ENTERED | VI_STEP_WORK;
+	}
 	taken = VI_STEP_ENTERED;
 	if (claim_vector(cpu, mode))
 		taken |= VI_STEP_VECTOR | (mode & VI_VECTOR_EOI ? VI_STEP_EOI : 0);
@@ -288,7 +313,7 @@ int vi_step_leave(struct vi_machine *m, uint32_t cpu_id)
 
 	if (!cpu)
 		return -EINVAL;
-	cpu->step = (struct vi_softirq_step){ 0 };
+	cpu->step = (struct vi_cpu_step){ 0 };
 	vi_step_begin(cpu);	/* as vi_vcpu_run() leaves it */
 	vi_irq_exit(cpu);
 	vi_trace(m, VI_TRACE_IRQ_EXIT, cpu_id, 0, 0);
@@ -298,6 +323,21 @@ int vi_step_leave(struct vi_machine *m, uint32_t cpu_id)
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu)
 {
 	return cpu < m->nr_cpus ? vi_load(&m->cpus[cpu].irq_seq) & 1 : 0;
+}
+
+uint32_t vi_step_seq(struct vi_machine *m, uint32_t cpu)
+{
+	const struct vi_cpu *c = vi_step_cpu(m, cpu);
+
+	return c ? vi_load(&c->irq_seq) : 0;
+}
+
+int vi_machine_set_own_waits(struct vi_machine *m, uint32_t on)
+{
+	if (m->engine == VI_ENGINE_FAST || !m->channel_irqs)
+		return -EINVAL;
+	m->own_waits = on != 0;
+	return 0;
 }
 
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu)
@@ -315,7 +355,10 @@ uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu)
 
 uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu)
 {
-	return cpu < m->nr_cpus ? vi_load_relaxed(&m->cpus[cpu].pending) : 0;
+	if (cpu >= m->nr_cpus)
+		return 0;
+	return vi_load_relaxed(&m->cpus[cpu].pending) ||
+	       vi_load_relaxed(&m->cpus[cpu].vector_mode) & VI_VECTOR_WORK;
 }
 
 /**

@@ -25,7 +25,7 @@ void vi_trace_event(struct vi_machine *m, uint32_t step, uint32_t cpu, uint32_t 
 static vi_scan_t scan_of(const struct vi_machine *m)
 {
 	if (m->engine == VI_ENGINE_LINUX)
-		return vi_lx_scan_variant(m->channel_irqs, m->trace);
+		return vi_lx_scan_variant(m, m->trace);
 	return m->trace ? vi_scan_variant_traced() : vi_scan_variant(m->simd);
 }
 

@@ -320,7 +320,9 @@ struct vi_irq_desc {
 	uint32_t settings;		/* enum vi_irq_setting bits */
 	uint32_t istate;		/* enum vi_irqs bits */
 	uint32_t depth;			/* disable depth, 0 = enabled */
-	uint64_t line1[3];
+	struct vi_irq_desc *work_next;	/* irq_work: the next one on its CPU's list */
+	uint32_t work_pending;		/* it is on a list */
+	uint32_t line1[3];
 	/* line 2: the lock and the accounting under it */
 	uint32_t lock;
 	uint32_t tot_count;
@@ -339,7 +341,8 @@ struct vi_irq_desc {
 	uint32_t threads_handled_last;	/* top bit: a wake-up is waiting to be judged */
 	uint32_t reserved;
 	uint64_t *percpu_enabled;	/* percpu_devid: one bit per CPU */
-	uint64_t line3[32];
+	/* VI_CPU_WORDS: where a redirected IRQ runs at once (vi_irq_set_effective()) */
+	uint64_t effective[32];
 };
 
 /* Where the counters live. All are written by the data plane and may be read at any time. */
@@ -361,6 +364,7 @@ struct vi_lost {
 	uint64_t no_callback;		/* counted on its IRQ, but nobody to call */
 	/* dropped by the simple flow while running elsewhere (linux engine) */
 	uint64_t in_progress;
+	uint64_t no_action;	/* not to be run on this CPU, and by nobody elsewhere (redirect) */
 };
 
 /* ---- machine --------------------------------------------------------------------------------- */
@@ -375,6 +379,8 @@ struct vi_config {
 	uint32_t channel_irqs;		/* 0: channels have no Linux IRQ (design legacy) */
 	/* 1: the last free_irq adds to depth instead of setting it to 1 (since 6.18) */
 	uint32_t shutdown_adds_depth;
+	/* 1: an IRQ of the domain runs on a CPU of its effective mask, wherever its flag is */
+	uint32_t redirect;
 	uint64_t seed;
 };
 
@@ -426,6 +432,10 @@ void vi_machine_set_hooks(struct vi_machine *m, const struct vi_hooks *hooks);
 VI_MUST_CHECK int vi_machine_set_message_irq(struct vi_machine *m, uint32_t irq);
 /* arm64: the Linux IRQ of the VMBus PPI, which serves the top level. ENOENT: no such descriptor. */
 VI_MUST_CHECK int vi_machine_set_toplevel_irq(struct vi_machine *m, uint32_t irq);
+/*
+ * arm64: the IPI that runs irq_works; 0: nobody counts them. ENOENT: no such descriptor.
+ */
+VI_MUST_CHECK int vi_machine_set_irq_work_irq(struct vi_machine *m, uint32_t irq);
 /* Handlers to request with: the PPI's (vmbus_percpu_isr) and the message IRQ's. */
 vi_handler_t vi_handler_percpu_isr(void);
 vi_handler_t vi_handler_message(void);
@@ -455,7 +465,7 @@ int vi_vcpu_run(struct vi_machine *m, uint32_t cpu);
  */
 int64_t vi_machine_settle(struct vi_machine *m);
 
-/* 1: the callback vector is requested on @cpu and not yet taken. [any] */
+/* 1: the callback vector, or an irq_work, waits on @cpu and is not yet taken. [any] */
 uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
 
 /* ---- sub-steps: one delivery in parts, for who explores orders ------------------------------- */
@@ -465,12 +475,14 @@ uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
  * the same inline functions. Run in their order on one CPU they leave what it leaves:
  *
  *	taken = vector; 0: there is nothing to do
+ *	if taken & WORK: work until it says 0; each: its IRQ's flow, in the fast engine do_work
  *	if taken & ISR:	the flags, then message (and the flow of its IRQ, if it has one)
  *	  linux engine:	claim_flag from 0 until VI_SINT_FLAGS; each: lookup, by whose answer
+ *			redirect, where vi_config.redirect is set; and, unless it said 1,
  *			flow_enter | flow_actions | flow_exit, the last two as long as they say 1;
  *			or arrival
  *	  fast engine:	claim_word from 0 until VI_SINT_WORDS; each bit of it: dispatch; scan_end
- *	vector_end
+ *	if taken & VECTOR: vector_end
  *	up to VI_STEP_ROUNDS times: softirqs until it is 0; each bit of it, from the lowest:
  *	  softirq, then tasklet until it says 0; each: tasklet_begin; if it said 1, by its kind:
  *	  CHANNEL, POLL: callback; if it said 1: unmask | end_read
@@ -493,6 +505,9 @@ uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
  *  - vi_channel_set_callback(), vi_channel_set_attention(), and vi_channel_create() for a relid
  *    that had a channel: until that channel's tasklet does not run (vi_channel_is_running()); fast
  *    engine: and as for vi_irq_synchronize().
+ * An explorer that wants to see what these waits are for calls vi_machine_set_own_waits(): then they
+ * only unlink, and whoever calls them waits before it frees, or does not; a sub-step that uses what
+ * was freed fails with EFAULT.
  * A CPU whose flag belongs to an IRQ that another one may still run (fast engine) raises it once
  * more for itself, and so on until the other one has left: let that one go on.
  *
@@ -503,7 +518,8 @@ enum vi_step_taken {
 	VI_STEP_VECTOR = 2,	/* the callback vector was taken, not softirqs alone */
 	VI_STEP_EOI = 4,	/* vector_end ends it */
 	VI_STEP_ISR = 8,	/* the service routine is run in parts; else it has run whole */
-	VI_STEP_HANDLED = 16	/* for vector_end: message has said 1 */
+	VI_STEP_HANDLED = 16,	/* for vector_end: message has said 1 */
+	VI_STEP_WORK = 32	/* it is the interrupt of irq_works, and has taken them */
 };
 enum vi_step_kind {
 	VI_STEP_CHANNEL = 1,	/* a channel's tasklet */
@@ -518,18 +534,39 @@ struct vi_step_tasklet {
 	uint32_t kind;		/* enum vi_step_kind */
 	uint32_t relid;		/* of CHANNEL and POLL */
 	uint32_t own;		/* its callback does nothing but read the in ring */
+	uint32_t gone;		/* the channel was destroyed */
+	uint32_t running;	/* it runs on another CPU: tasklet_begin would put it off */
 };
 /* 1: @cpu is in an interrupt, softirqs included, whoever runs it. [any] */
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
+/* The number of the interrupt that @cpu, run step by step, is in; another one each time; 0: none. */
+uint32_t vi_step_seq(struct vi_machine *m, uint32_t cpu);
+/* 1: a CPU that is run step by step is in a handler of @irq (IN_PROGRESS). */
+uint32_t vi_step_running(struct vi_machine *m, uint32_t irq);
+/* An action of @irq, unlinked before, is freed now. */
+void vi_step_action_freed(struct vi_machine *m, uint32_t irq);
+/*
+ * vi_irq_free_desc(), vi_irq_remove_action(), vi_irq_synchronize(), vi_domain_unmap(),
+ * vi_channel_unmap() and vi_channel_set_callback() neither wait for CPUs that are run step by step
+ * nor fail for them (@on). EINVAL: fast engine, or a machine without channel IRQs.
+ */
+VI_MUST_CHECK int vi_machine_set_own_waits(struct vi_machine *m, uint32_t on);
 /* 1: vi_step_vector() would take something. */
 uint32_t vi_step_deliverable(const struct vi_machine *m, uint32_t cpu);
 /* 1: the one action of @irq is a channel's, and runs no code of others. */
 uint32_t vi_step_is_own(struct vi_machine *m, uint32_t irq);
+/* 1: the callback of channel @relid reads its in ring in the hard interrupt, and does no more. */
+uint32_t vi_step_reads(struct vi_machine *m, uint32_t relid);
 /*
- * Take the callback vector, unless it is held, up to its service routine. Return: enum
- * vi_step_taken bits; 0: nothing to do, or @cpu is in an interrupt.
+ * Take the callback vector, unless it is held, up to its service routine; or the interrupt of
+ * irq_works, if some wait. Return: enum vi_step_taken bits; 0: nothing to do, or @cpu is in an
+ * interrupt.
  */
 VI_MUST_CHECK int vi_step_vector(struct vi_machine *m, uint32_t cpu);
+/* Begin the next of the irq_works that were taken. Return: 1 and *irq; 0 there is none left. */
+VI_MUST_CHECK int vi_step_work(struct vi_machine *m, uint32_t cpu, uint32_t *irq);
+/* The flow of its IRQ as a whole; queued once more where the slot's owner may still run it. */
+VI_MUST_CHECK int vi_step_do_work(struct vi_machine *m, uint32_t cpu, uint32_t irq);
 /* Claim the next event flag. Return: its relid, VI_SINT_FLAGS: none from @from on. */
 VI_MUST_CHECK int vi_step_claim_flag(struct vi_machine *m, uint32_t cpu, uint32_t from);
 /* Claim what the next word holds. Return: which, and *bits; VI_SINT_WORDS: none from @from on. */
@@ -540,6 +577,11 @@ VI_MUST_CHECK int vi_step_claim_word(struct vi_machine *m, uint32_t cpu, uint32_
  * UNMAPPED, RESCINDED: nowhere, and counted.
  */
 VI_MUST_CHECK int vi_step_lookup(struct vi_machine *m, uint32_t cpu, uint32_t relid, uint32_t *irq);
+/*
+ * Under desc->lock: may the IRQ run on @cpu? Return: 0 it may; 1 it may not, and is queued on its
+ * target, or dropped.
+ */
+VI_MUST_CHECK int vi_step_redirect(struct vi_machine *m, uint32_t cpu, uint32_t irq);
 /*
  * The simple flow under desc->lock, up to where it drops it. Return: 1 IN_PROGRESS, actions come
  * next; 0 it is over: dropped, remembered, or a flow of another kind, which has run as a whole.
@@ -568,7 +610,7 @@ uint32_t vi_step_softirqs(struct vi_machine *m, uint32_t cpu);
 VI_MUST_CHECK int vi_step_softirq(struct vi_machine *m, uint32_t cpu, uint32_t vec);
 /* Which tasklet comes next in the detached list. Return: 1 and *out, 0 there is none left. */
 VI_MUST_CHECK int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *out);
-/* Take it. Return: 1 it runs here; 0 it runs on another CPU, and is in the list again, for later. */
+/* Take it. Return: 1 it runs here; 0 it runs on another CPU, and is in the list again. */
 VI_MUST_CHECK int vi_step_tasklet_begin(struct vi_machine *m, uint32_t cpu);
 /* The channel's callback, or one budget of its poll. Return: 1 unmask and end_read come next. */
 VI_MUST_CHECK int vi_step_callback(struct vi_machine *m, uint32_t cpu);
@@ -657,6 +699,9 @@ enum vi_trace_step {
 	VI_TRACE_UNMASK,		/* signals wanted again; id: relid; value: bytes raced in */
 	VI_TRACE_RESCHEDULE,		/* masked and scheduled once more; id: relid */
 	VI_TRACE_IRQ_EXIT,		/* the CPU has left the interrupt */
+	/* redirection */
+	VI_TRACE_REDIRECT,		/* not here; id: the IRQ; value: its target, -1 dropped */
+	VI_TRACE_IRQ_WORK,		/* the target runs the flow handler next; id: the IRQ */
 	VI_TRACE_STEPS
 };
 
@@ -772,6 +817,26 @@ VI_MUST_CHECK int vi_domain_map(struct vi_machine *m, uint32_t hwirq, uint32_t i
 VI_MUST_CHECK int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq);
 /* The IRQ of @hwirq, 0 when unmapped (irq_find_mapping). [any] */
 uint32_t vi_domain_find(struct vi_machine *m, uint32_t hwirq);
+/*
+ * Redirection (vi_config.redirect), the entry that a demultiplexer calls instead: the flow handler
+ * runs on @cpu if the effective mask has it; else, if there is an action, as an irq_work on the
+ * owner CPU. Works that wait for one IRQ merge. EINVAL when unmapped. [cpu]
+ */
+VI_MUST_CHECK int vi_generic_handle_demux_domain_irq(struct vi_machine *m, uint32_t cpu,
+						     uint32_t hwirq);
+/*
+ * The effective mask, VI_CPU_WORDS words, and in one step with it the owner CPU, which is the
+ * target of redirection. EINVAL: no such descriptor or CPU.
+ */
+VI_MUST_CHECK int vi_irq_set_effective(struct vi_machine *m, uint32_t irq, const uint64_t *mask,
+				       uint32_t owner);
+/* 1: an irq_work of @irq waits on some CPU. [any] */
+uint32_t vi_irq_work_pending(const struct vi_machine *m, uint32_t irq);
+/*
+ * Run what is queued on @cpu, which is on its way out, without an interrupt, with its softirqs
+ * (smpcfd_dying_cpu). Return: works. EINVAL; EDEADLK inside an interrupt of @cpu.
+ */
+VI_MUST_CHECK int vi_irq_work_flush(struct vi_machine *m, uint32_t cpu);
 /* The CPU whose scans run this IRQ without a lock. Any other CPU takes the locked path. */
 VI_MUST_CHECK int vi_irq_set_owner_cpu(struct vi_machine *m, uint32_t irq, uint32_t cpu);
 /*
@@ -852,6 +917,11 @@ const struct vi_synic_registers *vi_synic_registers(struct vi_machine *m, uint32
  * flag is untouched. [any]
  */
 VI_MUST_CHECK int vi_synic_signal(struct vi_machine *m, uint32_t cpu, uint32_t sint, uint32_t flag);
+/*
+ * The guest's own hand: set @flag of VI_SINT_VMBUS in the page of @cpu and have that CPU take its
+ * vector. EINVAL: no such CPU or flag. [any]
+ */
+VI_MUST_CHECK int vi_synic_poke(struct vi_machine *m, uint32_t cpu, uint32_t flag);
 /*
  * Put a message into the slot of @sint on @cpu. EAGAIN: the slot is busy, its pending bit is now
  * set, try again after EOM; EMSGSIZE: more than VI_MSG_PAYLOAD bytes; ENXIO: SynIC or page is off;
@@ -1394,6 +1464,12 @@ VI_MUST_CHECK int vi_channel_set_cpu(struct vi_channel *ch, uint32_t cpu);
 void vi_channel_set_rescind(struct vi_channel *ch, uint32_t rescind);
 /* 1: the channel's tasklet runs, or nobody may run it just now. */
 uint32_t vi_channel_is_running(const struct vi_channel *ch);
+/* Where the channel's tasklet is on CPUs that are run step by step. */
+enum vi_step_tasklet_is {
+	VI_STEP_TASKLET_RUNS = 1,
+	VI_STEP_TASKLET_LISTED = 2	/* scheduled */
+};
+uint32_t vi_step_has_tasklet(struct vi_machine *m, const struct vi_channel *ch);
 void vi_channel_get_stats(const struct vi_channel *ch, struct vi_channel_stats *out);
 struct vi_ring_reader *vi_channel_in(struct vi_channel *ch);
 struct vi_ring_writer *vi_channel_out(struct vi_channel *ch);

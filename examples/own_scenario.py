@@ -13,6 +13,10 @@ counts the channels' interrupts once more shows as an excess.
     mgmt-irq             13      3000        13       3013   6127
     mgmt-irq-nostat      13      3000        13       3013   3114
     mgmt-irq-hidden      13      3000        13          -   3114
+    redirect             13      3000        13          -   3114
+    mainline-6.16        13         0         0       3013   3114
+    rfc-pick             13      3000         0         13   3114
+    rfc-handover         13      3000         0         13   3114
 """
 
 from __future__ import annotations

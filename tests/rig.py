@@ -87,6 +87,7 @@ class Rig:
     Args:
         engine: "fast" or "linux".
         design: "rfc" (channels have IRQs, HYP counts messages) or "legacy" (no IRQs, HYP counts always).
+        redirect: channels run on a CPU of their effective mask.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Rig:
         design: str = "rfc",
         arch: str = "x86",
         simd: str = "scalar",
+        redirect: bool = False,
     ) -> None:
         self.engine, self.cpus, self.irqs, self.design = engine, cpus, irqs, design
         config = ffi.new(
@@ -110,6 +112,7 @@ class Rig:
                 "arch": lib.VI_ARCH_ARM64 if arch == "arm64" else lib.VI_ARCH_X86,
                 "hyp_count": lib.VI_HYP_ALWAYS if design == "legacy" else lib.VI_HYP_MESSAGE,
                 "channel_irqs": design != "legacy",
+                "redirect": redirect,
                 "seed": 1,
             },
         )
@@ -352,7 +355,7 @@ class Rig:
         """Return what went by uncounted, without the zeroes."""
         out = ffi.new("struct vi_lost *")
         lib.vi_machine_lost(self.m, out)
-        names = ("unmapped", "flag_zero", "rescinded", "no_callback", "in_progress")
+        names = ("unmapped", "flag_zero", "rescinded", "no_callback", "in_progress", "no_action")
         return {name: int(getattr(out, name)) for name in names if getattr(out, name)}
 
     def snapshot(self) -> dict[str, Any]:

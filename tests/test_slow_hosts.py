@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,7 +17,7 @@ from vmbusirq.wire.protocol import GpadlTorndown, MessageType, message_trace, tr
 
 NIC = UUID("5b1fe2c4-7d06-4f3a-8a2b-94c0d7e6135a")
 MS = 10_000
-DELAYS = {
+DELAYS: dict[str, dict[str, Any]] = {
     "open": {"open_delay_ticks": 5 * MS},
     "close": {"close_delay_ticks": 3 * MS},
     "gpadl": {"gpadl_delay_ticks": 2 * MS},
@@ -29,8 +31,7 @@ each_class = pytest.mark.parametrize("device_class", ["netvsc", "scsi", "keyboar
 
 def machine_of(delay: str) -> Machine:
     machine = Machine(4)
-    for name, ticks in DELAYS[delay].items():
-        object.__setattr__(machine.host.options, name, ticks)
+    machine.host.options = replace(machine.host.options, **DELAYS[delay])
     machine.connect()
     return machine
 
@@ -155,9 +156,9 @@ def test_rescinds_of_sub_channels_come_before_the_primarys_memory(
     machine.connect()
     add(machine, device_class)
     go_on(machine)
-    options = machine.host.options
-    object.__setattr__(options, "close_delay_ticks", close_us * 10)
-    object.__setattr__(options, "gpadl_delay_ticks", gpadl_us * 10)
+    machine.host.options = replace(
+        machine.host.options, close_delay_ticks=close_us * 10, gpadl_delay_ticks=gpadl_us * 10
+    )
     told: list[str] = []
     machine.vmbus.control.traces = told.append
     (device,) = machine.vmbus.devices.values()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -65,8 +67,8 @@ class Campaign:
     # ---- time
 
     def draw_delays(self) -> None:
-        for name in DELAYS:
-            object.__setattr__(self.machine.host.options, name, self.random.choice(DELAY_TICKS))
+        drawn: dict[str, Any] = {name: self.random.choice(DELAY_TICKS) for name in DELAYS}
+        self.machine.host.options = replace(self.machine.host.options, **drawn)
 
     def settle(self, *, waits: int = WAITS_MAX) -> None:
         """Go on until nothing is under way, or the machine has waited so often."""

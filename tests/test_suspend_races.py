@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -89,8 +90,9 @@ def test_a_rescind_at_any_step_of_a_suspend_takes_the_device_away_once(
     add(machine, device_class, NIC, subs=2)
     machine.settle()
     if is_slow:
-        for name in ("open_delay_ticks", "close_delay_ticks", "gpadl_delay_ticks"):
-            object.__setattr__(machine.host.options, name, 777)
+        machine.host.options = replace(
+            machine.host.options, open_delay_ticks=777, close_delay_ticks=777, gpadl_delay_ticks=777
+        )
     when = "after the suspend"
     for count, step in enumerate(machine.vmbus.suspend_steps()):
         if count == steps_before_rescind:

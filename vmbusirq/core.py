@@ -37,6 +37,7 @@ class Lost:
         rescinded: the channel was being taken away.
         no_callback: counted on the IRQ, but the channel was closed.
         in_progress: dropped by v6.10's simple flow while the IRQ ran elsewhere (linux engine only).
+        no_action: came to a CPU that may not run the IRQ, which nobody has requested (redirection only).
     """
 
     unmapped: int
@@ -44,6 +45,7 @@ class Lost:
     rescinded: int
     no_callback: int
     in_progress: int
+    no_action: int = 0
 
 
 class Core:
@@ -58,9 +60,11 @@ class Core:
         hyp_count: a value of ``enum vi_hyp_count``.
         channel_irqs: channels have Linux IRQs.
         shutdown_adds_depth: what the last free_irq does to depth (since 6.18).
+        redirect: channel IRQs run on a CPU of their effective mask, whatever CPU their flag is on.
         seed: order in which the linux engine's objects lie in memory.
 
     Attributes:
+        nr_cpus, nr_irqs_max, arch, engine, redirect: as given.
         before_end: called while the machine is still there: operations that never end undo their work in it. The
             garbage collector finalizes a generator and the machine that it works on in any order.
     Raises:
@@ -78,6 +82,7 @@ class Core:
         hyp_count: int = lib.VI_HYP_MESSAGE,
         channel_irqs: bool = True,
         shutdown_adds_depth: bool = False,
+        redirect: bool = False,
         seed: int = 0,
     ) -> None:
         if not isinstance(nr_cpus, int) or not 1 <= nr_cpus <= CPUS_MAX:
@@ -97,6 +102,7 @@ class Core:
                 "hyp_count": hyp_count,
                 "channel_irqs": channel_irqs,
                 "shutdown_adds_depth": shutdown_adds_depth,
+                "redirect": redirect,
                 "seed": seed & 0xFFFF_FFFF_FFFF_FFFF,
             },
         )
@@ -108,6 +114,7 @@ class Core:
         self.nr_irqs_max: Final = nr_irqs_max
         self.arch: Final = arch
         self.engine: Final = engine
+        self.redirect: Final = redirect
         self.counters: Any = ffi.new("struct vi_counters *")
         lib.vi_machine_counters(self.handle, self.counters)
         self._ticks = 0
@@ -135,7 +142,7 @@ class Core:
         """Return what was consumed without a count."""
         out = ffi.new("struct vi_lost *")
         lib.vi_machine_lost(self.handle, out)
-        return Lost(out.unmapped, out.flag_zero, out.rescinded, out.no_callback, out.in_progress)
+        return Lost(out.unmapped, out.flag_zero, out.rescinded, out.no_callback, out.in_progress, out.no_action)
 
     def arch_row(self, cpu: int, row: int) -> int:
         """Return one architecture counter of one CPU, a value of ``enum vi_arch_row``."""

@@ -104,13 +104,14 @@ X86_ROWS: Final = (
 )
 """Rows of x86 in the order of the file (arch/x86/kernel/irq.c, v6.10; the same list in v6.18)."""
 
+IRQ_WORK_IPI: Final = "IRQ work interrupts"
 _IPIS_6: Final = (
     "Rescheduling interrupts",
     "Function call interrupts",
     "CPU stop interrupts",
     "CPU stop (for crash dump) interrupts",
     "Timer broadcast interrupts",
-    "IRQ work interrupts",
+    IRQ_WORK_IPI,
 )
 _IPIS_8: Final = (
     "Rescheduling interrupts",
@@ -118,7 +119,7 @@ _IPIS_8: Final = (
     "CPU stop interrupts",
     "CPU stop NMIs",
     "Timer broadcast interrupts",
-    "IRQ work interrupts",
+    IRQ_WORK_IPI,
     "CPU backtrace interrupts",
     "KGDB roundup interrupts",
 )
@@ -188,6 +189,8 @@ class Generation:
     """Managed IRQs are made with AFFINITY_SET."""
     request_cond_oneshot: bool
     """request_irq adds IRQF_COND_ONESHOT: a plain request may share a line with a ONESHOT one."""
+    kstrtobool_letters: tuple[str, str]
+    """First letters, in either case, of what a boolean attribute takes for true, and for false, besides on and off."""
 
     def prec(self, nr_irqs: int) -> int:
         """Return the width of the number column for ``nr_irqs`` slots."""
@@ -221,6 +224,7 @@ _V6_10: Final = Generation(
     shutdown_adds_depth=False,
     managed_starts_set=False,
     request_cond_oneshot=False,
+    kstrtobool_letters=("1yt", "0nf"),
 )
 _V6_12: Final = replace(
     _V6_10,
@@ -238,6 +242,7 @@ _V6_18: Final = replace(
     move_pcntxt_flag=False,
     shutdown_adds_depth=True,
     managed_starts_set=True,
+    kstrtobool_letters=("1yte", "0nfd"),
 )
 _V7_1: Final = replace(_V6_18, name="v7.1", layout=_LEFT, prec_floor=4, hides_impossible_rows=True)
 

@@ -1,7 +1,7 @@
 """CPUs going offline and coming back (kernel/cpu.c, v6.10): who is asked, in which order, and what is undone.
 
 On the way down VMBus is asked first, on the CPU that goes, while everything still works: it may refuse. The online
-mask, and genirq, which moves interrupts off the CPU, come last; on the way up they come first.
+mask, genirq, which moves interrupts off the CPU, and its timer come last; on the way up they come first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Final
 
 from vmbusirq._ffi import lib
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.errors import IrqError
+from vmbusirq.errors import IrqError, check
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.irq.cpuhotplug import CPUS_WRITE_LOCK
-from vmbusirq.steps import Context, Step, Steps, holding, run
+from vmbusirq.steps import STOP_MACHINE, Context, Step, Steps, each, holding, run
+from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.connection import VmbusConnection
 
 __all__ = ["CpuSwitch"]
@@ -27,19 +28,35 @@ class CpuSwitch:
     """Takes the CPUs of a machine offline and brings them back.
 
     Args:
-        irq, partition, vmbus: the machine's.
+        irq, partition, vmbus, clockevents: the machine's.
         present: mask of the CPUs that the host really has.
         hotpluggable: mask of those of them that can go offline at all.
     """
 
     def __init__(
-        self, irq: IrqCore, partition: Partition, vmbus: VmbusConnection, *, present: int, hotpluggable: int
+        self,
+        irq: IrqCore,
+        partition: Partition,
+        vmbus: VmbusConnection,
+        clockevents: ClockEvents,
+        *,
+        present: int,
+        hotpluggable: int,
     ) -> None:
         self._irq = irq
         self._partition = partition
         self._vmbus = vmbus
+        self._clockevents = clockevents
         self._present = present
         self.hotpluggable: Final = hotpluggable
+        self._left_at: dict[int, int] = {}
+        self._away: dict[int, int] = {}  # until it came back last
+
+    def online_ticks(self, cpu: int) -> int:
+        """Return how long a CPU has been online since boot, in ticks of 100 ns; 0: it never was."""
+        if not self._present >> cpu & 1:
+            return 0
+        return self._left_at.get(cpu, self._partition.clock.now) - self._away.get(cpu, 0)
 
     def set_online(self, cpu: int, online: bool) -> None:
         """Take a CPU offline or bring it back; nothing happens to one that is where it shall be.
@@ -47,6 +64,7 @@ class CpuSwitch:
         Raises:
             IrqError: EINVAL there is no such CPU, or it was announced and never came; EPERM it cannot go offline at
                 all; EBUSY it is the last one, or VMBus needs it: the machine is as it was; EDEADLK inside a handler.
+            Exception: what a handler raised meanwhile. A CPU that has not left the online mask by then stays.
         """
         run(self.up(cpu) if online else self.down(cpu), self._partition.idle)
 
@@ -73,11 +91,25 @@ class CpuSwitch:
         if self._irq.online == 1 << cpu:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: it is the last one that is online (EBUSY)")
         yield from self._vmbus.cpuhp.synic_cleanup(cpu)
-        point = f"cpu {cpu}: takes what was raised before stop_machine"
-        yield Step(point, ready=lambda: self._is_quiet(cpu), touches=_ONLINE | {f"vector cpu{cpu}", f"cpu {cpu}"})
+        try:
+            self._clockevents.move_reenlightenment(cpu, self._irq.online)
+            point = f"cpu {cpu}: takes what was raised before stop_machine"
+            yield Step(point, takes=STOP_MACHINE, ready=lambda: self._is_quiet(cpu))
+        except Exception:
+            yield from self._vmbus.cpuhp.synic_init(cpu)  # what is torn down comes back (cpuhp_reset_state)
+            raise
+        yield from holding(STOP_MACHINE, self._die(cpu))
+
+    def _die(self, cpu: int) -> Steps[None]:
+        """Leave the online mask while no other CPU runs (take_cpu_down)."""
         self._irq.set_cpu_online(cpu, False)
+        self._left_at[cpu] = self._partition.clock.now
+        self._clockevents.cpu_dying(cpu)
         yield Step(f"cpu {cpu}: has left the online mask", Context.HARDIRQ, touches=frozenset())
         yield from self._irq.irq_migrate_all_off_steps(cpu)
+        if self._partition.core.redirect:  # works queued before their IRQ was moved, without their interrupt
+            yield Step(f"cpu {cpu}: smpcfd_dying_cpu runs its irq_works", Context.HARDIRQ)
+            check(lib.vi_irq_work_flush(self._irq.machine, cpu), f"cpu {cpu}: its irq_works cannot be run")
 
     def _is_quiet(self, cpu: int) -> bool:
         return not lib.vi_vcpu_pending(self._irq.machine, cpu)
@@ -94,6 +126,8 @@ class CpuSwitch:
         if self._irq.online >> cpu & 1:
             return
         self._irq.set_cpu_online(cpu, True)
+        if cpu in self._left_at:
+            self._away[cpu] = self._away.get(cpu, 0) + self._partition.clock.now - self._left_at.pop(cpu)
+        self._clockevents.cpu_starting(cpu)
         yield Step(f"cpu {cpu}: is in the online mask, its SynIC is still off", touches=frozenset())
-        yield from self._irq.irq_affinity_online_steps(cpu)
-        yield from self._vmbus.cpuhp.synic_init(cpu)
+        yield from each(self._irq.irq_affinity_online_steps(cpu), self._vmbus.cpuhp.synic_init(cpu))

@@ -117,17 +117,7 @@ class Machine:
         self.strict_rfc: Final = strict_rfc
         self.booted = False
         nr_irqs = self._nr_irqs_at_boot()
-        self.core: Final = Core(
-            self.scenario.cpus.possible,
-            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
-            arch=self.scenario.arch,
-            engine=engine,
-            simd=simd,
-            hyp_count=self.design.hyp_count,
-            channel_irqs=self.design.channel_irqs,
-            shutdown_adds_depth=self.generation.shutdown_adds_depth,
-            seed=seed,
-        )
+        self.core: Final = self._make_core(nr_irqs, engine, simd)
         self.partition: Final = self._make_partition(profile)
         self.clock: Final[Clock] = self.partition.clock
         self.synic: Final[Synic] = self.partition.synic
@@ -142,9 +132,9 @@ class Machine:
         self.host: Final = self._make_host()
         self.platform: Final = self._make_platform()
         self.vmbus: Final = self._make_vmbus()
-        self.hotplug: Final = self._make_hotplug()
         self.clocksources: Final = Clocksources(self.partition)
         self.clockevents: Final = ClockEvents(self.core, self.partition, self.clocksources)
+        self.hotplug: Final = self._make_hotplug()
         self.fs: Final[FileSystem] = kernel_files(self)
         add_vmbus_files(self.fs, self.vmbus)
         add_clock_files(self.fs, self, self.clocksources, self.clockevents)
@@ -186,9 +176,32 @@ class Machine:
     def _timers(self) -> TimerSpec:
         return self.scenario.timers or TimerSpec()
 
+    def _make_core(self, nr_irqs: int, engine: str, simd: str) -> Core:
+        return Core(
+            self.scenario.cpus.possible,
+            nr_irqs_max=nr_irqs + RELIDS + IRQS_BESIDE_VMBUS,
+            arch=self.scenario.arch,
+            engine=engine,
+            simd=simd,
+            hyp_count=self.design.hyp_count,
+            channel_irqs=self.design.channel_irqs,
+            redirect=self.design.redirects,
+            shutdown_adds_depth=self.generation.shutdown_adds_depth,
+            seed=self.seed,
+        )
+
     def _make_hotplug(self) -> CpuSwitch:
         hotpluggable = self.present_mask & ~1 if self.arch == "x86" else self.present_mask
-        return CpuSwitch(self.irq, self.partition, self.vmbus, present=self.present_mask, hotpluggable=hotpluggable)
+        self.vmbus.cpuhp.stimer_init = self.clockevents.legacy_init
+        self.vmbus.cpuhp.stimer_cleanup = self.clockevents.legacy_cleanup
+        return CpuSwitch(
+            self.irq,
+            self.partition,
+            self.vmbus,
+            self.clockevents,
+            present=self.present_mask,
+            hotpluggable=hotpluggable,
+        )
 
     def _make_partition(self, profile: str | Profile) -> Partition:
         """Make the partition; of timers and TSC it offers what the scenario says."""
@@ -248,6 +261,7 @@ class Machine:
                 },
                 probe_order=tuple(instances[name] for name in scenario.probe_order),
                 page_bytes=scenario.page_kib << 10,
+                seed=self.seed,
             ),
             ppi_irq=self.platform.vmbus_ppi,
         )
@@ -302,6 +316,10 @@ class Machine:
         """Take a CPU offline or bring it back: :meth:`offline_cpu`, :meth:`online_cpu`."""
         self.hotplug.set_online(cpu, online)
 
+    def online_ticks(self, cpu: int) -> int:
+        """Return how long a CPU has been online since boot, in ticks of 100 ns."""
+        return self.hotplug.online_ticks(cpu)
+
     @property
     def online_mask(self) -> int:
         """CPUs that take interrupts now."""
@@ -311,7 +329,8 @@ class Machine:
     def arch_rows(self) -> tuple[ArchRow, ...]:
         """The x86 rows that this machine shows, in the order of the file; none on arm64."""
         hidden = self.scenario.impossible if self.generation.hides_impossible_rows else ()
-        rows = [row for row in X86_ROWS if row.label in self.scenario.rows and row.label not in hidden]
+        shown = {*self.scenario.rows, *(("IWI",) if self.design.redirects and self.arch == "x86" else ())}
+        rows = [row for row in X86_ROWS if row.label in shown and row.label not in hidden]
         claimed = {"HVS": Feature.STIMER_DIRECT, "HRE": Feature.REENLIGHTENMENT}  # vectors that only those need
         rows = [row for row in rows if row.label not in claimed or self.partition.features.has(claimed[row.label])]
         if not self.design.hyp_row:

@@ -8,7 +8,8 @@ from typing import Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.cpumask import cpumask_first
-from vmbusirq.generations import Generation
+from vmbusirq.errors import check
+from vmbusirq.generations import IRQ_WORK_IPI, Generation
 from vmbusirq.irq import Flow, Fwnode, IrqChip, IrqCore, IrqDesc, IrqDomainOps, nop
 from vmbusirq.irq.settings import IRQ_HIDDEN, IRQ_LEVEL, IRQ_SET_MASK_OK
 from vmbusirq.scenario.schema import PlatformIrq
@@ -71,6 +72,8 @@ def arm64_platform(irq: IrqCore, generation: Generation) -> Platform:
     ipis = tuple(ppi(hwirq, level=False, hidden=True) for hwirq in range(IPI_IRQS))
     for number in ipis[: len(generation.arm64_ipis)]:
         irq.request_percpu_irq(number, lib.vi_handler_always_handled(), "IPI", cookies)
+    work = ipis[generation.arm64_ipis.index(IRQ_WORK_IPI)]
+    check(lib.vi_machine_set_irq_work_irq(irq.machine, work), f"irq {work}: cannot run irq_works")
     timer = ppi(GIC_TIMER_HWIRQ, level=True)
     irq.request_percpu_irq(timer, lib.vi_handler_always_handled(), "arch_timer", cookies)
     return Platform(ppi(GIC_VMBUS_HWIRQ, level=False), ipis[: len(generation.arm64_ipis)])

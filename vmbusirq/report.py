@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +15,21 @@ from rich.tree import Tree
 from vmbusirq.fs.parse import InterruptsRow, InterruptsTable
 from vmbusirq.lab.bench import BenchRow, Finding
 from vmbusirq.lab.explain import Explanation, Step
+from vmbusirq.lab.explore.race import Verdict
+from vmbusirq.lab.explore.text import HEADER, verdict_rows
+from vmbusirq.lab.plan import Plan
+from vmbusirq.lab.rehearse import Result, plan_sections, plan_tables, plan_title, result_tables
+from vmbusirq.lab.rehearse import Table as PlainTable
 
-__all__ = ["bench_table", "console", "explanation_tree", "interrupts_table", "progress_bar"]
+__all__ = [
+    "bench_table",
+    "console",
+    "explanation_tree",
+    "interrupts_table",
+    "progress_bar",
+    "show_plan",
+    "show_result",
+]
 
 # from cool to hot, by the logarithm of a count
 _HEAT = ("grey37", "steel_blue", "cyan", "green3", "yellow3", "orange1", "red")
@@ -31,13 +44,13 @@ def console() -> Console:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar() -> Iterator[Callable[[float, float, str], None]]:
     """Show a bar on standard error; yield the callback (done, total, what) that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
-        def update(done: int, total: int, what: str) -> None:
+        def update(done: float, total: float, what: str) -> None:
             progress.update(task, completed=done, total=total, description=what)
 
         yield update
@@ -106,7 +119,8 @@ def bench_table(title: str, rows: Sequence[BenchRow], findings: Sequence[Finding
             "" if row.goal is None else f"{row.goal:.3g}",
         )
     for finding in findings:
-        value = f"{finding.value:,.0f}" if finding.value >= _WHOLE_FROM else f"{finding.value:.2f}"
+        whole = finding.value >= _WHOLE_FROM or float(finding.value).is_integer()
+        value = f"{finding.value:,.0f}" if whole else f"{finding.value:.2f}"
         out.add_row("", finding.workload, finding.name, "", f"{value} {finding.unit}")
     return out
 
@@ -132,6 +146,45 @@ def _step(step: Step) -> Text:
     if step.moved:
         text.append("\n" + "; ".join(map(str, step.moved)), style="yellow")
     return text
+
+
+def _draw(table: PlainTable) -> RenderableType:
+    if not table.rows:
+        return Text(table.to_text(), style="dim")
+    out = Table(title=table.title, title_justify="left", header_style="bold", pad_edge=False)
+    for at, name in enumerate(table.header):
+        out.add_column(name, justify="right" if at in table.right else "left")
+    for row in table.rows:
+        out.add_row(*map(Text, row))
+    return out
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """Return what explored races came to, a row for each variant."""
+    out = Table(title="races", title_justify="left", header_style="bold", pad_edge=False)
+    for at, name in enumerate(HEADER):
+        out.add_column(name, justify="left" if at < 3 else "right")
+    for verdict, (race, variant, says, *counts) in zip(verdicts, verdict_rows(verdicts), strict=True):
+        style = "red" if not verdict.as_expected else "yellow" if verdict.explored.bad else "green"
+        out.add_row(race, variant, Text(says, style=style), *counts)
+    return out
+
+
+def show_plan(out: Console, plan: Plan) -> None:
+    """Print a plan: tables, then its lines as they are typed, which no terminal is too narrow for."""
+    out.print(Text(plan_title(plan), style="bold"), *map(_draw, plan_tables(plan)), sep="\n")
+    for heading, lines in plan_sections(plan):
+        style = {"impossible": "red", "to know": "yellow"}.get(heading, "green")
+        out.print(Text(f"{heading}:", style="bold"))
+        for line in lines:
+            out.print(Text(line, style=style), soft_wrap=True)
+
+
+def show_result(out: Console, result: Result) -> None:
+    """Print what became of a plan."""
+    lines = [Text(f"online: {result.online}", style="bold green" if result.done else "bold red")]
+    lines.append(Text(f"columns: {result.header}"))
+    out.print(Text(result.title, style="bold"), *map(_draw, result_tables(result)), *lines, sep="\n")
 
 
 def _ns(value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from vmbusirq.core import TICKS_PER_S
-from vmbusirq.cpumask import bitmap_parselist
+from vmbusirq.cpumask import bitmap_parselist, cpus_of, format_pbl
 from vmbusirq.designs import Design
 from vmbusirq.errors import IrqError, MachineBug
 from vmbusirq.fs import FileSystem
@@ -359,10 +359,29 @@ class Script:
         if channel.irq:
             self._stage.fs.write(f"/proc/irq/{channel.irq}/smp_affinity_list", event.cpus.encode())
         else:  # a design without channel IRQs has the channel's own file only
-            mask = bitmap_parselist(event.cpus.encode(), self._stage.scenario.cpus.possible) & self._stage.online_mask
+            mask = bitmap_parselist(event.cpus.encode(), self._stage.scenario.cpus.possible)
+            mask = mask & self._stage.online_mask or mask
             self._stage.vmbus.target_cpu_store(channel, str((mask & -mask).bit_length() - 1).encode())
         self._stage.settle()
         return self._describe(event.device, event.sub)
+
+    def _offline(self, event: EventSpec) -> tuple[bool, str]:
+        return self._hotplug(event, b"0")
+
+    def _online(self, event: EventSpec) -> tuple[bool, str]:
+        return self._hotplug(event, b"1")
+
+    def _hotplug(self, event: EventSpec, state: bytes) -> tuple[bool, str]:
+        """Write to the CPUs' online files, in ascending order; one that is refused does not keep the next from it."""
+        refusals = []
+        for cpu in cpus_of(bitmap_parselist(event.cpus.encode(), self._stage.scenario.cpus.possible)):
+            path = f"/sys/devices/system/cpu/cpu{cpu}/online"
+            try:
+                self._stage.fs.write(path, state)
+            except IrqError as error:
+                refusals.append(str(error))
+            self._stage.settle()
+        return not refusals, "; ".join([*refusals, f"online: {format_pbl(self._stage.online_mask)}"])
 
     # ---- connections
 

@@ -8,13 +8,13 @@ steps' locks and conditions allow. Between two yields nothing else happens.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias, TypeVar
 
 from vmbusirq.errors import Hung
 
-__all__ = ["Context", "Lock", "LockKind", "Step", "Steps", "each", "holding", "run"]
+__all__ = ["STOP_MACHINE", "Context", "Lock", "LockKind", "Step", "Steps", "each", "holding", "run"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,10 @@ class Lock:
     def excludes(self, other: Lock) -> bool:
         """Return whether two operations cannot hold these at once."""
         return self.name == other.name and not (self.shared and other.shared)
+
+
+STOP_MACHINE: Final = Lock("stop_machine")
+"""Who takes it waits until no other CPU of the guest has interrupts off, and while it is held none of them runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def holding(lock: Lock, steps: Steps[T]) -> Steps[T]:
         step = next(steps)
         while True:
             try:
-                yield replace(step, locks=(lock, *step.locks))
+                yield Step(step.point, step.context, (lock, *step.locks), step.takes, step.ready, step.touches)
             except Exception as error:
                 step = steps.throw(error)
             else:

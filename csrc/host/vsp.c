@@ -231,6 +231,17 @@ struct vi_ring_reader *vi_vsp_out(struct vi_vsp *vsp)
 
 /* ---- bulk traffic ---------------------------------------------------------------------------- */
 
+/* Run the CPU that was signalled, and the one that its handler may run on instead, until idle. */
+static int64_t settle_target(struct vi_machine *m, const struct vi_vsp *vsp)
+{
+	int64_t vectors = vi_settle_cpu(m, vsp->target), more;
+
+	if (!m->redirect || vectors < 0 || vsp->sint != VI_SINT_VMBUS)
+		return vectors;
+	more = vi_settle_cpu(m, vi_load_relaxed(&m->slot[vsp->flag].owner));
+	return more < 0 ? more : vectors + more;
+}
+
 /* Send one burst and run its target until idle. Return: vectors taken. */
 static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 {
@@ -246,7 +257,7 @@ static int64_t deliver(struct vi_machine *m, const struct vi_traffic *t)
 			return -ENXIO;
 		if (t->vsp->stats.dropped_signals != dropped)
 			return -ENXIO;
-		taken = vi_settle_cpu(m, t->vsp->target);
+		taken = settle_target(m, t->vsp);
 		if (taken < 0)
 			return taken;
 		vectors += taken;

@@ -285,6 +285,14 @@ void vi_synic_raise(struct vi_cpu *cpu, uint32_t flag)
 	__atomic_store_n(&cpu->pending, 1, __ATOMIC_SEQ_CST);
 }
 
+int vi_synic_poke(struct vi_machine *m, uint32_t cpu, uint32_t flag)
+{
+	if (cpu >= m->nr_cpus || flag >= VI_SINT_FLAGS)
+		return -EINVAL;
+	vi_synic_raise(vi_cpu_of(m, cpu), flag);
+	return 0;
+}
+
 /* ---- messages -------------------------------------------------------------------------------- */
 
 struct letter {

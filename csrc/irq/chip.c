@@ -138,11 +138,16 @@ static inline __attribute__((always_inline)) void simple_irq(struct vi_cpu *cpu,
 							     const bool traced)
 {
 	vi_lock(&desc->lock);
-	if (!vi_simple_arrive(cpu, desc, traced))
+	if (!vi_simple_arrive(cpu, desc)) {
+		vi_trace_if(traced, VI_TRACE_FLOW_DROP, desc->irq, desc->replay);
 		goto out;
+	}
 	do {
-		if (!vi_simple_admit(cpu, desc, traced))
+		if (!vi_simple_admit(cpu, desc)) {
+			vi_trace_if(traced, VI_TRACE_FLOW_PENDING, desc->irq, 0);
 			break;
+		}
+		vi_trace_if(traced, VI_TRACE_FLOW_COUNT, desc->irq, 0);
 		vi_handle_irq_event(cpu, desc);
 		vi_trace_if(traced, VI_TRACE_FLOW_DONE, desc->irq, 0);
 	} while (vi_flow_again(desc));
@@ -292,6 +297,7 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 	struct vi_irqaction *action = vi_load(&desc->action);
 
 	vi_flow_count2(cpu, desc);
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	vi_percpu_begin(cpu, desc);
 	if (likely(action))
 		action->handler(cpu, desc->irq,
@@ -300,6 +306,7 @@ static void handle_percpu_devid_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
 	else
 		spurious_percpu(cpu, desc);
 	vi_devid_end(cpu, desc);
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 /* Run the actions of a per-CPU demultiplexer, each with this CPU's cookie where it has cookies. */
@@ -321,8 +328,10 @@ static uint32_t run_percpu_actions(struct vi_cpu *cpu, struct vi_irq_desc *desc)
  */
 static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	vi_percpu_begin(cpu, desc);
 	vi_demux_end(cpu, desc, run_percpu_actions(cpu, desc));
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 /*
@@ -331,9 +340,11 @@ static void handle_percpu_demux_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc
  */
 static void handle_percpu_nostat_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	vi_percpu_begin(cpu, desc);
 	run_percpu_actions(cpu, desc);
 	vi_nostat_end(cpu, desc);
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 struct flow {

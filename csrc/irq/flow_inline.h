@@ -62,26 +62,21 @@ static inline bool vi_flow_usable(struct vi_irq_desc *desc)
 /* ---- the simple flow; context of all: desc->lock --------------------------------------------- */
 
 /* Return: false: it runs elsewhere, and this arrival is dropped, or remembered. */
-VI_FLOW_INLINE bool vi_simple_arrive(struct vi_cpu *cpu, struct vi_irq_desc *desc,
-				     const bool traced)
+VI_FLOW_INLINE bool vi_simple_arrive(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	if (vi_flow_may_run(desc))
 		return true;
 	vi_flow_while_running(cpu, desc);
-	vi_trace_if(traced, VI_TRACE_FLOW_DROP, desc->irq, desc->replay);
 	return false;
 }
 
 /* Return: false: nobody can take it now, and it is remembered. */
-VI_FLOW_INLINE bool vi_simple_admit(struct vi_cpu *cpu, struct vi_irq_desc *desc, const bool traced)
+VI_FLOW_INLINE bool vi_simple_admit(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	desc->istate &= ~(uint32_t)(VI_IRQS_REPLAY | VI_IRQS_WAITING);
-	if (!vi_flow_usable(desc)) {
-		vi_trace_if(traced, VI_TRACE_FLOW_PENDING, desc->irq, 0);
+	if (!vi_flow_usable(desc))
 		return false;
-	}
 	vi_flow_count3(cpu, desc);
-	vi_trace_if(traced, VI_TRACE_FLOW_COUNT, desc->irq, 0);
 	return true;
 }
 
@@ -113,14 +108,12 @@ static inline void vi_event_end(struct vi_irq_desc *desc)
 
 static inline void vi_percpu_begin(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
-	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	vi_chip_call(cpu, desc, VI_CHIP_ACK);
 }
 
 static inline void vi_devid_end(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	vi_chip_call(cpu, desc, VI_CHIP_EOI);
-	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 static inline void vi_demux_end(struct vi_cpu *cpu, struct vi_irq_desc *desc, uint32_t result)
@@ -135,7 +128,6 @@ static inline void vi_nostat_end(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 	vi_chip_call(cpu, desc, VI_CHIP_EOI);
 	if (!(desc->settings & VI_IRQ_HIDDEN))
 		vi_count(&desc->kstat_irqs[(size_t)cpu->id * cpu->m->irq_stride], 1);
-	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
 }
 
 #endif

@@ -140,7 +140,7 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 
 	if (!desc)
 		return -EINVAL;
-	if (desc->action || desc->handler_data || vi_any_stepped(m))
+	if (desc->action || desc->handler_data || vi_would_wait(m))
 		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
@@ -150,6 +150,9 @@ int vi_irq_free_desc(struct vi_machine *m, uint32_t irq)
 		m->message_desc = NULL;
 	if (m->toplevel_desc == desc)
 		m->toplevel_desc = NULL;
+	if (m->irq_work_desc == desc)
+		m->irq_work_desc = NULL;
+	vi_irq_work_cancel(m, desc);
 	vi_store(&m->desc[irq], NULL);
 	vi_synchronize_cpus(m);
 	for (uint32_t c = 0; c < m->nr_cpus; c++)

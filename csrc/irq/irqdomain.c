@@ -172,14 +172,15 @@ void vi_slot_unbind(struct vi_machine *m, uint32_t hwirq)
 	slot_reset(slot);
 }
 
-/**
- * vi_slot_handle_irq() - run the flow handler of @desc with its lock, once nobody runs its handler
- * from @slot
+/*
+ * Run the flow handler of @desc with its lock, unless somebody still runs its handler from @slot.
  *
  * slow_users keeps the slot a stub until the last CPU on this path has left.
  * Context: @cpu's own thread, desc->lock not held.
+ * Return: false if somebody does.
  */
-void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_irq_desc *desc)
+static bool slot_try_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot,
+				struct vi_irq_desc *desc)
 {
 	struct vi_machine *m = cpu->m;
 
@@ -187,8 +188,7 @@ void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_
 	vi_slot_fence(m, slot);
 	if (vi_slot_hazard(m, slot, cpu)) {
 		vi_unlock(&desc->lock);
-		m->domain.retrigger(cpu, slot->hwirq);
-		return;
+		return false;
 	}
 	desc->slow_users++;
 	vi_unlock(&desc->lock);
@@ -199,6 +199,34 @@ void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_
 	desc->slow_users--;
 	vi_slot_refresh(m, desc);
 	vi_unlock(&desc->lock);
+	return true;
+}
+
+/**
+ * vi_slot_handle_irq() - run the flow handler of @desc, or raise it once more on @cpu where it
+ * still runs from the slot
+ * Context: @cpu's own thread, desc->lock not held.
+ */
+void vi_slot_handle_irq(struct vi_cpu *cpu, struct vi_irq_slot *slot, struct vi_irq_desc *desc)
+{
+	if (!slot_try_handle_irq(cpu, slot, desc))
+		cpu->m->domain.retrigger(cpu, slot->hwirq);
+}
+
+/**
+ * vi_desc_try_handle_irq() - let the flow handler run, on a CPU that need not have the flag
+ * Context: @cpu's own thread, desc->lock not held.
+ * Return: false if the slot's owner may still run the handler: try again.
+ */
+bool vi_desc_try_handle_irq(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	struct vi_machine *m = cpu->m;
+	struct vi_irq_slot *slot = m->engine == VI_ENGINE_FAST ? vi_load(&desc->slot) : NULL;
+
+	if (slot)
+		return slot_try_handle_irq(cpu, slot, desc);
+	(unlikely(m->trace) ? vi_flow_traced(desc->handle_irq) : desc->handle_irq)(cpu, desc);
+	return true;
 }
 
 /**
@@ -219,7 +247,7 @@ uint32_t vi_slot_dispatch_slow(struct vi_cpu *cpu, struct vi_irq_slot *slot)
 	drop = vi_load_relaxed(&slot->drop);
 	if (drop)
 		__atomic_fetch_add(drop, 1, __ATOMIC_RELAXED);
-	else
+	else if (!cpu->m->redirect || !vi_redirect_remote(cpu, desc))
 		vi_slot_handle_irq(cpu, slot, desc);
 	return VI_IRQ_DEFERRED;
 }
@@ -292,7 +320,7 @@ int vi_domain_unmap(struct vi_machine *m, uint32_t hwirq)
 		return -ENOENT;
 	if (m->slot[hwirq].desc->handler_data)
 		return -EBUSY;	/* the room that demultiplexes still uses it */
-	if (vi_any_stepped(m))
+	if (vi_would_wait(m))
 		return -EBUSY;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
@@ -307,15 +335,21 @@ uint32_t vi_domain_find(struct vi_machine *m, uint32_t hwirq)
 	return desc && desc->visible ? desc->irq : 0;
 }
 
-/* Context: any thread but not under desc->lock. */
-void vi_desc_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu)
+/* Nothing happens outside the domain. Context: desc->lock. */
+void vi_slot_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu)
 {
-	vi_lock(&desc->lock);
-	if (desc->slot->owner != cpu) {
+	if (desc->slot && desc->slot->owner != cpu) {
 		vi_slot_fence(m, desc->slot);
 		vi_store(&desc->slot->owner, cpu);
 	}
 	vi_slot_refresh(m, desc);
+}
+
+/* Context: any thread but not under desc->lock. */
+void vi_desc_set_owner(struct vi_machine *m, struct vi_irq_desc *desc, uint32_t cpu)
+{
+	vi_lock(&desc->lock);
+	vi_slot_set_owner(m, desc, cpu);
 	vi_unlock(&desc->lock);
 }
 

@@ -79,7 +79,7 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
 		return -EINVAL;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
-	if (vi_any_stepped(m))
+	if (vi_would_wait(m))
 		return -EBUSY;
 	vi_lock(&desc->lock);
 	for (link = &desc->action; *link && *link != action; link = &(*link)->next)
@@ -111,7 +111,8 @@ int vi_irq_remove_action(struct vi_machine *m, uint32_t irq, struct vi_irqaction
  * vi_synchronize_cpus() - wait until every CPU has left the interrupt it takes now
  * (synchronize_rcu)
  *
- * What was unlinked before the call is in nobody's hands after it.
+ * What was unlinked before the call is in nobody's hands after it, but those of CPUs that are run
+ * step by step where who unlinks waits for them itself.
  * Context: no lock, not inside an interrupt.
  */
 void vi_synchronize_cpus(struct vi_machine *m)
@@ -119,6 +120,8 @@ void vi_synchronize_cpus(struct vi_machine *m)
 	for (uint32_t c = 0; c < m->nr_cpus; c++) {
 		uint32_t seq = __atomic_load_n(&m->cpus[c].irq_seq, __ATOMIC_SEQ_CST);
 
+		if (m->own_waits && vi_is_stepped(&m->cpus[c]))
+			continue;
 		while ((seq & 1) && vi_load(&m->cpus[c].irq_seq) == seq)
 			sched_yield();
 	}
@@ -142,7 +145,7 @@ int vi_desc_synchronize(struct vi_machine *m, struct vi_irq_desc *desc)
 		if (!busy)
 			return 0;
 		if (vi_any_stepped(m))
-			return -EBUSY;
+			return m->own_waits ? 0 : -EBUSY;
 		sched_yield();
 	}
 }

@@ -87,7 +87,6 @@ static inline uint32_t take_pending(struct vi_cpu *cpu)
 static inline struct vi_tasklet_list *vector_begin(struct vi_cpu *cpu, uint32_t vec)
 {
 	vi_count(&cpu->softirq[vec], 1);
-	vi_trace(cpu->m, VI_TRACE_SOFTIRQ, cpu->id, vec, 0);
 	return vec == VI_SOFTIRQ_TASKLET ? &cpu->tasklets :
 	       vec == VI_SOFTIRQ_NET_RX	 ? &cpu->napi :
 					   NULL;
@@ -104,6 +103,7 @@ void vi_do_softirq(struct vi_cpu *cpu)
 			uint32_t vec = (uint32_t)__builtin_ctz(pending);
 			struct vi_tasklet_list *list = vector_begin(cpu, vec);
 
+			vi_trace(cpu->m, VI_TRACE_SOFTIRQ, cpu->id, vec, 0);
 			if (list)
 				run_list(cpu, list, vec);
 		}
@@ -129,6 +129,7 @@ int vi_step_softirq(struct vi_machine *m, uint32_t cpu, uint32_t vec)
 	if (!c || vec >= VI_SOFTIRQS)
 		return -EINVAL;
 	list = vector_begin(c, vec);
+	vi_trace(m, VI_TRACE_SOFTIRQ, cpu, vec, 0);
 	c->step.list = list ? detach(list) : NULL;
 	c->step.vec = vec;
 	return 0;

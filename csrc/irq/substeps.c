@@ -33,6 +33,7 @@ void vi_percpu_enter(struct vi_cpu *cpu, struct vi_irq_desc *desc)
 {
 	if (desc->flow == VI_FLOW_PERCPU_DEVID)
 		vi_flow_count2(cpu, desc);
+	vi_trace(cpu->m, VI_TRACE_FLOW_ENTRY, cpu->id, desc->irq, 0);
 	vi_percpu_begin(cpu, desc);
 }
 
@@ -45,13 +46,26 @@ void vi_percpu_leave(struct vi_cpu *cpu, struct vi_irq_desc *desc, bool handled)
 		vi_nostat_end(cpu, desc);
 	else
 		vi_devid_end(cpu, desc);
+	vi_trace(cpu->m, VI_TRACE_FLOW_EXIT, cpu->id, desc->irq, 0);
+}
+
+/* An arrival that may run, or may not. Context: desc->lock, dropped. Return: as flow_enter. */
+static int admit(struct vi_cpu *cpu, struct vi_irq_desc *desc)
+{
+	if (!vi_simple_admit(cpu, desc)) {
+		vi_trace(cpu->m, VI_TRACE_FLOW_PENDING, cpu->id, desc->irq, 0);
+		vi_unlock(&desc->lock);
+		return 0;
+	}
+	vi_trace(cpu->m, VI_TRACE_FLOW_COUNT, cpu->id, desc->irq, 0);
+	vi_event_begin(cpu, desc);
+	return 1;
 }
 
 int vi_step_flow_enter(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 {
 	struct vi_cpu *c = vi_step_cpu(m, cpu);
 	struct vi_irq_desc *desc = column_desc(m, irq);
-	const bool traced = m->trace;
 
 	if (!c || !desc)
 		return -EINVAL;
@@ -62,10 +76,9 @@ int vi_step_flow_enter(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 		return 0;
 	}
 	vi_lock(&desc->lock);
-	if (vi_simple_arrive(c, desc, traced) && vi_simple_admit(c, desc, traced)) {
-		vi_event_begin(c, desc);
-		return 1;
-	}
+	if (vi_simple_arrive(c, desc))
+		return admit(c, desc);
+	vi_trace(m, VI_TRACE_FLOW_DROP, cpu, desc->irq, desc->replay);
 	vi_unlock(&desc->lock);
 	return 0;
 }
@@ -77,6 +90,8 @@ int vi_step_flow_actions(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 
 	if (!c || !desc)
 		return -EINVAL;
+	if (c->step.freed)
+		return -EFAULT;
 	vi_step_begin(c);
 	vi_handle_irq_event_percpu(c, desc);
 	vi_step_end(c);
@@ -90,15 +105,34 @@ int vi_step_flow_exit(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 
 	if (!c || !desc)
 		return -EINVAL;
+	if (c->step.freed)
+		return -EFAULT;
 	vi_event_end(desc);
-	if (m->trace)
-		vi_trace_always(m, VI_TRACE_FLOW_DONE, cpu, desc->irq, 0);
-	if (vi_flow_again(desc) && vi_simple_admit(c, desc, m->trace)) {
-		vi_event_begin(c, desc);
-		return 1;
-	}
+	vi_trace(m, VI_TRACE_FLOW_DONE, cpu, desc->irq, 0);
+	if (vi_flow_again(desc))
+		return admit(c, desc);
 	vi_unlock(&desc->lock);
 	return 0;
+}
+
+/* The CPU that is run step by step and is in a handler of @desc; NULL: none. */
+static struct vi_cpu *step_runs(struct vi_machine *m, const struct vi_irq_desc *desc)
+{
+	return desc && (desc->state & VI_IRQD_INPROGRESS) ? vi_step_cpu(m, desc->running_cpu) :
+							    NULL;
+}
+
+uint32_t vi_step_running(struct vi_machine *m, uint32_t irq)
+{
+	return step_runs(m, column_desc(m, irq)) != NULL;
+}
+
+void vi_step_action_freed(struct vi_machine *m, uint32_t irq)
+{
+	struct vi_cpu *cpu = step_runs(m, column_desc(m, irq));
+
+	if (cpu)
+		cpu->step.freed = 1;
 }
 
 int vi_step_handle_irq(struct vi_machine *m, uint32_t cpu, uint32_t irq)

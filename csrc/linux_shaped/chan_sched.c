@@ -4,9 +4,9 @@
  * bit, in its two forms.
  *
  * legacy: relid -> channels[] -> callback. rfc: relid -> irqdomain -> descriptor -> flow handler ->
- * action -> callback (RFC patches 08 and 09). It is the oracle for the fast engine's counters and
- * the peer of its benchmarks: same steps, same locked instructions, same cache lines as the
- * kernel's; RCU is a compiler barrier in both.
+ * action -> callback (RFC patches 08 and 09); with redirection between descriptor and flow. It is
+ * the oracle for the fast engine's counters and the peer of its benchmarks: same steps, same locked
+ * instructions, same cache lines as the kernel's; RCU is a compiler barrier in both.
  */
 #include "internals.h"
 
@@ -126,7 +126,7 @@ PART int sched_legacy(struct vi_cpu *cpu, const bool traced)
 	return claimed;
 }
 
-PART int sched_rfc(struct vi_cpu *cpu, const bool traced)
+PART int sched_rfc(struct vi_cpu *cpu, const bool traced, const bool redirect)
 {
 	uint32_t relid, from;
 	int claimed = 0;
@@ -139,7 +139,7 @@ PART int sched_rfc(struct vi_cpu *cpu, const bool traced)
 		vi_trace_if(traced, VI_TRACE_CLAIM, relid, 0);
 		rcu_barrier_here();
 		desc = find_desc(cpu, relid, traced, NULL);
-		if (likely(desc))
+		if (likely(desc) && (!redirect || !vi_redirect_remote(cpu, desc)))
 			(traced ? vi_flow_traced(desc->handle_irq) : desc->handle_irq)(cpu, desc);
 		rcu_barrier_here();
 	}
@@ -154,7 +154,7 @@ __attribute__((aligned(64))) int vi_lx_chan_sched_legacy(struct vi_cpu *cpu)
 
 __attribute__((aligned(64))) int vi_lx_chan_sched_rfc(struct vi_cpu *cpu)
 {
-	return sched_rfc(cpu, false);
+	return sched_rfc(cpu, false, false);
 }
 
 static int sched_legacy_traced(struct vi_cpu *cpu)
@@ -164,14 +164,26 @@ static int sched_legacy_traced(struct vi_cpu *cpu)
 
 static int sched_rfc_traced(struct vi_cpu *cpu)
 {
-	return sched_rfc(cpu, true);
+	return sched_rfc(cpu, true, false);
 }
 
-vi_scan_t vi_lx_scan_variant(bool channel_irqs, bool traced)
+static int sched_redirect(struct vi_cpu *cpu)
 {
+	return sched_rfc(cpu, false, true);
+}
+
+static int sched_redirect_traced(struct vi_cpu *cpu)
+{
+	return sched_rfc(cpu, true, true);
+}
+
+vi_scan_t vi_lx_scan_variant(const struct vi_machine *m, bool traced)
+{
+	if (m->redirect)
+		return traced ? sched_redirect_traced : sched_redirect;
 	if (traced)
-		return channel_irqs ? sched_rfc_traced : sched_legacy_traced;
-	return channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
+		return m->channel_irqs ? sched_rfc_traced : sched_legacy_traced;
+	return m->channel_irqs ? vi_lx_chan_sched_rfc : vi_lx_chan_sched_legacy;
 }
 
 /* ---- the same, step by step ------------------------------------------------------------------ */

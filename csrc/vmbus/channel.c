@@ -26,9 +26,8 @@ int vi_channels_init(struct vi_machine *m)
 
 void vi_channels_exit(struct vi_machine *m)
 {
-	for (uint32_t relid = 0; m->channel && relid < VI_RELIDS; relid++)
-		if (m->channel[relid])
-			free(m->channel[relid]->in.pkt_buffer);
+	for (uint32_t i = 0; m->channel_pool && vi_image_next(m->channel_used, VI_RELIDS, &i); i++)
+		free(vi_channel_place(m, i)->in.pkt_buffer);
 	free(m->channel);
 	free(m->channel_place);
 	free(m->channel_memory);
@@ -67,9 +66,7 @@ static struct vi_channel *free_place(struct vi_machine *m, uint32_t relid)
 		return NULL;
 	for (uint32_t i = 0; i < VI_RELIDS; i++) {
 		uint32_t place = m->channel_place[(relid + i) % VI_RELIDS];
-		struct vi_channel *ch =
-			(struct vi_channel *)(void *)(m->channel_pool +
-						      (size_t)place * VI_CHANNEL_SLOT);
+		struct vi_channel *ch = vi_channel_place(m, place);
 
 		if (!ch->m)
 			return ch;
@@ -216,7 +213,7 @@ int vi_channel_unmap(struct vi_channel *ch)
 		return -ENOENT;
 	if (vi_inside_interrupt(m))
 		return -EDEADLK;
-	if (vi_any_stepped(m))
+	if (vi_would_wait(m))
 		return -EBUSY;
 	ch->interrupts += uncollected_interrupts(ch);
 	vi_store(&m->channel[ch->relid], NULL);
@@ -276,13 +273,18 @@ static struct vi_irq_desc *desc_of(const struct vi_channel *ch)
 /*
  * Until release(), nobody runs the callback. linux engine: sched_lock is all that an arrival asks
  * for, as in v6.10 (vmbus_reset_channel_cb); its action is the same for every callback.
+ * Return: 0; -EBUSY; 1: all but a tasklet that is run step by step, which the caller waits for.
  */
 static int hold(struct vi_channel *ch)
 {
 	struct vi_irq_desc *desc = desc_of(ch);
 
-	if (hold_tasklet(ch->m, ch) < 0)
-		return -EBUSY;
+	if (hold_tasklet(ch->m, ch) < 0) {
+		if (!ch->m->own_waits)
+			return -EBUSY;
+		vi_lock(&ch->sched_lock);
+		return 1;
+	}
 	if (desc && ch->m->engine == VI_ENGINE_FAST && hold_desc(ch->m, desc) < 0) {
 		vi_store(&ch->tasklet.running, 0);
 		return -EBUSY;
@@ -291,7 +293,8 @@ static int hold(struct vi_channel *ch)
 	return 0;
 }
 
-static void release(struct vi_channel *ch)
+/* @held: what hold() has returned. */
+static void release(struct vi_channel *ch, int held)
 {
 	struct vi_irq_desc *desc = desc_of(ch);
 
@@ -304,7 +307,8 @@ static void release(struct vi_channel *ch)
 			vi_unlock(&desc->lock);
 		}
 	}
-	vi_store(&ch->tasklet.running, 0);
+	if (held == 0)
+		vi_store(&ch->tasklet.running, 0);
 }
 
 /*
@@ -317,11 +321,12 @@ int vi_channels_refresh(struct vi_machine *m)
 		return -EBUSY;
 	for (uint32_t relid = VI_RELID_MIN; relid <= VI_RELID_MAX; relid++) {
 		struct vi_channel *ch = m->channel[relid];
+		int held = ch ? hold(ch) : -ENOENT;
 
-		if (!ch || hold(ch) < 0)
+		if (held < 0)
 			continue;
 		vi_channel_apply(ch);
-		release(ch);
+		release(ch, held);
 	}
 	return 0;
 }
@@ -335,6 +340,7 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		[VI_CALLBACK_HOOK] = NULL, [VI_CALLBACK_UTIL] = vi_read_drain,
 	};
 	const bool hook = callback == VI_CALLBACK_HOOK, count = callback == VI_CALLBACK_COUNT;
+	int held;
 
 	if (callback > VI_CALLBACK_UTIL || (hook && !fn) || (count && !context))
 		return -EINVAL;
@@ -344,27 +350,31 @@ int vi_channel_set_callback(struct vi_channel *ch, uint32_t callback, vi_handler
 		return -EINVAL;
 	if (vi_inside_interrupt(ch->m))
 		return -EDEADLK;
-	if (hold(ch) < 0)
+	held = hold(ch);
+	if (held < 0)
 		return -EBUSY;
 	vi_store(&ch->callback, hook ? fn : builtin[callback]);
 	ch->callback_kind = callback;
 	ch->context = hook || count ? context : ch;
 	ch->tasklet.func = callback == VI_CALLBACK_NAPI ? vi_read_napi_poll : vi_on_event;
-	release(ch);
+	release(ch, held);
 	return 0;
 }
 
 int vi_channel_set_attention(struct vi_channel *ch, uint32_t mode, void *handle)
 {
+	int held;
+
 	if (mode > VI_ATTENTION_ALL)
 		return -EINVAL;
 	if (vi_inside_interrupt(ch->m))
 		return -EDEADLK;
-	if (hold(ch) < 0)
+	held = hold(ch);
+	if (held < 0)
 		return -EBUSY;
 	ch->attention = mode;
 	ch->attention_handle = handle;
-	release(ch);
+	release(ch, held);
 	return 0;
 }
 

@@ -149,19 +149,16 @@ vi_handler_t vi_handler_message(void)
 }
 
 /* x86: around the service routine, which has told whether the slot held a message. */
-static inline __attribute__((always_inline)) void entry_begin(struct vi_cpu *cpu, const bool traced)
+static inline __attribute__((always_inline)) void entry_begin(struct vi_cpu *cpu)
 {
 	if (cpu->m->hyp_count == VI_HYP_ALWAYS)
 		vi_count(&cpu->arch[VI_ROW_HYP], 1);
-	vi_trace_if(traced, VI_TRACE_ENTRY, 0, cpu->m->hyp_count);
 }
 
-static inline __attribute__((always_inline)) void entry_end(struct vi_cpu *cpu, bool handled,
-							    const bool traced)
+static inline __attribute__((always_inline)) void entry_end(struct vi_cpu *cpu, bool handled)
 {
 	if (handled && cpu->m->hyp_count == VI_HYP_MESSAGE)
 		vi_count(&cpu->arch[VI_ROW_HYP], 1);
-	vi_trace_if(traced, VI_TRACE_ENTRY_END, 0, cpu->m->hyp_count);
 }
 
 /* x86 away from the shortcut, and arm64. */
@@ -174,8 +171,10 @@ static inline __attribute__((always_inline)) void take_vector(struct vi_cpu *cpu
 			m->toplevel_desc->handle_irq(cpu, m->toplevel_desc);
 		return;
 	}
-	entry_begin(cpu, traced);
-	entry_end(cpu, vmbus_isr(cpu, traced), traced);
+	entry_begin(cpu);
+	vi_trace_if(traced, VI_TRACE_ENTRY, 0, m->hyp_count);
+	entry_end(cpu, vmbus_isr(cpu, traced));
+	vi_trace_if(traced, VI_TRACE_ENTRY_END, 0, m->hyp_count);
 }
 
 /**
@@ -227,18 +226,22 @@ struct vi_irq_desc *vi_isr_message(struct vi_cpu *cpu, uint32_t type)
 /* What comes before the service routine. Context: vi_isr_has_steps(). */
 void vi_vector_begin(struct vi_cpu *cpu)
 {
-	if (cpu->m->arch == VI_ARCH_ARM64)
+	if (cpu->m->arch == VI_ARCH_ARM64) {
 		vi_percpu_enter(cpu, cpu->m->toplevel_desc);
-	else
-		entry_begin(cpu, cpu->m->trace);
+		return;
+	}
+	entry_begin(cpu);
+	vi_trace(cpu->m, VI_TRACE_ENTRY, cpu->id, 0, cpu->m->hyp_count);
 }
 
 /* The end of the service routine, and what comes after it. @handled: the slot held a message. */
 void vi_vector_end(struct vi_cpu *cpu, bool handled)
 {
 	isr_end(cpu, handled);
-	if (cpu->m->arch == VI_ARCH_ARM64)
+	if (cpu->m->arch == VI_ARCH_ARM64) {
 		vi_percpu_leave(cpu, cpu->m->toplevel_desc, handled);
-	else
-		entry_end(cpu, handled, cpu->m->trace);
+		return;
+	}
+	entry_end(cpu, handled);
+	vi_trace(cpu->m, VI_TRACE_ENTRY_END, cpu->id, 0, cpu->m->hyp_count);
 }

@@ -45,6 +45,14 @@ uint32_t vi_step_is_own(struct vi_machine *m, uint32_t irq)
 	       vi_calls_own_code(desc->action);
 }
 
+uint32_t vi_step_reads(struct vi_machine *m, uint32_t relid)
+{
+	struct vi_channel *ch = relid < VI_RELIDS ? m->channel[relid] : NULL;
+
+	return ch && ch->callback_mode == VI_CALL_ISR && ch->callback_kind == VI_CALLBACK_DRAIN &&
+	       ch->looks == VI_LOOKS_NONE;
+}
+
 int vi_step_message(struct vi_machine *m, uint32_t cpu, uint32_t *irq)
 {
 	struct vi_cpu *c = vi_step_cpu(m, cpu);
@@ -90,14 +98,39 @@ int vi_step_tasklet(struct vi_machine *m, uint32_t cpu, struct vi_step_tasklet *
 	t = c->step.list;
 	if (!t)
 		return 0;
-	*out = (struct vi_step_tasklet){ .kind = kind_of(c, t) };
+	*out = (struct vi_step_tasklet){ .kind = kind_of(c, t), .running = vi_load(&t->running) };
 	if (out->kind == VI_STEP_CHANNEL || out->kind == VI_STEP_POLL) {
 		const struct vi_channel *ch = t->data;
 
 		out->relid = ch->relid;
 		out->own = only_reads(ch);
+		out->gone = !ch->m;
 	}
 	return 1;
+}
+
+static bool is_listed(const struct vi_tasklet *list, const struct vi_tasklet *t)
+{
+	while (list && list != t)
+		list = list->next;
+	return list;
+}
+
+uint32_t vi_step_has_tasklet(struct vi_machine *m, const struct vi_channel *ch)
+{
+	const struct vi_tasklet *t = &ch->tasklet;
+	uint32_t is = 0;
+
+	for (uint32_t i = 0; i < m->nr_cpus; i++) {
+		const struct vi_cpu *c = vi_step_cpu(m, i);
+
+		if (c && c->step.tasklet == t)
+			is |= VI_STEP_TASKLET_RUNS;
+		if (c && (is_listed(c->step.list, t) || is_listed(c->tasklets.head, t) ||
+			  is_listed(c->napi.head, t)))
+			is |= VI_STEP_TASKLET_LISTED;
+	}
+	return is;
 }
 
 /* The channel whose tasklet runs on a CPU that is run step by step. */
@@ -131,6 +164,8 @@ int vi_step_unmask(struct vi_machine *m, uint32_t cpu)
 
 	if (!ch)
 		return -EINVAL;
+	if (!ch->in.hdr)
+		return -EFAULT;
 	vi_ring_unmask(&ch->in);
 	return 0;
 }
@@ -143,6 +178,8 @@ int64_t vi_step_end_read(struct vi_machine *m, uint32_t cpu)
 
 	if (!ch)
 		return -EINVAL;
+	if (!ch->in.hdr)
+		return -EFAULT;
 	raced = vi_ring_raced_in(&ch->in);
 	if (kind_of(c, c->step.tasklet) == VI_STEP_POLL)
 		vi_napi_complete(c, ch, raced);

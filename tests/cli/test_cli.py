@@ -84,6 +84,25 @@ def test_run_says_what_went_wrong_in_a_scenario(tmp_path: Path, capsys: pytest.C
     assert "50 s: affinity d/0: " in told.err
 
 
+def test_run_tells_which_cpu_did_not_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A CPU that refuses is one line and an event that is not ok; the table has the column still."""
+    scenario = tmp_path / "busy.toml"
+    scenario.write_text(
+        'duration_s = 9\n[cpus]\npossible = 3\n[[device]]\nname = "d"\nclass = "scsi"\n'
+        '[[channel]]\ndevice = "d"\nrelid = 5\ncount = 2\n'
+        '[[event]]\nat_s = 4\naction = "offline"\ncpus = "1-2"\n',
+        encoding="utf-8",
+    )
+    assert 0 == main(["run", "-s", str(scenario), "--json"])
+    told = capsys.readouterr()
+    refusal = "cpu 1: cannot go offline: it serves channels 6 (EBUSY); move them first; online: 0-1"
+    assert [f"4 s: offline cpu 1-2: {refusal}"] == told.err.splitlines()
+    out = json.loads(told.out)
+    (event,) = out["events"]
+    assert ("offline", "cpu 1-2", False, refusal) == tuple(event[key] for key in ("action", "what", "ok", "result"))
+    assert [0, 1] == out["cpus"]
+
+
 def test_run_table_shows_names_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     """The heat table for people."""
     assert 0 == main(["run", "--format", "table"])
@@ -150,6 +169,74 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in drawn for name in ("vi_vsp_send()", "vi_ring_drain()", "21 leaves the interrupt"))
 
 
+def test_offline_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who refuses and what to do, as text and as JSON; on a terminal tables; for a shell the lines alone."""
+    assert 0 == main(["offline", "6-7", "--plan"])
+    text = capsys.readouterr().out
+    assert text.startswith("offline 6-7: rfc-gen2-8vcpu, design rfc, protocol 5.2\n\nchannels that refuse (EBUSY):\n")
+    assert "\nto free (2 moves, no fewer):\n  echo 4 > /proc/irq/39/smp_affinity_list\n" in text
+    assert 0 == main(["offline", "6-7", "--plan", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert (True, 2, [6, 7], [19, 20]) == (
+        *(out[key] for key in ("possible", "moves", "going")),
+        [holder["relid"] for holder in out["holders"]],
+    )
+    assert 0 == main(["offline", "6-7", "--plan", "--shell"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("# take cpus 6-7 offline: ")
+    assert out["free"] == lines[1:]
+    assert 0 == main(["offline", "6-7", "--plan", "--shell", "--restore"])
+    assert out["restore"] == capsys.readouterr().out.splitlines()[1:]
+
+
+def test_offline_plan_that_is_impossible(capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1; a shell gets nothing to do, a person the reason."""
+    assert 1 == main(["offline", "3", "-s", "hibernate", "--plan"])
+    assert "\nimpossible:\n  cpu 3: channel without relid (netvsc): EIO: " in capsys.readouterr().out
+    assert 1 == main(["offline", "3", "-s", "hibernate", "--plan", "--shell"])
+    told = capsys.readouterr()
+    assert "" == told.out
+    assert told.err.startswith("cpu 3: channel without relid (netvsc): EIO: ")
+    assert 1 == main(["offline", "3", "-s", "hibernate"])
+    told = capsys.readouterr()
+    assert "\nonline: 0-3\n" in told.out
+    assert told.err.startswith("cpu 3: channel without relid (netvsc): EIO: ")
+
+
+def test_offline_does_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line with its errno; the status says whether the CPUs are offline."""
+    assert 0 == main(["offline", "7", "--design", "legacy"])
+    assert "  ok  sleep 1\n" in (out := capsys.readouterr().out)
+    assert out.endswith("\nonline: 0-6\ncolumns: CPU0 CPU1 CPU2 CPU3 CPU4 CPU5 CPU6\n")
+    assert 1 == main(["offline", "7", "--no-move", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert (False, "0-7", ["EBUSY"]) == (result["done"], result["online"], [o["error"] for o in result["outcomes"]])
+    assert 0 == main(["offline", "7", "--json"])
+    assert json.loads(capsys.readouterr().out)["done"]
+
+
+def test_offline_on_a_terminal() -> None:
+    """Tables; a line to be typed is never broken, however narrow the terminal is."""
+    from rich.console import Console
+
+    from vmbusirq.lab.plan import plan_offline
+    from vmbusirq.lab.rehearse import carry_out
+    from vmbusirq.report import show_plan, show_result
+
+    machine = Machine.load("rfc-gen2-8vcpu", design="legacy")
+    machine.run()
+    plan = plan_offline(machine, 0x80)
+    console = Console(width=60, force_terminal=True, record=True)
+    show_plan(console, plan)
+    drawn = console.export_text()
+    assert {str(line) for line in (*plan.free, *plan.restore)} <= set(drawn.splitlines())
+    assert "channels that refuse (EBUSY)" in drawn
+    assert "interrupts that move by themselves: none" in drawn
+    console = Console(width=120, force_terminal=True, record=True)
+    show_result(console, carry_out(machine, plan))
+    assert "online: 0-6" in console.export_text()
+
+
 def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """A real file round-trips byte for byte; JSON has its rows."""
     assert 0 == main(["parse", str(SAMPLE), "--render"])
@@ -173,6 +260,16 @@ def test_parse_prints_render_and_json(capfdbinary: pytest.CaptureFixture[bytes])
         (["explain", "--relid", "99"], "relid 99: the guest has no such channel (ENOENT); it has: 1,3-5,7-11,13-24"),
         (["explain", "--relid", "14", "--cpu", "8"], "cpu 8: there is none (EINVAL); 0 to 7"),
         (["explain", "--relid", "23", "--state", "closed"], "its primary closes it (EINVAL)"),
+        (["offline", "0"], "cpu 0: cannot go offline on x86: it has no online file (EPERM); others: 1-7"),
+        (["offline", "0", "-s", "arm64-8vcpu"], "cpu 0: cannot go offline: control messages come to it"),
+        (["offline", "0-7"], "cpus 0-7: cannot go offline: one CPU must stay (EBUSY); online: 0-7"),
+        (["offline", "8"], "cpu list '8': not all of its CPUs are present (EINVAL); present: 0-7"),
+        (["offline", "-1", "--plan"], "a cpu number is missing"),
+        (["offline", ""], "names no CPU (EINVAL); present: 0-7"),
+        (["offline", "7", "--design", "legacy", "--interface", "irq"], "has no channel IRQs (EINVAL); choose sysfs"),
+        (["offline", "7", "--plan", "--no-move"], "leave --plan out"),
+        (["offline", "7", "--shell"], "add --plan"),
+        (["offline", "7", "--plan", "--restore"], "add --shell"),
         (["parse", "/nonexistent"], "/nonexistent: No such file or directory"),
         (["parse", "/"], "/: Is a directory"),
         (["run", "-s", "/"], "cannot read scenario '/': Is a directory"),
@@ -221,7 +318,7 @@ def test_help_imports_neither_the_core_nor_numpy_nor_rich() -> None:
     assert (0, "") == (done.returncode, done.stderr)
 
 
-@pytest.mark.parametrize("argv", [["run"], ["explain", "--relid", "14"]])
+@pytest.mark.parametrize("argv", [["run"], ["explain", "--relid", "14"], ["offline", "7", "--plan"]])
 def test_plain_text_imports_neither_numpy_nor_rich(argv: list[str]) -> None:
     """Plain text costs one C call; numpy alone would take three times as long as everything else."""
     code = (

@@ -43,6 +43,10 @@ class Kernel:
         """Nobody but the core is asked."""
         self.irq.set_cpu_online(cpu, online)
 
+    def online_ticks(self, cpu):
+        """Whoever is online has been from the start, the others never were."""
+        return self.now if self.irq.online >> cpu & 1 else 0
+
     def _ipi(self):
         irq = self.irq.alloc_descs(from_=1)
         self.irq.set_chip_and_handler(irq, GIC, Flow.PERCPU_DEVID)

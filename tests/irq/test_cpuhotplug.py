@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -150,7 +151,32 @@ def test_a_chip_without_room_is_asked_for_any_cpu():
     rig.core.irq_set_affinity(desc.irq, 0b1100)
     offline(rig, 2)
     assert ([0b1000, 0b1011], (0b1011, 0b0001)) == (asked[-2:], masks(desc))
-    assert ["IRQ 24: no longer affine to CPU2"] == rig.core.log.texts()
+    retried = "IRQ24: set affinity failed for 2-3, re-try with online CPUs"
+    assert [retried, "IRQ 24: no longer affine to CPU2"] == rig.core.log.texts()
+    assert [] == rig.core.log.texts(Level.INFO)
+
+
+def test_an_irq_that_was_missed_is_warned_of_and_moved_with_the_next_cpu():
+    """irq_needs_fixup: its effective mask has offline CPUs only, and others than the one that goes."""
+    rig = Rig(4)
+    desc = on(rig, 0b0100)
+    rig.affinity_result = IrqError(errno.EIO, "no")
+    offline(rig, 2)
+    rig.affinity_result = 0
+    offline(rig, 3)
+    warned = "Eff. affinity 2 of IRQ 24 contains only offline CPUs after offlining CPU 3"
+    assert [warned] == rig.core.log.texts(Level.WARNING)[1:]
+    assert "IRQ 24: no longer affine to CPU3" == rig.core.log.texts()[-1]
+    assert (0b0011, 0b0001) == masks(desc)
+
+
+def test_a_chip_that_cannot_move_is_mentioned():
+    """A debug message, without a limit."""
+    rig = Rig(4)
+    desc = rig.requested(irq_set_affinity=None)
+    offline(rig, 1)
+    assert [f"IRQ {desc.irq}: Unable to migrate away"] == rig.core.log.texts()
+    assert [] == rig.core.log.texts(Level.INFO)
 
 
 def managed(rig, mask):
@@ -191,6 +217,43 @@ def test_a_managed_irq_that_runs_is_spread_again(single):
     online(rig, 1)
     assert ([] if single else [(desc.irq, 0b0110, False)]) == rig.affinity_calls
     assert desc.state & IRQD_AFFINITY_MANAGED
+
+
+@pytest.mark.parametrize(("comes", "moves"), [(1, True), (2, False)])
+def test_a_managed_irq_leaves_isolated_cpus_when_another_one_comes(comes, moves):
+    """hk_should_isolate: even one of a single target, if a housekeeping CPU of its mask has come."""
+    rig = Rig(4, isolated=0b1100)
+    desc = managed(rig, 0b1110)
+    rig.core._modify_state(desc, set_=IRQD_SINGLE_TARGET)
+    offline(rig, comes)
+    desc.update_effective_affinity(0b1000)
+    rig.affinity_calls.clear()
+    online(rig, comes)
+    assert ([(desc.irq, 0b0010, False)] if moves else []) == rig.affinity_calls
+
+
+def test_what_is_refused_when_a_cpu_comes_keeps_nobody_away():
+    """Neither the chip's nor the domain's error is anybody's; the IRQ stays shut down until the next CPU comes."""
+    rig = Rig(4)
+    desc = managed(rig, 0b0110)
+    offline(rig, 1)
+    rig.affinity_result = IrqError(errno.ENOSPC, "no")
+    online(rig, 1)
+    rig.affinity_result = 0
+    offline(rig, 1)
+    offline(rig, 2)
+
+    def activate(domain, irq):
+        raise IrqError(errno.ENOSPC, "no vector")
+
+    ops = rig.domain.ops
+    rig.domain.ops = replace(ops, activate=activate)
+    online(rig, 1)
+    assert (False, True) == (desc.started, bool(desc.state & IRQD_MANAGED_SHUTDOWN))
+    assert f"WARNING: irq {desc.irq}: irq_domain_activate_irq failed (-28)" == rig.core.log.texts()[-1]
+    rig.domain.ops = ops
+    online(rig, 2)
+    assert (True, False) == (desc.started, bool(desc.state & IRQD_MANAGED_SHUTDOWN))
 
 
 def test_every_descriptor_is_looked_at_under_its_lock():

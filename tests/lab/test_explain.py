@@ -144,6 +144,27 @@ def test_steps_add_up_to_the_whole(design: str, state: str, engine: str) -> None
     assert state == explanation.state
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_redirected_interrupt_is_told_on_both_cpus(engine: str) -> None:
+    """genirq.md 10: the flag is claimed where the host sets it; a work takes the handler to the target."""
+    machine = booted(design="redirect", engine=engine)
+    explanation = explain(machine, SCSI, cpu=5)
+    channel = machine.vmbus.channels[SCSI]
+    steps = explanation.steps
+    sent_for = next(
+        n for n, step in enumerate(steps) if f"irq_work for it is queued on CPU {channel.target_cpu}" in step.what
+    )
+    taken = next(n for n, step in enumerate(steps) if "takes the interrupt of an irq_work" in step.what)
+    assert sent_for < taken
+    assert ("CPU 5, hard interrupt", f"CPU {channel.target_cpu}, hard interrupt") == (
+        steps[sent_for].where,
+        steps[taken].where,
+    )
+    ends = {item.counter: item.after - item.before for item in explanation.moved}
+    assert 1 == ends[f"IWI on CPU {channel.target_cpu}"] == ends[f"IRQ {channel.irq} cnt on CPU {channel.target_cpu}"]
+    assert f"IRQ {channel.irq} cnt on CPU 5" not in ends
+
+
 def test_every_function_named_is_there() -> None:
     """A path and a name of this project at each step, and each function is defined in the file beside it."""
     seen = set()
@@ -180,9 +201,9 @@ def test_the_fast_engine_of_the_rfc() -> None:
         "vmbus_isr",
         "take_vector",
         "vi_do_softirq",
-        "vi_on_event",
+        "event_call",
         "drain",
-        "vi_on_event",
+        "event_complete",
         "vi_vcpu_run",
     ] == functions(explanation)
     assert (28, 0, 0, "BATCHED", "idle") == (

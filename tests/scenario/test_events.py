@@ -95,6 +95,21 @@ def disconnect(seconds: object) -> str:
         (at(1, "affinity", "relid = 1\ncpus = 'x'"), "event[0].cpus: "),
         (at(1, "affinity", "relid = 1\ncpus = '4'"), "event[0].cpus: "),
         (at(1, "affinity", "relid = 1\ncpus = '2-3'"), "'2-3' has no CPU that is online and not isolated"),
+        (at(1, "offline"), "event[0].cpus: is missing"),
+        (at(1, "online", "cpus = 1"), "event[0].cpus: wants a string, not an integer"),
+        (at(1, "offline", "cpus = 'x'"), "event[0].cpus: "),
+        (at(1, "offline", "cpus = '4'"), "event[0].cpus: "),
+        (at(1, "offline", "cpus = ''"), "event[0].cpus: '' names no CPU"),
+        (at(1, "offline", "cpus = '2-3'"), "event[0].cpus: '2-3': CPUs from 3 on are not present"),
+        (at(1, "online", "cpus = '3'"), "event[0].cpus: '3': CPUs from 3 on are not present"),
+        (at(1, "offline", "cpus = '0-1'"), "event[0].cpus: '0-1': CPU 0 of x86 is always online; leave it out"),
+        (at(1, "online", "cpus = '0'"), "event[0].cpus: '0': CPU 0 of x86 is always online"),
+        (at(1, "offline", "cpus = '1'\ndevice = 'disk'"), "event[0].device: unknown key"),
+        (
+            at(1, "suspend") + at(2, "offline", "cpus = '1'"),
+            "event[1].action: offline cannot be: the guest is suspended",
+        ),
+        (at(1, "suspend") + at(2, "online", "cpus = '1'"), "event[1].action: online cannot be: the guest is suspended"),
         (at(1, "connect", "port = 22"), "event[0].connection: is missing"),
         (connect(1, ""), "event[0].port: is missing"),
         (connect(1, "port = 4294967295"), "event[0].port: 4294967295 is out of range"),
@@ -126,6 +141,15 @@ def test_events_come_in_order_of_time_and_of_the_file_at_one_time() -> None:
     assert [(0, "hot-add"), (20_000_001, "rescind"), (75_000_000, "suspend"), (80_000_000, "resume")] == [
         (event.at, event.action) for event in scenario.events
     ]
+
+
+@pytest.mark.parametrize("action", ["offline", "online"])
+def test_cpus_of_hotplug_are_a_list_of_those_present(action: str) -> None:
+    """One that is where it shall be may be named, and on arm64 CPU 0, too: whether it can go is for the kernel."""
+    (event,) = parse_scenario(BASE + at(1, action, "cpus = '1-2'"), "x").events
+    assert (action, "1-2", "cpu 1-2") == (event.action, event.cpus, event.what)
+    parse_scenario(BASE + 2 * at(1, action, "cpus = '2'"), "x")
+    parse_scenario('arch = "arm64"\n' + BASE + at(1, action, "cpus = '0'"), "x")
 
 
 def test_connect_needs_a_host_that_knows_it() -> None:

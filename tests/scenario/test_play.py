@@ -228,6 +228,98 @@ def test_an_affinity_that_the_host_carries_out_late_loses_no_interrupt() -> None
     assert 3 == machine.vmbus.channels[2].target_cpu == machine.host.channels[2].target_vp
 
 
+# the disk's two channels are on CPUs 0 and 1, and the move frees CPU 1
+GO = event(20, "affinity", relid=3, cpus="0") + event(30, "offline", cpus="1-3")
+COME = event(60, "online", cpus="1-3")
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("design", sorted(DESIGNS))
+def test_cpus_go_offline_and_come_back_at_their_time(design: str, back: bool) -> None:
+    """Files, columns and counts follow; nothing that the host sent is lost."""
+    with ledger() as books:
+        machine = machine_of(GO + COME if back else GO, design=design)
+        machine.run()
+
+        told = [happened.result for happened in machine.script.happened[1:]]
+        assert all(happened.ok for happened in machine.script.happened)
+        assert (["online: 0", "online: 0-3"] if back else ["online: 0"]) == told
+        lists = [machine.fs.read(f"/sys/devices/system/cpu/{name}") for name in ("online", "offline")]
+        assert ([b"0-3\n", b"\n"] if back else [b"0\n", b"1-3\n"]) == lists
+        shown = parse_interrupts(machine.fs.read("/proc/interrupts")).cpus
+        assert ((0, 1, 2, 3) if back else (0,)) == shown
+        assert {} == machine.script.undelivered
+        assert [2000, 100] == [machine.script.interrupts("disk", sub) for sub in range(2)]
+        assert books.sent() == books.read(machine)
+
+
+@pytest.mark.parametrize("design", ["legacy", "rfc"])
+def test_a_cpu_that_is_refused_is_told_and_the_others_go(design: str) -> None:
+    """EBUSY (vmbus.md 4.5): nothing is moved for anybody; the machine goes on, with all its interrupts."""
+    machine = machine_of(event(30, "offline", cpus="1-3") + event(60, "online", cpus="1-2"), design=design)
+    machine.run()
+
+    assert [("offline", False), ("online", True)] == results(machine)
+    result = machine.script.happened[0].result
+    assert "cpu 1: cannot go offline: it serves channels 3 (EBUSY)" in result
+    assert result.endswith("; online: 0-1")
+    assert 0b0111 == machine.online_mask
+    assert [2000, 100] == [machine.script.interrupts("disk", sub) for sub in range(2)]
+
+
+@pytest.mark.parametrize("design", ["legacy", "rfc"])
+def test_an_affinity_to_a_cpu_that_is_away_is_refused(design: str) -> None:
+    """EINVAL by either file (vmbus.md 4.2, row 6; 4.3, row 3); where one of the list is online, that one is taken."""
+    events = event(20, "offline", cpus="2-3") + event(30, "affinity", relid=2, cpus="2-3")
+    machine = machine_of(events + event(40, "affinity", relid=2, cpus="1-2"), design=design)
+    machine.run()
+    assert [("offline", True), ("affinity", False), ("affinity", True)] == results(machine)
+    assert "EINVAL" in machine.script.happened[1].result
+    assert 1 == machine.vmbus.channels[2].target_cpu
+
+
+def test_cpu_0_of_arm64_is_refused_by_its_connection() -> None:
+    """It has a file ``online``; what refuses is the connect CPU (vmbus.md 4.5, row 2)."""
+    text = 'arch = "arm64"\n' + BASE.format(present="false", nic=0, nic_sub=0) + event(30, "offline", cpus="0")
+    machine = Machine.load(parse_scenario(text, "arm64"))
+    machine.run()
+
+    assert [("offline", False)] == results(machine)
+    assert "EBUSY" in machine.script.happened[0].result
+    assert 0b1111 == machine.online_mask
+
+
+def test_the_state_that_a_cpu_has_is_no_refusal() -> None:
+    """A write of the present state succeeds."""
+    machine = machine_of(
+        event(10, "online", cpus="1-3") + event(20, "offline", cpus="3") + event(30, "offline", cpus="3")
+    )
+    machine.run()
+    assert [("online", True), ("offline", True), ("offline", True)] == results(machine)
+
+
+def test_a_device_that_comes_while_cpus_are_away_has_channels_for_those_that_are_there() -> None:
+    """Netvsc asks for min(8, online CPUs) channels (vmbus.md 5.4), and once; what the others lack is told."""
+    events = event(20, "offline", cpus="2-3") + event(30, "hot-add", device="nic") + event(40, "online", cpus="2-3")
+    machine = machine_of(events)
+    machine.run()
+    assert {1, 2, 3, 4, 5} == set(machine.vmbus.channels)
+    assert {6: 800, 7: 800} == machine.script.undelivered
+
+
+@pytest.mark.parametrize("mode", ["direct", "message", "lapic"])
+def test_a_cpu_that_is_away_does_not_tick(mode: str) -> None:
+    """What it had until it went and from when it came is counted; the ticks between are nobody's."""
+    text = "duration_s = 100\n[cpus]\npossible = 2\n" + f'[timers]\nmode = "{mode}"\nticks = [1000, 1000]\n'
+    text += event(20, "offline", cpus="1") + event(70, "online", cpus="1")
+    machine = Machine.load(parse_scenario(text, "ticks"))
+    machine.run()
+    label = {"direct": "HVS", "message": "HYP", "lapic": "LOC"}[mode]
+    (row,) = [row for row in parse_interrupts(machine.fs.read("/proc/interrupts")).rows if row.label == label]
+    said = 2 if mode == "message" else 0  # the host's answers to the guest's first messages
+    assert [1000 + said, 500] == list(row.counts)
+
+
 def test_suspend_without_resume_ends_with_nobody_there() -> None:
     """The guest stays away: its channels have had their interrupts before."""
     machine = machine_of(event(40, "suspend"))
@@ -293,6 +385,10 @@ UNDOING = {
     + event(40, "suspend")
     + event(50, "resume"),
     "rescind and hot-add": event(20, "rescind", device="disk") + event(60, "hot-add", device="disk"),
+    "offline and online": event(20, "affinity", relid=3, cpus="0")
+    + event(30, "offline", cpus="1-3")
+    + event(60, "online", cpus="1-3")
+    + event(70, "affinity", relid=3, cpus="1"),
     "all at once": event(10, "hot-add", device="nic")
     + event(15, "affinity", relid=2, cpus="2")
     + event(20, "suspend")

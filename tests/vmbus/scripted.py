@@ -307,7 +307,13 @@ class Guest:
         **options: Any,
     ) -> None:
         record = design if isinstance(design, Design) else DESIGNS[design]
-        self.core = Core(cpus, hyp_count=record.hyp_count, channel_irqs=record.channel_irqs, engine=engine)
+        self.core = Core(
+            cpus,
+            hyp_count=record.hyp_count,
+            channel_irqs=record.channel_irqs,
+            redirect=record.redirects,
+            engine=engine,
+        )
         self.partition = Partition(self.core)
         self.synic = self.partition.synic
         self.memory = self.partition.memory

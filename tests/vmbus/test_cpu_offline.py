@@ -15,6 +15,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.core import TICKS_PER_MS
 from vmbusirq.designs import DESIGNS
 from vmbusirq.log import Level
+from vmbusirq.steps import Lock, LockKind
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import ModifyChannel, ModifyChannelResponse, Version
@@ -27,6 +28,10 @@ LEGACY = DESIGNS["legacy"]
 ENGINES = ("fast", "linux")
 WITH_MODIFY = [Version.V4_1, Version.V5_2, Version.V5_3]
 
+COLUMNS = {"L610": LEGACY, "RFC-11": WITHOUT_12, "RFC-12": RFC}
+"""The columns of the table in vmbus.md 4.5; each adds to the one before."""
+
+every_column = pytest.mark.parametrize("design", COLUMNS.values(), ids=COLUMNS)
 both_engines = pytest.mark.parametrize("engine", ENGINES)
 
 
@@ -101,45 +106,70 @@ def is_hung(guest: Guest) -> bool:
 # ---- vmbus.md 4.5, row by row
 
 
-@pytest.mark.parametrize("design", ["legacy", "rfc"])
+@every_column
 @pytest.mark.parametrize("cpu", [0, 3])
-def test_nothing_is_asked_while_the_guest_is_not_connected(design: str, cpu: int) -> None:
-    """Row 1: not CONNECTED: all checks are skipped, and synic_online is not touched."""
+def test_4_5_row_1_nothing_is_asked_while_the_guest_is_not_connected(design: Any, cpu: int) -> None:
+    """Not CONNECTED: all checks are skipped, whatever flags are set, and synic_online is not touched."""
     guest = Guest(design, connect=False)
-    guest.vmbus.synic_cleanup(cpu)
+    set_flag(guest, cpu, 9)
+    assert 0 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(cpu))
     assert (0xF & ~(1 << cpu), 0xF) == (guest.vmbus.synics_on, guest.vmbus.retarget.synic_online)
 
 
-@pytest.mark.parametrize("design", ["legacy", "rfc"])
-def test_the_connect_cpu_stays(design: str) -> None:
-    """Row 2: CPU 0 is EBUSY, with or without channels."""
-    guest = Guest(design)
+@every_column
+@pytest.mark.parametrize("cpu", [0, 2])
+def test_4_5_row_1_nor_once_it_has_left_its_host(design: Any, cpu: int) -> None:
+    """After UNLOAD a channel that is still there keeps no CPU, not even the connect CPU."""
+    guest = opened(2, design=design)
+    guest.vmbus.control.connected = False
+    guest.vmbus.synic_cleanup(cpu)
+    assert 0xF & ~(1 << cpu) == guest.vmbus.synics_on
+
+
+@every_column
+@pytest.mark.parametrize("with_channel", [False, True])
+def test_4_5_row_2_the_connect_cpu_stays(design: Any, with_channel: bool) -> None:
+    """CPU 0 is EBUSY, with or without channels; synic_online is not reached."""
+    guest = opened(design=design) if with_channel else Guest(design)
+    steps = guest.vmbus.cpuhp.synic_cleanup(0)
     with refused(errno.EBUSY, "control messages"):
-        guest.vmbus.synic_cleanup(0)
+        next(steps)
     assert (0xF, 0xF) == (guest.vmbus.synics_on, guest.vmbus.retarget.synic_online)
 
 
-@pytest.mark.parametrize(("design", "masks"), [(LEGACY, []), (WITHOUT_12, []), (RFC, [0xF, 0x7])], ids=by_name)
-def test_the_search_is_made_when_no_channel_can_come_any_more(design: Any, masks: list[int]) -> None:
-    """Row 3, RFC 12: synic_online is cleared under channel_mutex and set_affinity_lock, before the search."""
+@pytest.mark.parametrize(("design", "masks"), [(LEGACY, []), (WITHOUT_12, []), (RFC, [0xF, 0x7])], ids=COLUMNS)
+def test_4_5_row_3_the_search_is_made_when_no_channel_can_come_any_more(design: Any, masks: list[int]) -> None:
+    """RFC 12: synic_online is cleared under channel_mutex and set_affinity_lock, before the search."""
     guest = Guest(design)
     steps, seen = [], []
     for step in guest.vmbus.cpuhp.synic_cleanup(3):
         steps.append(step)
-        if step.takes == SET_AFFINITY_LOCK or "search is next" in step.point:
+        if "takes set_affinity_lock" in step.point or "search is next" in step.point:
             seen.append(guest.vmbus.retarget.synic_online)
     assert masks == seen
     assert CHANNEL_MUTEX == steps[0].takes
-    locks = [step.locks for step in steps if "search is next" in step.point]
-    assert ([(CHANNEL_MUTEX, SET_AFFINITY_LOCK)] if masks else []) == locks
-    assert not any(step.irqs_off for step in steps)  # the lock is taken with interrupts on (vmbus.md 10, trap 8)
+    locks = [[lock.name for lock in step.locks] for step in steps if "search is next" in step.point]
+    assert ([["channel_mutex", "set_affinity_lock"]] if masks else []) == locks
     assert 0x7 == guest.vmbus.synics_on
 
 
-@pytest.mark.parametrize("design", [LEGACY, RFC, NEITHER], ids=by_name)
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_search_is_made_with_interrupts_off_but_not_by_the_rfc_as_posted(strict: bool) -> None:
+    """vmbus.md 10, trap 8: the RFC takes set_affinity_lock with interrupts on; irq_set_affinity, under desc->lock."""
+    guest = Guest(RFC, strict_rfc=strict)
+    steps = list(guest.vmbus.cpuhp.synic_cleanup(3))
+    kind = LockKind.SPINNING if strict else LockKind.RAW
+    assert [Lock("set_affinity_lock", kind)] == [
+        step.takes for step in steps if step.takes is not None and step.takes.excludes(SET_AFFINITY_LOCK)
+    ]
+    off = [step.point for step in steps if step.irqs_off]
+    assert ([] if strict else ["cpu 3: has left synic_online, the search is next"]) == off
+
+
+@every_column
 @pytest.mark.parametrize("sub", [0, 1])
-def test_check_14_a_cpu_that_a_channel_interrupts_stays(design: Any, sub: int) -> None:
-    """Row 4: any primary or sub-channel with this target_cpu, open or not: EBUSY; synic_online is restored."""
+def test_4_5_row_4_check_14_a_cpu_that_a_channel_interrupts_stays(design: Any, sub: int) -> None:
+    """Any primary or sub-channel with this target_cpu, open or not: EBUSY; synic_online is restored."""
     guest = Guest(design, offers=[offer_of("scsi", 5, "a"), offer_of("scsi", 9, "b")])
     if sub:
         guest.host.post(offer_of("scsi", 11, "a", 1))
@@ -154,12 +184,27 @@ def test_check_14_a_cpu_that_a_channel_interrupts_stays(design: Any, sub: int) -
     assert guest.synic.signal(cpu, relid)
 
 
-def test_a_closed_channel_keeps_its_cpu_too() -> None:
-    """Row 4 asks for target_cpu, not for the state."""
-    guest = opened(3)
+@every_column
+def test_4_5_row_4_a_closed_channel_keeps_its_cpu_too(design: Any) -> None:
+    """It asks for target_cpu, not for the state."""
+    guest = opened(3, design=design)
     guest.vmbus.close(guest.vmbus.channels[5])
     with refused(errno.EBUSY, "channels 5"):
         guest.vmbus.synic_cleanup(3)
+
+
+@pytest.mark.parametrize("design", [WITHOUT_12, RFC], ids=["RFC-11", "RFC-12"])
+def test_4_5_row_4_a_mask_that_allows_other_cpus_does_not_help(design: Any) -> None:
+    """vmbus.md 10, trap 38: the user must move it first; so is every other row passed when the channel has gone."""
+    guest = opened(3, design=design)
+    irq = guest.vmbus.channels[5].irq
+    guest.irq.irq_set_affinity(irq, 0b1111)
+    with refused(errno.EBUSY, "channels 5"):
+        guest.vmbus.synic_cleanup(3)
+    guest.irq.irq_set_affinity(irq, 0b0111)
+    guest.settle()
+    guest.vmbus.synic_cleanup(3)
+    assert 0b0111 == guest.vmbus.synics_on
 
 
 @pytest.mark.parametrize(
@@ -177,13 +222,17 @@ def test_a_closed_channel_keeps_its_cpu_too() -> None:
         (WITHOUT_11, Version.V5_3, 100, 0, False),
         (LEGACY, Version.V4_1, 100, 0, False),
         (LEGACY, Version.V5_2, 100, 0, False),
+        (LEGACY, Version.V5_3, 0, 0, False),
+        (WITHOUT_12, Version.V4_1, 0, 20, False),
+        (WITHOUT_12, Version.V5_2, 100, 20, False),
+        (WITHOUT_12, Version.V5_3, 12, 15, False),
     ],
     ids=by_name,
 )
-def test_how_long_moves_under_way_are_waited_for(
+def test_4_5_row_5_how_long_moves_under_way_are_waited_for(
     design: Any, version: Version, late_ms: int, takes_ms: int, says: bool
 ) -> None:
-    """Row 5, RFC 11: 20-25 ms from 4.1 to 5.2; from 5.3 on up to five sleeps of 5-10 ms, then a log line, and on."""
+    """RFC 11: 20-25 ms from 4.1 to 5.2; from 5.3 on up to five sleeps of 5-10 ms, then a log line, and on."""
     guest = opened(2, design=design, version=version)
     answer_late(guest, late_ms)
     move(guest, 1)
@@ -193,17 +242,19 @@ def test_how_long_moves_under_way_are_waited_for(
     assert 0b1011 == guest.vmbus.synics_on
 
 
-def test_below_4_1_there_is_nothing_to_wait_for() -> None:
-    """Rows 5 and 6: neither moves nor flags are looked at."""
-    guest = opened(design="rfc", version=Version.V4_0)
+@every_column
+def test_4_5_row_5_and_row_6_below_4_1_there_is_nothing_to_wait_for(design: Any) -> None:
+    """Neither moves nor flags are looked at."""
+    guest = opened(design=design, version=Version.V4_0)
     set_flag(guest, 3, 9)
     assert 0 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(3))
     assert 0b0111 == guest.vmbus.synics_on
 
 
-def test_a_response_that_was_lost_makes_every_later_offline_wait() -> None:
+@pytest.mark.parametrize("design", [WITHOUT_12, RFC], ids=["RFC-11", "RFC-12"])
+def test_4_5_row_5_a_response_that_was_lost_makes_every_later_offline_wait(design: Any) -> None:
     """vmbus.md 10, trap 11: modchan_completed never catches up: 25 ms and a line each time."""
-    guest = opened(2)
+    guest = opened(2, design=design)
     guest.host.mute = {ModifyChannel}
     move(guest, 1)
     guest.host.mute = set()
@@ -216,11 +267,11 @@ def test_a_response_that_was_lost_makes_every_later_offline_wait() -> None:
     assert 0 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(3))
 
 
-@pytest.mark.parametrize("design", [LEGACY, WITHOUT_11, RFC], ids=by_name)
+@every_column
 @pytest.mark.parametrize("flag", [1, 2047])
 @pytest.mark.parametrize("version", WITH_MODIFY)
-def test_flags_that_nobody_serves_keep_a_cpu(design: Any, flag: int, version: Version) -> None:
-    """Row 6: four scans, three sleeps of 10-20 ms, EBUSY; RFC 11 has a line about it."""
+def test_4_5_row_6_flags_that_nobody_serves_keep_a_cpu(design: Any, flag: int, version: Version) -> None:
+    """Four scans, three sleeps of 10-20 ms, EBUSY; RFC 11 has a line about it."""
     guest = opened(design=design, version=version)
     set_flag(guest, 3, flag)
     start = guest.core.now
@@ -233,29 +284,52 @@ def test_flags_that_nobody_serves_keep_a_cpu(design: Any, flag: int, version: Ve
     assert (0xF, 0xF) == (guest.vmbus.synics_on, guest.vmbus.retarget.synic_online)
 
 
-@pytest.mark.parametrize("after_ms", [5, 25])
-def test_flags_that_are_served_meanwhile_do_not(after_ms: int) -> None:
-    """Row 6: a scan that finds nothing ends it. Flag 0 is not asked for."""
-    guest = opened()
+@every_column
+@pytest.mark.parametrize("after_ms", [1, 9, 11, 19, 21, 29, 31])
+def test_4_5_row_6_flags_that_are_served_meanwhile_do_not(design: Any, after_ms: int) -> None:
+    """A scan that finds nothing ends it, the fourth one at the latest. Flag 0 is not asked for."""
+    guest = opened(design=design)
     set_flag(guest, 3, 9)
     set_flag(guest, 2, 0)
     clock = guest.partition.clock
     clock.call_at(clock.now + after_ms * TICKS_PER_MS, lambda: guest.synic.signal(3, 10))
+    if after_ms > 30:
+        with refused(errno.EBUSY, "flags 9 "):
+            guest.vmbus.synic_cleanup(3)
+        return
     assert -(-after_ms // 10) * 10 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(3))
     assert 0 == milliseconds(guest, lambda: guest.vmbus.synic_cleanup(2))
 
 
+@every_column
+def test_4_5_row_7_the_timer_is_cleaned_up_before_the_registers_and_only_after_the_checks(design: Any) -> None:
+    """hv_stimer_legacy_cleanup, then the registers; hv_synic_init has the timer last."""
+    guest = opened(2, design=design)
+    seen: list[tuple[str, int, int]] = []
+    cpuhp = guest.vmbus.cpuhp
+    cpuhp.stimer_cleanup = lambda cpu: seen.append(("cleanup", cpu, cpuhp.synics_on))
+    cpuhp.stimer_init = lambda cpu: seen.append(("init", cpu, cpuhp.synics_on))
+    with refused(errno.EBUSY):
+        guest.vmbus.synic_cleanup(2)
+    assert [] == seen
+    guest.vmbus.synic_cleanup(3)
+    guest.vmbus.synic_init([3])
+    assert [("cleanup", 3, 0b1111), ("init", 3, 0b1111)] == seen
+
+
 @both_engines
-def test_a_synic_that_is_off_loses_signals_until_it_is_on_again(engine: str) -> None:
-    """Row 7: the registers are off: the host's signal fails and leaves nothing behind; hv_synic_init undoes it."""
-    guest = opened(engine=engine)
+@every_column
+def test_4_5_row_7_a_synic_that_is_off_loses_signals_until_it_is_on_again(engine: str, design: Any) -> None:
+    """The registers are off: the host's signal fails and leaves nothing behind; hv_synic_init undoes it."""
+    guest = opened(engine=engine, design=design)
     guest.vmbus.synic_cleanup(3)
     assert "cpu 3: message page, event flag page" not in guest.vmbus.shared_pages()
     with refused(errno.ENXIO):
         guest.synic.signal(3, 5)
     assert () == guest.synic.flags_set(3)
-    with refused(errno.EINVAL, "SynIC"):
-        guest.irq.irq_set_affinity(guest.vmbus.channels[5].irq, 1 << 3)
+    if design.set_affinity_lock:
+        with refused(errno.EINVAL, "SynIC"):
+            guest.irq.irq_set_affinity(guest.vmbus.channels[5].irq, 1 << 3)
     guest.vmbus.synic_init([3])
     assert (0xF, 0xF) == (guest.vmbus.synics_on, guest.vmbus.retarget.synic_online)
     move(guest, 3)

@@ -21,7 +21,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-s", "--scenario", default="rfc-gen2-8vcpu", metavar="NAME", help="a built-in name or a TOML file"
     )
-    group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, ...")
+    group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, redirect, ...")
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
     group.add_argument("--timers", metavar="NAME", help="how clock ticks come: direct, message or lapic")
@@ -32,6 +32,12 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+    return int(text)
+
+
+def _from_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up")
     return int(text)
 
 
@@ -70,18 +76,54 @@ def _parser() -> argparse.ArgumentParser:
     states = ("idle", "busy", "masked", "closed")
     explain.add_argument("--state", choices=states, default="idle", help="of the channel when the host writes")
     add_json(explain)
+    _add_offline(command("offline", "take CPUs offline after the scenario has run, or plan how"))
+    _add_explore(command("explore", "explore all orders of a race, and tell the shortest bad one", machine=False))
     parse = command("parse", "read a real /proc/interrupts of any generation", machine=False)
     parse.add_argument("file", metavar="FILE", help="- for standard input")
     form = parse.add_mutually_exclusive_group()
     form.add_argument("--render", action="store_true", help="print it again from what was understood")
     add_json(form)
-    bench = command("bench", "measure the demux hot path, the ring, rendering, or the SynIC", machine=False)
-    bench.add_argument("what", choices=("demux", "ring", "render", "synic"))
+    bench = command(
+        "bench", "measure the demux hot path, the ring, rendering, the SynIC, or the explorer", machine=False
+    )
+    bench.add_argument("what", choices=("demux", "ring", "render", "synic", "explore"))
     bench.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples per contender")
     add_json(bench)
     bench.add_argument("--strict", action="store_true", help="exit with status 1 if a bar does not hold")
-    bench.add_argument("--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB")
+    bench.add_argument(
+        "--full", action="store_true", help="the slow workloads too: cold caches, tables of 23 MB, large races"
+    )
     return parser
+
+
+def _add_explore(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("races", nargs="*", metavar="RACE", help="names of races; see --list")
+    sub.add_argument("--all", action="store_true", help="every race in the box, as a table")
+    sub.add_argument("--list", action="store_true", help="list the races and their variants")
+    sub.add_argument("--replay", metavar="FILE", help="play a saved order again, step by step")
+    sub.add_argument("--variant", "--fix", metavar="NAME", help="off, on, or another name; default: all variants")
+    mode = sub.add_mutually_exclusive_group()
+    mode.add_argument("--preemptions", type=_from_zero, metavar="N", help="only orders with so many preemptions")
+    mode.add_argument("--plain", action="store_true", help="play orders that cannot differ, too")
+    mode.add_argument("--random", type=_positive, metavar="N", help="N drawn orders")
+    mode.add_argument("--pct", type=_positive, metavar="N", help="N orders by drawn priorities")
+    sub.add_argument("--depth", type=_positive, default=3, metavar="D", help="of --pct: ordered steps a bug may need")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of --random and --pct")
+    sub.add_argument("--orders", type=_positive, metavar="N", help="stop each search after so many orders")
+    sub.add_argument("--save", metavar="FILE", help="write the shortest bad order into a file")
+    sub.add_argument("--jobs", type=_positive, metavar="N", help="searches at the same time; default: one a processor")
+    sub.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _add_offline(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("cpus", metavar="CPUS", help="a CPU, or a list as the kernel reads it: 4-7")
+    sub.add_argument("--plan", action="store_true", help="do nothing; say who refuses, and how to free the CPUs")
+    sub.add_argument("--interface", choices=("irq", "sysfs", "both"), help="move channels by /proc/irq or by sysfs")
+    sub.add_argument("--restore", action="store_true", help="with --shell: the lines that bring everything back")
+    sub.add_argument("--no-move", action="store_true", help="move no channel: show who refuses")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--shell", action="store_true", help="with --plan: only the lines, for a shell")
+    form.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,11 +45,20 @@ def _synic(args: argparse.Namespace, progress: Progress | None) -> Report:
     return result.to_json(), result.rows, result.findings, "SynIC, ns per signal or message"
 
 
+def _explore(args: argparse.Namespace, progress: Progress | None) -> Report:
+    from vmbusirq.lab.bench_explore import ROUNDS as SEARCHES
+    from vmbusirq.lab.bench_explore import bench_explore
+
+    result = bench_explore(rounds=args.rounds or SEARCHES, full=args.full, progress=progress)
+    return result.to_json(), result.rows, result.findings, "explorer, ns per stage (E1) and per search (E2)"
+
+
 _BENCHES: dict[str, Callable[[argparse.Namespace, Progress | None], Report]] = {
     "demux": _demux,
     "ring": _ring,
     "render": _render,
     "synic": _synic,
+    "explore": _explore,
 }
 
 

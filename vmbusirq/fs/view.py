@@ -75,6 +75,9 @@ class KernelView(Protocol):
     def set_cpu_online(self, cpu: int, online: bool) -> None:
         """Take a CPU offline or bring it back; IrqError: what the kernel refuses with."""
 
+    def online_ticks(self, cpu: int) -> int:
+        """Return how long a CPU has been online since boot, in 100 ns ticks."""
+
     @property
     def arch_rows(self) -> tuple[ArchRow, ...]:
         """x86: the rows shown below the IRQs, in the order of X86_ROWS, and whether each is part of the total."""

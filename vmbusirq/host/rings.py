@@ -88,7 +88,8 @@ class HostRings:
     def close(self) -> None:
         """Unmap both rings; what waits for room is dropped."""
         self._backlog.clear()
-        ffi.release(self.vsp)
+        if not self._out.kept:
+            ffi.release(self.vsp)
         self._out.close()
         self._in.close()
 
@@ -148,19 +149,26 @@ class HostRings:
     def write_steps(self, packet: Packet) -> Steps[bool]:
         """Yield the steps of writing one packet; return whether the guest was signalled (vmbus.md 1.8, 1.9).
 
-        Errors as :meth:`RingWriter.write`.
+        Rings that the guest closes meanwhile take nothing more, and nobody is signalled for them. Errors as
+        :meth:`RingWriter.write`.
         """
         relid = self._channel.relid
         ring = frozenset({f"ring {relid} in"})
         yield Step(f"host: copies a packet into the in ring of channel {relid}", touches=ring)
+        if self.closed:
+            return False
         self._writer.put(packet)
         yield Step(f"host: publishes the write index of channel {relid}", touches=ring)
+        if self.closed:
+            return False
         self._writer.publish()
         self._count(packet)
         yield Step(f"host: looks whether the reader of channel {relid} wants a signal", touches=ring)
-        if not self._writer.must_signal():
+        if self.closed or not self._writer.must_signal():
             return False
         yield Step(f"host: signals channel {relid}", touches=self._signal_touches)
+        if self.closed:
+            return False
         self.signal()
         return True
 

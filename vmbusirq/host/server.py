@@ -51,7 +51,9 @@ class HostBus:
         options: see :class:`HostOptions`.
 
     Attributes:
-        partition, version, options: as given.
+        partition, version: as given.
+        options: as given; others may take their place at any time, ``replace(bus.options, modify_delay_ticks=3_000)``,
+            but for the two GPADL limits, which count from the beginning.
         default: the client at SINT 2 and VTL 0, which every guest is; see :meth:`add_client` for others.
         quota: guest memory in GPADLs.
         throttle: unnecessary signals.
@@ -66,16 +68,16 @@ class HostBus:
     ) -> None:
         self.partition: Final = partition
         self.version: Final = version
-        self.options: Final = HostOptions() if options is None else options
+        self.options = HostOptions() if options is None else options
         self.quota: Final = GpadlQuota(self.options.quota(version))
-        self.throttle: Final = Throttle(partition, self.options)
+        self.throttle: Final = Throttle(self)
         self.hv_sock: Final = HvSock(self)
         self.complaints = 0
         self.messages_posted = 0
         self.execute: Callable[[Steps[None]], object] = run
         self._devices: list[HostDevice] = []
         self._fixed: dict[HostConnection, Counter[int]] = {}
-        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        self._due: list[tuple[int, int, Callable[[], object]]] = []
         self._due_made = 0
         self._pumping = False
         self._port_channels: dict[int, tuple[HostChannel, int]] = {}
@@ -337,7 +339,7 @@ class HostBus:
         """Messages of the guest that were not taken yet."""
         return self._router.waiting
 
-    def later(self, ticks: int, work: Callable[[], None]) -> None:
+    def later(self, ticks: int, work: Callable[[], object]) -> None:
         """Do something in :meth:`pump` when so many ticks have passed, at once for 0; what is due together in order."""
         if ticks == 0:
             work()

@@ -9,8 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmbusirq.host.options import HostOptions
-    from vmbusirq.hyperv.partition import Partition
+    from vmbusirq.host.server import HostBus
 
 __all__ = ["Throttle"]
 
@@ -23,9 +22,8 @@ class Throttle:
         suspensions: how often the guest was suspended for them.
     """
 
-    def __init__(self, partition: Partition, options: HostOptions) -> None:
-        self._partition = partition
-        self._options = options
+    def __init__(self, bus: HostBus) -> None:
+        self._bus = bus
         self._times: deque[int] = deque()
         self.unnecessary = 0
         self.suspensions = 0
@@ -33,16 +31,17 @@ class Throttle:
     def note(self) -> bool:
         """Count one; True if the guest is suspended for it."""
         self.unnecessary += 1
-        after = self._options.throttle_after
+        partition, options = self._bus.partition, self._bus.options
+        after = options.throttle_after
         if after is None:
             return False
-        now = self._partition.clock.now
+        now = partition.clock.now
         self._times.append(now)
-        while self._times[0] + self._options.throttle_window_ticks <= now:
+        while self._times[0] + options.throttle_window_ticks <= now:
             self._times.popleft()
         if len(self._times) <= after:
             return False
         self._times.clear()
         self.suspensions += 1
-        self._partition.suspend_guest(self._options.throttle_ticks)
+        partition.suspend_guest(options.throttle_ticks)
         return True

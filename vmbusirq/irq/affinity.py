@@ -58,6 +58,7 @@ class AffinityLayer(DescTable):
 
     Attributes:
         isolated: CPUs that managed IRQs keep away from when they can (isolcpus=managed_irq).
+        no_irq_affinity: user space may move nothing, as on chipsets whose quirk says so (kernel/irq/proc.c).
         cpumask_of_node: the CPUs of a NUMA node.
     """
 
@@ -75,6 +76,7 @@ class AffinityLayer(DescTable):
     ) -> None:
         super().__init__(machine, **table)
         self.isolated = isolated
+        self.no_irq_affinity = False
         self.cpumask_of_node: Callable[[int], int] = cpumask_of_node or (lambda node: self.possible)
         self._generic_pending_irq = generic_pending_irq
         self._move_pcntxt_is_default = move_pcntxt_is_default

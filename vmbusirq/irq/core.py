@@ -43,6 +43,7 @@ class IrqCore(CpuHotplugLayer):
         irqaffinity: text of the boot option of that name.
         boot_cpu: always in the default affinity that the option sets.
         noirqdebug: the boot option of that name.
+        without: waits that are left out, to see what they are for.
     """
 
     def __init__(self, machine: Any, *, nr_cpus: int, nr_irqs: int, **options: Any) -> None:

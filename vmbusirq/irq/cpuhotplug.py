@@ -7,9 +7,11 @@ Whatever has to be waited for must have been moved before, by its own driver.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import Final
 
 from vmbusirq._ffi import lib
+from vmbusirq.cpumask import format_pbl
 from vmbusirq.errors import IrqError, check
 from vmbusirq.irq.desc import IrqDesc
 from vmbusirq.irq.domain import DomainLayer
@@ -22,7 +24,7 @@ from vmbusirq.irq.settings import (
     IRQD_SINGLE_TARGET,
 )
 from vmbusirq.log import Level
-from vmbusirq.steps import Context, Lock, LockKind, Step, Steps, holding
+from vmbusirq.steps import Context, Lock, LockKind, Step, Steps, each, holding
 
 __all__ = ["CPUS_READ_LOCK", "CPUS_WRITE_LOCK", "CpuHotplugLayer"]
 
@@ -53,25 +55,33 @@ class CpuHotplugLayer(DomainLayer):
 
         An IRQ goes to an online CPU of its affinity; if there is none, to any online CPU, and that stays its affinity
         when the CPU returns. A managed IRQ is shut down instead. What the chip refuses is logged.
+
+        Raises:
+            Exception: the first that a chip raised and that is no IrqError; the other IRQs have moved all the same.
         """
         self.check_owner()
-        for irq in sorted(self.descs):
-            desc = self.descs.get(irq)
-            if desc is None:
-                continue
-            point = f"irq {irq}: migration off cpu {cpu} takes desc->lock"
-            yield Step(point, Context.HARDIRQ, takes=desc.lock, touches=frozenset({f"irq {irq}", "online"}))
-            if desc.freed:
-                continue
-            if (yield from holding(desc.lock, self._migrate_one(desc, cpu))):
-                text = f"IRQ {irq}: no longer affine to CPU{cpu}"
-                self.log.ratelimited("irq_migrate_all_off_this_cpu", Level.DEBUG, text)
+        yield from each(*(self._migrate(irq, cpu) for irq in sorted(self.descs)))
+
+    def _migrate(self, irq: int, cpu: int) -> Steps[None]:
+        desc = self.descs.get(irq)
+        if desc is None:
+            return
+        touches = frozenset({f"irq {irq}", "online"})
+        yield Step(
+            f"irq {irq}: migration off cpu {cpu} takes desc->lock", Context.HARDIRQ, takes=desc.lock, touches=touches
+        )
+        if desc.freed:
+            return
+        if (yield from holding(desc.lock, self._migrate_one(desc, cpu))):
+            text = f"IRQ {irq}: no longer affine to CPU{cpu}"
+            self.log.ratelimited("irq_migrate_all_off_this_cpu", Level.DEBUG, text)
 
     def _migrate_one(self, desc: IrqDesc, cpu: int) -> Steps[bool]:
         """Move one IRQ if it must be; return whether its affinity was broken (migrate_one_irq)."""
         if desc.chip.irq_set_affinity is None:
+            self.log.printk(Level.DEBUG, f"IRQ {desc.irq}: Unable to migrate away")
             return False
-        if desc.is_per_cpu or not desc.started or not (desc.effective_affinity or desc.affinity) >> cpu & 1:
+        if desc.is_per_cpu or not desc.started or not self._needs_fixup(desc, cpu):
             self._drop_lost_move(desc)
             return False
         wanted = desc.affinity
@@ -86,6 +96,20 @@ class CpuHotplugLayer(DomainLayer):
         if masked and desc.started and desc.chip.irq_unmask is not None:
             desc.chip.irq_unmask(desc, cpu)
         return broken
+
+    def _needs_fixup(self, desc: IrqDesc, cpu: int) -> bool:
+        """Return whether an IRQ is delivered to the CPU that goes, or to none that is online (irq_needs_fixup).
+
+        The latter is what a chip leaves behind that has refused before.
+        """
+        mask = desc.effective_affinity or desc.affinity
+        if mask & ~(1 << cpu) and not mask & self.online:
+            self.log.warn(
+                f"Eff. affinity {format_pbl(mask)} of IRQ {desc.irq} contains only offline CPUs after offlining "
+                f"CPU {cpu}"
+            )
+            return True
+        return bool(mask >> cpu & 1)
 
     def _drop_lost_move(self, desc: IrqDesc) -> None:
         """Forget a move that waits for an interrupt and has no online CPU left to go to."""
@@ -105,6 +129,8 @@ class CpuHotplugLayer(DomainLayer):
             except IrqError as error:
                 if error.errno != errno.ENOSPC or managed or broken:
                     raise
+                text = f"IRQ{desc.irq}: set affinity failed for {format_pbl(wanted)}, re-try with online CPUs"
+                self.log.printk(Level.DEBUG, text)
                 broken = True
                 yield from self._do_set_affinity(desc, self.online)
         except IrqError as error:
@@ -125,7 +151,7 @@ class CpuHotplugLayer(DomainLayer):
     def irq_affinity_online_steps(self, cpu: int) -> Steps[None]:
         """Yield the steps of giving a CPU that has come its managed IRQs back (irq_affinity_online_cpu).
 
-        Ordinary ones stay where they are.
+        Ordinary ones stay where they are. What a chip or a domain refuses does not keep the CPU away.
         """
         self.check_owner()
         for irq in sorted(self.descs):
@@ -142,10 +168,24 @@ class CpuHotplugLayer(DomainLayer):
             return
         if desc.chip.irq_set_affinity is None:
             return
-        if desc.state & IRQD_MANAGED_SHUTDOWN:
+        if desc.state & IRQD_MANAGED_SHUTDOWN and not self._start_managed(desc):
+            return
+        if not desc.state & IRQD_SINGLE_TARGET or self._should_isolate(desc, cpu):
+            with suppress(IrqError):
+                yield from self._set_affinity_locked(desc, desc.affinity, force=False)
+
+    def _start_managed(self, desc: IrqDesc) -> bool:
+        """Start an IRQ that was shut down with its last CPU; return whether its domain let it."""
+        try:
             if desc.domain is not None and desc.domain.ops.activate is not None:
                 desc.domain.ops.activate(desc.domain, desc.irq)
-            self._modify_state(desc, set_=IRQD_ACTIVATED)
-            self._startup(desc, force=False)
-        elif not desc.state & IRQD_SINGLE_TARGET:
-            yield from self._set_affinity_locked(desc, desc.affinity, force=False)
+        except IrqError as error:
+            self.log.warn(f"WARNING: irq {desc.irq}: irq_domain_activate_irq failed ({-(error.errno or errno.EIO)})")
+            return False
+        self._modify_state(desc, set_=IRQD_ACTIVATED)
+        self._startup(desc, force=False)
+        return True
+
+    def _should_isolate(self, desc: IrqDesc, cpu: int) -> bool:
+        """Return whether an IRQ leaves isolated CPUs, now that a housekeeping one has come (hk_should_isolate)."""
+        return bool(desc.effective_affinity & self.isolated) and not self.isolated >> cpu & 1

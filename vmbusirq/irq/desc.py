@@ -31,8 +31,9 @@ from vmbusirq.irq.settings import (
     NUMA_NO_NODE,
     Flow,
 )
+from vmbusirq.irq.waits import grace_period
 from vmbusirq.log import Log
-from vmbusirq.steps import Lock, LockKind, Step
+from vmbusirq.steps import Lock, LockKind, Step, Steps, run
 
 if TYPE_CHECKING:
     from vmbusirq.irq.action import IrqAction
@@ -236,11 +237,15 @@ class IrqDesc:
         return [action.dir_name for action in self.actions if action.has_dir]
 
     def update_effective_affinity(self, mask: int) -> None:
-        """Say which CPUs the chip delivers to from now on (irq_data_update_effective_affinity)."""
+        """Say which CPUs the chip delivers to from now on (irq_data_update_effective_affinity).
+
+        The first of them owns the IRQ's slot; where interrupts are redirected, it is their target.
+        """
         self.effective_affinity = mask
         if self.c.slot != ffi.NULL and mask:
+            words = ffi.from_buffer("uint64_t[]", mask.to_bytes(8 * lib.VI_CPU_WORDS, "little"))
             check(
-                lib.vi_irq_set_owner_cpu(self.table.machine, self.irq, cpumask_first(mask)),
+                lib.vi_irq_set_effective(self.table.machine, self.irq, words, cpumask_first(mask)),
                 f"irq {self.irq}: cannot be owned by cpu {cpumask_first(mask)}",
             )
 
@@ -251,6 +256,7 @@ class DescTable:
     Attributes:
         layout_version: changes whenever the rows of /proc/interrupts may have changed in anything but counts and CPUs.
         chip_name_width: bytes of the longest chip name ever set on a descriptor.
+        without: waits that are left out, to see what they are for (:mod:`vmbusirq.irq.waits`).
     """
 
     def __init__(
@@ -263,8 +269,10 @@ class DescTable:
         online: int | None = None,
         log: Log | None = None,
         managed_starts_set: bool = False,
+        without: frozenset[str] = frozenset(),
     ) -> None:
         self.machine = machine
+        self.without: Final = without
         self.nr_cpus = nr_cpus
         self.possible: Final = cpumask_all(nr_cpus)
         self.online = self.possible if online is None else online
@@ -382,10 +390,15 @@ class DescTable:
         Raises:
             IrqError(EBUSY): an action is left, or a domain still maps it. The kernel would free it under its user.
         """
+        run(self.free_descs_steps(irq, cnt))
+
+    def free_descs_steps(self, irq: int, cnt: int = 1) -> Steps[None]:
+        """Yield the steps of free_descs(): the kernel frees them by call_rcu()."""
         self.may_wait(f"irq {irq}: free descriptor")
         descs = [self.irq_to_desc(number) for number in range(irq, irq + cnt)]
         for desc in descs:
             self._check_free(desc)
+        yield from grace_period(self, f"irq {irq}: free_desc", frozenset(f"irq {desc.irq}" for desc in descs))
         for desc in descs:
             check(lib.vi_irq_free_desc(self.machine, desc.irq), f"irq {desc.irq}: cannot free the descriptor")
             desc.forget()

@@ -13,6 +13,7 @@ from vmbusirq.errors import IrqError, check
 from vmbusirq.irq.desc import IrqDesc
 from vmbusirq.irq.percpu import PercpuLayer
 from vmbusirq.irq.settings import IRQ_NOREQUEST, Flow
+from vmbusirq.steps import Steps, run
 
 __all__ = ["DomainLayer", "Fwnode", "FwnodeKind", "IrqDomain", "IrqDomainOps"]
 
@@ -260,6 +261,10 @@ class DomainLayer(PercpuLayer):
             IrqError(EBUSY): it has an action; the kernel would leave that on a dying descriptor.
             IrqError(EDEADLK): called from an interrupt handler.
         """
+        run(self.irq_dispose_mapping_steps(irq))
+
+    def irq_dispose_mapping_steps(self, irq: int) -> Steps[None]:
+        """Yield the steps of irq_dispose_mapping()."""
         self.may_wait(f"irq {irq}: irq_dispose_mapping")
         desc = self.descs.get(irq)
         if irq == 0 or desc is None:
@@ -273,7 +278,7 @@ class DomainLayer(PercpuLayer):
             raise IrqError(errno.EBUSY, f"irq {irq}: cannot be disposed: {names} still uses it; free_irq first")
         self.modify_status(irq, set_=IRQ_NOREQUEST)
         self.set_chip_and_handler(irq, None, Flow.BAD)
-        self.synchronize_irq(irq)
+        yield from self.synchronize_irq_steps(irq)
         if domain.ops.unmap is not None:
             domain.ops.unmap(domain, irq)
         hwirq = desc.hwirq
@@ -282,4 +287,4 @@ class DomainLayer(PercpuLayer):
         desc.domain = None
         desc.c.hwirq = 0
         del domain.revmap[hwirq]
-        self.free_descs(irq)
+        yield from self.free_descs_steps(irq)

@@ -48,6 +48,7 @@ from vmbusirq.irq.settings import (
     IRQF_TRIGGER_MASK,
     IRQS_SUSPENDED,
 )
+from vmbusirq.irq.waits import handlers_done
 from vmbusirq.log import Level
 from vmbusirq.steps import Step, Steps, run
 
@@ -299,9 +300,10 @@ class ManageLayer(AffinityLayer):
         if desc.affinity_notify is not None:
             self.log.warn(f"WARNING: irq {irq}: free_irq with an affinity notifier still set")
             desc.affinity_notify = None
-        yield Step(f"irq {irq}: free_irq takes request_mutex", takes=desc.request_mutex)
+        touches = frozenset({f"irq {irq}"})
+        yield Step(f"irq {irq}: free_irq takes request_mutex", takes=desc.request_mutex, touches=frozenset())
         mutex = (desc.request_mutex,)
-        yield Step(f"irq {irq}: free_irq takes desc->lock", locks=mutex, takes=desc.lock)
+        yield Step(f"irq {irq}: free_irq takes desc->lock", locks=mutex, takes=desc.lock, touches=touches)
         action = next((action for action in desc.actions if same_cookie(action.dev_id, dev_id)), None)
         if action is None:
             self.log.warn(f"Trying to free already-free IRQ {irq}")
@@ -312,8 +314,10 @@ class ManageLayer(AffinityLayer):
         if desc.affinity_hint is not None:
             self.log.once("__free_irq", Level.WARNING, f"WARNING: irq {irq}: free_irq with an affinity hint still set")
             desc.affinity_hint = None
-        yield Step(f"irq {irq}: free_irq waits for running handlers", locks=mutex, ready=lambda: not desc.in_progress)
-        self._remove_action(desc, action)
+        self._unlink_action(desc, action)
+        yield from handlers_done(self, desc, "free_irq", mutex, touches)
+        lib.vi_step_action_freed(self.machine, irq)
+        action.unbind()
         if last:
             if desc.domain is not None and desc.domain.ops.deactivate is not None:
                 desc.domain.ops.deactivate(desc.domain, irq)
@@ -322,12 +326,11 @@ class ManageLayer(AffinityLayer):
                 desc.chip.irq_release_resources(desc)
         return action.name
 
-    def _remove_action(self, desc: IrqDesc, action: IrqAction) -> None:
+    def _unlink_action(self, desc: IrqDesc, action: IrqAction) -> None:
         check(
             lib.vi_irq_remove_action(self.machine, desc.irq, action.c),
             f"irq {desc.irq}: cannot remove {action.name}",
         )
-        action.unbind()
         desc.actions.remove(action)
         self.layout_version += 1
         action.has_dir = False
@@ -372,8 +375,7 @@ class ManageLayer(AffinityLayer):
         """Yield the steps of synchronize_irq()."""
         self.may_wait(f"irq {irq}: synchronize_irq")
         desc = self.irq_to_desc(irq)
-        point = f"irq {irq}: synchronize_irq waits for running handlers"
-        yield Step(point, ready=lambda: not desc.in_progress, touches=frozenset({f"irq {irq}"}))
+        yield from handlers_done(self, desc, "synchronize_irq")
         check(lib.vi_irq_synchronize(self.machine, irq), f"irq {irq}: cannot be waited for")
 
     def enable_irq(self, irq: int) -> int:

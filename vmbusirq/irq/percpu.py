@@ -82,7 +82,8 @@ class PercpuLayer(ManageLayer):
         if enabled:
             self.log.warn(f"percpu IRQ {irq} still enabled on CPU{cpumask_first(enabled)}!")
             return None
-        self._remove_action(desc, action)
+        self._unlink_action(desc, action)
+        action.unbind()
         return action.name
 
     def _percpu_desc(self, irq: int) -> IrqDesc:

@@ -195,6 +195,7 @@ class _Counters:
             now[f"IRQ {irq} cnt"] = int(counters.irq[row + irq])
         if core.arch == "x86":
             now["HYP"] = core.arch_row(cpu, lib.VI_ROW_HYP)
+            now["IWI"] = core.arch_row(cpu, lib.VI_ROW_IWI)
         else:
             ppi = self._machine.platform.vmbus_ppi
             now[f"IRQ {ppi} (PPI) cnt"] = int(counters.irq[row + ppi])
@@ -225,7 +226,7 @@ class _Recorder:
     def hear(self, event: Event) -> None:
         """Take one event of the trace."""
         now = self._counters.read()
-        if event.step == lib.VI_TRACE_VECTOR:
+        if event.step in (lib.VI_TRACE_VECTOR, lib.VI_TRACE_IRQ_WORK):
             self._context = f"CPU {event.cpu}, hard interrupt"
         elif event.step == lib.VI_TRACE_SOFTIRQ:
             self._context = f"CPU {event.cpu}, softirq"

@@ -302,6 +302,19 @@ def _message(event: Event, _: Setting) -> Telling:
     return Telling("", f"looks at the message slot of SINT 2: {found}", f"{_K_VMBUS} vmbus_isr()")
 
 
+def _redirect(event: Event, setting: Setting) -> Telling:
+    irq, kernel = setting.irq(event.id), "kernel/irq/irqdesc.c generic_handle_demux_domain_irq() (redirection)"
+    what = f"must not run {irq} here: an irq_work for it is queued on CPU {event.value}"
+    if event.value < 0:
+        what = f"must not run {irq} here, and nobody has requested it: the event is dropped"
+    return Telling("", what, kernel)
+
+
+def _irq_work(event: Event, setting: Setting) -> Telling:
+    what = f"takes the interrupt of an irq_work, and runs the flow handler of {setting.irq(event.id)}"
+    return Telling("", what, "kernel/irq_work.c irq_work_run()", (Place("csrc/irq/redirect.c", "vi_take_irq_work"),))
+
+
 # ---- the CPU, softirq
 
 
@@ -381,6 +394,8 @@ _TELLERS: Final[Mapping[int, Callable[[Event, Setting], Telling]]] = {
     lib.VI_TRACE_UNMASK: _unmask,
     lib.VI_TRACE_RESCHEDULE: _reschedule,
     lib.VI_TRACE_IRQ_EXIT: _irq_exit,
+    lib.VI_TRACE_REDIRECT: _redirect,
+    lib.VI_TRACE_IRQ_WORK: _irq_work,
 }
 
 

@@ -28,6 +28,7 @@ def read_events(
     channels: Sequence[ChannelSpec],
     host: HostSpec,
     cpus: CpuSpec,
+    arch: str,
     duration_s: int,
 ) -> tuple[EventSpec, ...]:
     """Read [[event]] tables and follow their course.
@@ -37,7 +38,7 @@ def read_events(
     Raises:
         ScenarioError: an event that is not well formed, or that cannot happen when it should.
     """
-    reader = _Reader(devices, channels, host, cpus)
+    reader = _Reader(devices, channels, host, cpus, arch)
     pairs = [(reader.read(table, duration_s), table) for table in top.tables("event")]
     pairs.sort(key=lambda pair: pair[0].at)
     course = Course(devices, channels)
@@ -53,12 +54,18 @@ class _Reader:
     """Reads one table at a time, and knows whom it may name."""
 
     def __init__(
-        self, devices: Sequence[DeviceSpec], channels: Sequence[ChannelSpec], host: HostSpec, cpus: CpuSpec
+        self,
+        devices: Sequence[DeviceSpec],
+        channels: Sequence[ChannelSpec],
+        host: HostSpec,
+        cpus: CpuSpec,
+        arch: str,
     ) -> None:
         self._devices = {device.name: device for device in devices}
         self._places = {spec.relid: (spec.device, spec.sub) for spec in channels}
         self._host = host
         self._cpus = cpus
+        self._arch = arch
         self._bodies: Mapping[str, Callable[[Table, int], EventSpec]] = {
             "hot-add": self._hot_add,
             "rescind": self._rescind,
@@ -67,6 +74,8 @@ class _Reader:
             "connect": self._connect,
             "disconnect": self._disconnect,
             "affinity": self._affinity,
+            "offline": lambda table, at: self._hotplug("offline", table, at),
+            "online": lambda table, at: self._hotplug("online", table, at),
         }
 
     def read(self, table: Table, duration_s: int) -> EventSpec:
@@ -95,14 +104,28 @@ class _Reader:
 
     def _affinity(self, table: Table, at: int) -> EventSpec:
         device, sub = self._place(table)
-        cpus = table.take("cpus", str)
-        try:
-            mask = bitmap_parselist(cpus.encode(), self._cpus.possible)
-        except IrqError as error:
-            raise table.fail("cpus", str(error)) from None
+        cpus, mask = self._cpu_list(table)
         if not mask & ((1 << self._cpus.present) - 1) & ~self._cpus.isolated:
             raise table.fail("cpus", f"{cpus!r} has no CPU that is online and not isolated")
         return EventSpec(at, "affinity", device, sub, cpus)
+
+    def _cpu_list(self, table: Table) -> tuple[str, int]:
+        """Take a CPU list; return it and its mask."""
+        cpus = table.take("cpus", str)
+        try:
+            return cpus, bitmap_parselist(cpus.encode(), self._cpus.possible)
+        except IrqError as error:
+            raise table.fail("cpus", str(error)) from None
+
+    def _hotplug(self, action: str, table: Table, at: int) -> EventSpec:
+        cpus, mask = self._cpu_list(table)
+        if not mask:
+            raise table.fail("cpus", f"{cpus!r} names no CPU")
+        if mask >> self._cpus.present:
+            raise table.fail("cpus", f"{cpus!r}: CPUs from {self._cpus.present} on are not present")
+        if self._arch == "x86" and mask & 1:
+            raise table.fail("cpus", f"{cpus!r}: CPU 0 of x86 is always online; leave it out")
+        return EventSpec(at, action, cpus=cpus)
 
     def _connect(self, table: Table, at: int) -> EventSpec:
         if self._host.version < HV_SOCK_SINCE:

@@ -125,7 +125,7 @@ def parse_scenario(text: str, name: str, source: str | None = None) -> Scenario:
         duration_s=duration_s,
         stat={key: stat.number(key, 0, 1 << 62, 0) for key in ("btime", "ctxt", "processes")},
         presets=preset_rows,
-        events=read_events(top, devices, channels, host, cpus, duration_s),
+        events=read_events(top, devices, channels, host, cpus, arch, duration_s),
         page_kib=_read_page_kib(platform, arch),
         timers=read_timers(top, arch, cpus, preset_rows),
     )

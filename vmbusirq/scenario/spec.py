@@ -11,6 +11,7 @@ from vmbusirq.wire.protocol import Version
 
 __all__ = [
     "ACTIONS",
+    "HOTPLUG",
     "OFFER_ORDERS",
     "TIMER_MODES",
     "ChannelSpec",
@@ -26,8 +27,10 @@ __all__ = [
 ]
 
 ROWS_SELDOM_BUILT: Final = ("PLT", "PMN")  # UV machines; CONFIG_X86_POSTED_MSI, off by default
-ACTIONS: Final = ("hot-add", "rescind", "suspend", "resume", "connect", "disconnect", "affinity")
+ACTIONS: Final = ("hot-add", "rescind", "suspend", "resume", "connect", "disconnect", "affinity", "offline", "online")
 """What can happen while a scenario runs."""
+HOTPLUG: Final = ("offline", "online")
+"""Those of them that happen to CPUs."""
 TIMER_MODES: Final = ("direct", "message", "lapic")
 """How a guest's clock ticks come."""
 
@@ -141,7 +144,7 @@ class EventSpec:
         action: one of :data:`ACTIONS`.
         device, sub: of ``hot-add``, ``rescind`` and ``affinity``: which device; which of its channels. A ``rescind``
             of channel 0 is one of the device.
-        cpus: of ``affinity``: a CPU list.
+        cpus: of ``affinity``, ``offline`` and ``online``: a CPU list.
         connection: of ``connect`` and ``disconnect``: the connection's name.
         by_host: of those: the host does it, not the guest.
         port: of ``connect``: where.
@@ -164,6 +167,8 @@ class EventSpec:
     @property
     def what(self) -> str:
         """Whom it happens to, in words; empty for suspend and resume."""
+        if self.action in HOTPLUG:
+            return f"cpu {self.cpus}"
         if self.connection:
             return self.connection
         return f"{self.device}/{self.sub}" if self.sub or self.action == "affinity" else self.device

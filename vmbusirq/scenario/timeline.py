@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final
 
-from vmbusirq.scenario.spec import ChannelSpec, DeviceSpec, EventSpec, Scenario
+from vmbusirq.scenario.spec import HOTPLUG, ChannelSpec, DeviceSpec, EventSpec, Scenario
 from vmbusirq.scenario.table import TICKS_PER_S, Table
 
 __all__ = ["BOOT_TICKS", "Course", "OutOfTurn", "Segment", "check_traffic", "plan"]
@@ -50,9 +50,10 @@ class Course:
 
     def apply(self, event: EventSpec) -> None:
         """Let an event happen. OutOfTurn: it cannot."""
-        if self.suspended and event.action in ("suspend", "connect", "disconnect", "affinity"):
+        if self.suspended and event.action in ("suspend", "connect", "disconnect", "affinity", *HOTPLUG):
             raise OutOfTurn("action", f"{event.action} cannot be: the guest is suspended then; resume it first")
-        getattr(self, f"_{event.action.replace('-', '_')}")(event)
+        if event.action not in HOTPLUG:  # that takes no channel away, and what refuses it is seen when it happens
+            getattr(self, f"_{event.action.replace('-', '_')}")(event)
 
     def _hot_add(self, event: EventSpec) -> None:
         if (event.device, 0) not in self._channels:

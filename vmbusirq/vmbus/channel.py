@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmbusirq.vmbus.device import HvDevice
     from vmbusirq.vmbus.requestor import Requestor
 
-__all__ = ["Attention", "Channel", "ChannelState", "ChannelStats", "RingState"]
+__all__ = ["Attention", "Channel", "ChannelState", "ChannelStats", "Moves", "RingState"]
 
 
 class ChannelState(IntEnum):
@@ -91,6 +91,39 @@ def _look(mem: Any) -> RingState:
     )
 
 
+@dataclass(slots=True)
+class Moves:
+    """What the host was asked about a channel's CPU while it is open, and has not confirmed.
+
+    Attributes:
+        host_cpu: the CPU that the host was asked to interrupt last; target_cpu, unless interrupts are redirected.
+        left: mask of the CPUs that it may still interrupt, for it has not said otherwise.
+        unanswered: MODIFYCHANNELs that it has not answered; 0 where it never answers.
+        status: of its last answer.
+        poke: the channel is poked when the answer comes, for a signal may have been lost before.
+    """
+
+    host_cpu: int = 0
+    left: int = 0
+    unanswered: int = 0
+    status: int = 0
+    poke: bool = False
+
+    def asked(self, cpu: int, answers: bool) -> None:
+        """Note that MODIFYCHANNEL was posted."""
+        self.left = (self.left | 1 << self.host_cpu) & ~(1 << cpu)
+        self.host_cpu = cpu
+        self.unanswered += answers
+        self.status = 0
+
+    def answered(self, status: int) -> None:
+        """Note the answer; the last one says where nothing comes any more."""
+        self.status = status
+        self.unanswered = max(0, self.unanswered - 1)
+        if not self.unanswered and not status:
+            self.left = 0
+
+
 class _Watcher:
     """What is behind the handle that C passes back with a packet."""
 
@@ -114,6 +147,7 @@ class Channel(Sender):
         irq: its Linux IRQ, 0 in a design without channel IRQs.
         mapped: flags of its relid reach it.
         target_cpu: the CPU that the guest has asked the host to interrupt.
+        moves: what the host was asked about it.
         irq_requested: request_irq has succeeded and free_irq has not been called since.
         gpadl: handle of the rings' GPADL, 0 while they are not shared.
         rescind_ref: a rescind has been taken up.
@@ -133,6 +167,7 @@ class Channel(Sender):
         self.irq_name = device_class.irq_name(offer.sub_channel_index, None)
         self.irq = 0
         self.target_cpu = 0
+        self.moves = Moves()
         self.state = ChannelState.OFFER
         self.irq_requested = False
         self.gpadl = 0
@@ -279,7 +314,7 @@ class Channel(Sender):
     def unmap(self) -> None:
         """Undo :meth:`map`. EDEADLK from inside an interrupt."""
         result = lib.vi_channel_unmap(self._present())
-        check(result, f"channel {self.relid}: cannot be unmapped from inside an interrupt")
+        check(result, f"channel {self.relid}: cannot be unmapped while an interrupt is under way")
         self.mapped = False
 
     def bind_action(self, action: Any) -> None:
@@ -333,7 +368,7 @@ class Channel(Sender):
             )
         handle = ffi.NULL if on_packet is None else ffi.new_handle(_Watcher(on_packet))
         result = lib.vi_channel_set_attention(self._present(), mode, handle)
-        check(result, f"channel {self.relid}: its attention cannot be changed from inside an interrupt")
+        check(result, f"channel {self.relid}: its attention cannot be changed while an interrupt is under way")
         self._attention_handle = handle
 
     def clear_callback(self) -> None:
@@ -347,7 +382,7 @@ class Channel(Sender):
     ) -> None:
         handle = ffi.new_handle(context) if context else ffi.NULL
         result = lib.vi_channel_set_callback(self._present(), kind, function, handle)
-        check(result, f"channel {self.relid}: the callback cannot be changed from inside an interrupt")
+        check(result, f"channel {self.relid}: the callback cannot be changed while an interrupt is under way")
         self._callback_handle = handle
 
     def destroy(self) -> None:

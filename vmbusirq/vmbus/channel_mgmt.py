@@ -14,7 +14,7 @@ from vmbusirq.errors import IrqError, errno_name
 from vmbusirq.irq import IrqDomain
 from vmbusirq.irq.settings import IRQ_MOVE_PCNTXT
 from vmbusirq.limits import RELID_MAX, RELID_MIN
-from vmbusirq.steps import Step, Steps
+from vmbusirq.steps import Step, Steps, holding
 from vmbusirq.vmbus.affinity import VpAssignment
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
@@ -22,6 +22,7 @@ from vmbusirq.vmbus.device import HvDevice
 from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers.catalogue import find_class
 from vmbusirq.vmbus.open import Opener
+from vmbusirq.vmbus.waits import free_channel, reset_channel_cb
 from vmbusirq.vmbus.work import WorkQueues
 from vmbusirq.wire.devices import UNSUPPORTED_CLASS_IDS
 from vmbusirq.wire.protocol import (
@@ -263,10 +264,10 @@ class ChannelManager:
     def _mark_rescinded(self, channel: Channel) -> Steps[None]:
         """Let nothing through any more, and end every wait for the host."""
         channel.rescind_ref = True
-        yield Step(f"channel {channel.relid}: rescind")
+        yield Step(f"channel {channel.relid}: rescind", touches=frozenset({f"channel {channel.relid}"}))
         if channel.gone:  # its device could not be added, and it was removed for that
             return
-        channel.clear_callback()
+        yield from reset_channel_cb(self._ctx, channel)
         channel.rescind()
         self._ctx.control.rescind_channel(channel)
 
@@ -293,13 +294,23 @@ class ChannelManager:
     def process_removal(self, channel: Channel) -> Steps[None]:
         """Unmap the relid, forget the channel, give its relid back (hv_process_channel_removal)."""
         relid = channel.relid
-        yield Step(f"channel {relid}: remove", takes=CHANNEL_MUTEX)
+        touches = frozenset({f"channel {relid}", f"relid {relid}", f"irq {channel.irq}"})
+        yield Step(f"channel {relid}: remove", takes=CHANNEL_MUTEX, touches=touches)
         if channel.gone:
             return
+        yield from holding(CHANNEL_MUTEX, self._remove(channel))
+        if relid != INVALID_RELID and self._ctx.control.connected:
+            yield from self._release(relid)
+        for sub in channel.device.sub_channels if channel.primary is None and channel.device is not None else ():
+            if sub.rescind_event:  # nobody is left to close their primary
+                yield from self.process_removal(sub)
+
+    def _remove(self, channel: Channel) -> Steps[None]:
         if not channel.rescinded:
             channel.rescind()
-        self._drop_rings(channel)
-        self.unmap(channel)
+        yield from self._drop_rings(channel)
+        yield from self.unmap(channel)
+        yield from free_channel(self._ctx, channel)
         if channel.is_hv_sock or channel.primary is not None:
             self.close_on_suspend -= 1
         self._devices.forget(channel)
@@ -308,38 +319,35 @@ class ChannelManager:
         channel.destroy()
         if channel.device_class.perf and not self.perf_channel_on(cpu):
             self.assignment.unmark(cpu)
-        if relid != INVALID_RELID and self._ctx.control.connected:
-            yield from self._release(relid)
-        for sub in channel.device.sub_channels if channel.primary is None and channel.device is not None else ():
-            if sub.rescind_event:  # nobody is left to close their primary
-                yield from self.process_removal(sub)
 
     def _release(self, relid: int) -> Steps[None]:
         """Give a relid back; a host that does not take the message keeps it (vmbus_release_relid)."""
         try:
-            yield from self._ctx.control.post(RelidReleased(relid))
+            yield from self._ctx.control.post(RelidReleased(relid), touches=frozenset({f"channel {relid}"}))
         except IrqError as error:
             self._log.err(f"hv_vmbus: relid {relid} could not be released: {errno_name(error.errno or errno.EIO)}")
 
-    def _drop_rings(self, channel: Channel) -> None:
+    def _drop_rings(self, channel: Channel) -> Steps[None]:
         """A channel whose driver never closed it (an unbound device, a sub-channel of nobody) gives its rings back."""
         if channel.rings is not None:
             rings = channel.rings
-            channel.clear_callback()
+            yield from reset_channel_cb(self._ctx, channel)
             channel.share_rings(None)
             channel.gpadl = 0
             channel.state = ChannelState.OPEN
             rings.free()
 
-    def unmap(self, channel: Channel) -> None:
+    def unmap(self, channel: Channel) -> Steps[None]:
         """Free the IRQ and dispose of its mapping; the relid is nobody's now (vmbus_channel_unmap_relid)."""
         if self.channels.get(channel.relid) is not channel:
             return
-        self._opener.free_irq(channel)
+        yield from self._opener.free_irq(channel)
         if channel.mapped:
+            touches = frozenset({f"relid {channel.relid}", f"channel {channel.relid}", f"irq {channel.irq}"})
+            yield Step(f"channel {channel.relid}: vmbus_channel_unmap_relid", touches=touches)
             channel.unmap()
         if channel.irq:
-            self._ctx.irq.irq_dispose_mapping(channel.irq)
+            yield from self._ctx.irq.irq_dispose_mapping_steps(channel.irq)
             channel.irq = 0
         del self.channels[channel.relid]
 
@@ -349,12 +357,12 @@ class ChannelManager:
 
     # ---- suspend
 
-    def forget_relids(self) -> None:
+    def forget_relids(self) -> Steps[None]:
         """Unmap every primary and take its relid away: the host will offer it anew."""
         for device in tuple(self._devices.values()):
             channel = device.primary
             if channel.relid == INVALID_RELID:
                 continue
-            self.unmap(channel)
+            yield from self.unmap(channel)
             channel.relid = INVALID_RELID
             self.fixup_on_resume += 1

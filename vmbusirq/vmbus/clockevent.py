@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import TICKS_PER_S, Core
+from vmbusirq.cpumask import cpumask_first
 from vmbusirq.errors import IrqError, check
 from vmbusirq.hyperv.clock import Timer
 from vmbusirq.hyperv.cpuid import Feature
@@ -59,14 +60,44 @@ class ClockEvents:
         self.on_event: Final[list[Callable[[int], object]]] = []
         self.on_tsc_change: Final[list[Callable[[int], object]]] = []
         self._armed: dict[int, int] = {}
+        self._set_up: set[int] = set()
+        self._in_use = False
+        self._offline: set[int] = set()
+        self._reenlightened: int | None = None
         self._apic_timers: dict[int, Timer] = {}
         if self.mode == "message":
             partition.add_pump(self._hear_messages, guest=True)
+
+    # ---- CPUs that come and go
+
+    def cpu_starting(self, cpu: int) -> None:
+        """Set the timer of a CPU up that has come, where it needs no SynIC (hv_stimer_init, direct mode)."""
+        self._offline.discard(cpu)
+        if self._in_use and self.mode == "direct":
+            self.start(cpu)
+
+    def cpu_dying(self, cpu: int) -> None:
+        """Stop the timer of a CPU that has left the online mask (hv_stimer_cleanup, lapic_shutdown)."""
+        self._offline.add(cpu)
+        if cpu in self._set_up or cpu in self._apic_timers:
+            self.shutdown(cpu)
+
+    def legacy_init(self, cpu: int) -> None:
+        """Set the timer of a CPU up whose SynIC is on, if it sends messages (hv_stimer_legacy_init)."""
+        if self._in_use and self.mode == "message":
+            self.start(cpu)
+
+    def legacy_cleanup(self, cpu: int) -> None:
+        """Stop the timer of a CPU whose SynIC goes off, if it sends messages (hv_stimer_legacy_cleanup)."""
+        if self.mode == "message" and cpu in self._set_up:
+            self.shutdown(cpu)
 
     # ---- one event
 
     def start(self, cpu: int) -> None:
         """Set the CPU's timer up: one-shot, auto-enabled, nothing due yet (hv_ce_set_oneshot)."""
+        self._in_use = True
+        self._set_up.add(cpu)
         vcpu = self._hv.vcpus[cpu]
         if self.mode == "direct":
             vcpu.apic.handlers[STIMER0_VECTOR] = self._direct_isr
@@ -77,8 +108,10 @@ class ClockEvents:
         """Let the CPU have its next event in ``delta`` ticks of 100 ns (hv_ce_set_next_event).
 
         Raises:
-            IrqError: EINVAL, the device cannot wait that short or long, or there is none on arm64.
+            IrqError: EINVAL, the device cannot wait that short or long, or there is none: on arm64, of a CPU that is
+                offline.
         """
+        self._check_online(cpu)
         if not DELTA_MIN <= delta <= DELTA_MAX or self.mode == "arch":
             raise IrqError(
                 errno.EINVAL,
@@ -99,6 +132,7 @@ class ClockEvents:
         if timer is not None:
             timer.cancel()
         self._armed.pop(cpu, None)
+        self._set_up.discard(cpu)
         if self.mode in CONFIG_BY_MODE:
             self._hv.vcpus[cpu].wrmsr(Msr.STIMER0_COUNT, 0)
             self._hv.vcpus[cpu].wrmsr(Msr.STIMER0_CONFIG, 0)
@@ -129,6 +163,10 @@ class ClockEvents:
             timer.cancel()
         self._apic_timers[cpu] = self._hv.clock.call_at(self._hv.clock.now + delta, expire)
 
+    def _check_online(self, cpu: int) -> None:
+        if cpu in self._offline:
+            raise IrqError(errno.EINVAL, f"clockevent {cpu}: cpu {cpu} is offline: it has none (EINVAL)")
+
     def _event(self, cpu: int) -> None:
         for heard in tuple(self.on_event):
             heard(cpu)
@@ -144,6 +182,7 @@ class ClockEvents:
         Raises:
             IrqError: EINVAL for a CPU, a time or arm64, ENXIO: its SynIC is off; EBUSY: its interrupts are.
         """
+        self._check_online(cpu)
         what = f"clockevent {cpu}: cannot tick {ticks} times by {self.name}"
         if self.mode not in _MODES:
             raise IrqError(errno.EINVAL, f"{what}: an arm64 guest has the ticks of an IRQ (EINVAL)")
@@ -164,10 +203,19 @@ class ClockEvents:
         """
         if not self._hv.features.has(Feature.REENLIGHTENMENT):
             raise IrqError(errno.EOPNOTSUPP, "reenlightenment: the host does not offer it (EOPNOTSUPP)")
+        self._hv.vcpus[cpu].wrmsr(Msr.TSC_EMULATION_CONTROL, 1)
+        self._reenlighten_on(cpu)
+
+    def _reenlighten_on(self, cpu: int) -> None:
+        self._reenlightened = cpu
         vcpu = self._hv.vcpus[cpu]
         vcpu.apic.handlers[REENLIGHTENMENT_VECTOR] = self._reenlightenment_isr
-        vcpu.wrmsr(Msr.TSC_EMULATION_CONTROL, 1)
         vcpu.wrmsr(Msr.REENLIGHTENMENT_CONTROL, cpu << 32 | 1 << 16 | REENLIGHTENMENT_VECTOR)
+
+    def move_reenlightenment(self, cpu: int, online: int) -> None:
+        """Let the interrupt after a migration come to another online CPU than the one that goes (hv_cpu_die)."""
+        if self._reenlightened == cpu:
+            self._reenlighten_on(cpumask_first(online & ~(1 << cpu)))
 
     def _reenlightenment_isr(self, vcpu: Vcpu) -> None:
         self._count(vcpu.index, lib.VI_ROW_HRE)

@@ -32,9 +32,11 @@ from vmbusirq.vmbus.devices import Devices
 from vmbusirq.vmbus.drivers import DRIVERS
 from vmbusirq.vmbus.hibernation import Hibernation
 from vmbusirq.vmbus.leaving import Leaving
+from vmbusirq.vmbus.migrate import Migration
 from vmbusirq.vmbus.monitor import Monitors
 from vmbusirq.vmbus.open import Opener
 from vmbusirq.vmbus.pages import HV_PAGE, GuestPages
+from vmbusirq.vmbus.redirect import Redirector
 from vmbusirq.vmbus.retarget import Retarget
 from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.vmbus.toplevel import make_domain, request_message_irq, request_ppi
@@ -72,7 +74,7 @@ class VmbusConnection:
         devices: devices by instance GUID, in the order in which they came; drivers, and ids added to them.
         channels: offered channels by relid.
         work: the work queues.
-        retarget: which CPU channels interrupt.
+        retarget: which CPU channels interrupt; redirector: the same in a design that redirects them.
         cpuhp: CPUs that come and go.
         monitors: the monitor pages.
         synic: the SynICs as the guest programs them.
@@ -105,11 +107,14 @@ class VmbusConnection:
         self.work: Final = WorkQueues(irq.owner.keep)
         assignment = VpAssignment(nodes, irq.possible & ~options.isolated, lambda: irq.online)
         self.retarget: Final = Retarget(self._ctx, assignment, self.work.system.queue)
-        self.domain: Final = make_domain(irq, self.retarget.chip_set_affinity, self)
+        self.redirector: Final = Redirector(self._ctx, self.retarget)
+        moves = self.redirector if design.redirects else self.retarget
+        self.domain: Final = make_domain(irq, moves.chip_set_affinity, self)
         self._opener: Final = Opener(self._ctx, self.work.system.queue)
         self.devices: Final = Devices(irq.log, self._opener.abandon)
         self.synic: Final = GuestSynic(hv)
-        self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, self.devices, self.synic)
+        migration = Migration(self._ctx, self.retarget, self.devices)
+        self.cpuhp: Final = CpuHotplug(self._ctx, self.retarget, migration, self.synic)
         self.manager: Final = ChannelManager(
             self._ctx, self._opener, self.devices, self.work, self.domain, self._set_signal, assignment
         )

@@ -7,7 +7,7 @@ drivers/hv/channel_mgmt.c, v6.10.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -185,6 +185,12 @@ class Control:
         if error:
             raise IrqError(error, f"vmbus: {message.msgtype.name} could not be posted ({errno.errorcode[error]})")
 
+    def post_nowait(self, message: Message) -> bool:
+        """Post a message where nobody can wait; return False if the host has no buffer for it, or wants none."""
+        error = self._post_once(message, encode(message, self.version))
+        self._trace_sent(message, -error)
+        return not error
+
     def _post_once(self, message: Message, payload: bytes) -> int:
         status = self.hv.hv_post_message(self.msg_conn_id, lib.VI_MSG_VMBUS, payload)
         if status == HvStatus.SUCCESS:
@@ -196,7 +202,13 @@ class Control:
         self.log.err(f"hv_vmbus: hv_post_msg() failed; error code:{int(status)}")
         return errno.EINVAL
 
-    def ask(self, request: Request, *messages: Message, lock: Lock | None = None) -> Steps[Message | None]:
+    def ask(
+        self,
+        request: Request,
+        *messages: Message,
+        locks: Sequence[Lock] = (),
+        touches: frozenset[str] | None = None,
+    ) -> Steps[Message | None]:
         """Post messages and wait, without limit, for the answer; None: the channel was rescinded instead.
 
         A host answers in the order of the questions: as long as one of the same kind and key is unanswered, its answer
@@ -205,17 +217,22 @@ class Control:
         Args:
             request: what is asked.
             messages: how.
-            lock: held while they are posted and dropped for the wait.
+            locks: held while they are posted and dropped for the wait.
+            touches: what the caller touches after it, up to its next step; None: maybe anything.
         Raises:
             Hung: the host will not answer; what it says later is not taken for the answer to another question.
         """
+        touched = None if touches is None else touches | {"requests"}
         self.requests.append(request)
         try:
             for message in messages:
-                yield from self.post(message) if lock is None else holding(lock, self.post(message))
+                posting = self.post(message, touches=touched)
+                for lock in reversed(locks):
+                    posting = holding(lock, posting)
+                yield from posting
             earlier = [other for other in self.given_up if (other.kind, other.key) == (request.kind, request.key)]
             try:
-                yield from self.wait(f"wait for {request.kind.name}", lambda: request.done)
+                yield from self.wait(f"wait for {request.kind.name}", lambda: request.done, touches=touched)
             except Hung:
                 said = [other.answer for other in earlier if other.answer is not None]
                 if not said:

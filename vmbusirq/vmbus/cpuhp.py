@@ -7,15 +7,17 @@ still online and takes interrupts; an error keeps it where it is, and everything
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 from vmbusirq.core import TICKS_PER_MS
 from vmbusirq.cpumask import cpumask_of, format_pbl
+from vmbusirq.designs import OfflinePolicy
 from vmbusirq.errors import IrqError
-from vmbusirq.steps import Step, Steps, holding
+from vmbusirq.steps import LockKind, Step, Steps, holding
 from vmbusirq.vmbus.affinity import CONNECT_CPU
-from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
-from vmbusirq.vmbus.devices import Devices
+from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
+from vmbusirq.vmbus.migrate import MODIFY_UNANSWERED_TICKS, Migration, Move
 from vmbusirq.vmbus.retarget import Retarget
 from vmbusirq.vmbus.synic import GuestSynic
 from vmbusirq.wire.protocol import Unlock
@@ -23,7 +25,6 @@ from vmbusirq.wire.protocol import Unlock
 __all__ = ["CpuHotplug"]
 
 # Each sleep of the kernel is a range of which this is the least: the most that a late host can be late for.
-MODIFY_UNANSWERED_TICKS: Final = 20 * TICKS_PER_MS  # of 20 to 25 ms, where hosts do not answer MODIFYCHANNEL
 MODIFY_SLEEP_TICKS: Final = 5 * TICKS_PER_MS  # of 5 to 10 ms
 MODIFY_SLEEPS: Final = 5
 FLAGS_SLEEP_TICKS: Final = 10 * TICKS_PER_MS  # of 10 to 20 ms
@@ -37,19 +38,23 @@ class CpuHotplug:
     Args:
         context: the kernel and the hypervisor.
         retarget: who moves channels meanwhile.
-        devices: whose channels there are.
+        migration: what becomes of the channels of a CPU that goes.
         synic: who programs the SynICs.
 
     Attributes:
         synics_on: CPUs whose SynIC is switched on.
+        stimer_init, stimer_cleanup: called with a CPU when its SynIC is on, and before it goes off: a timer that sends
+            messages needs it (hv_stimer_legacy_init, hv_stimer_legacy_cleanup).
     """
 
-    def __init__(self, context: Context, retarget: Retarget, devices: Devices, synic: GuestSynic) -> None:
+    def __init__(self, context: Context, retarget: Retarget, migration: Migration, synic: GuestSynic) -> None:
         self._ctx = context
         self._retarget = retarget
-        self._devices = devices
+        self._migration = migration
         self._synic = synic
         self.synics_on = 0
+        self.stimer_init: Callable[[int], object] = lambda cpu: None
+        self.stimer_cleanup: Callable[[int], object] = lambda cpu: None
 
     def synic_init(self, cpu: int) -> Steps[None]:
         """Switch the SynIC of a CPU that has come online on (hv_synic_init)."""
@@ -57,17 +62,24 @@ class CpuHotplug:
         self._synic.enable(cpu)
         self.synics_on |= 1 << cpu
         self._retarget.synic_online |= 1 << cpu
+        self.stimer_init(cpu)
 
     def synic_cleanup(self, cpu: int) -> Steps[None]:
         """See whether a CPU can do without interrupts, and switch its SynIC off (hv_synic_cleanup).
 
         Raises:
-            IrqError: EBUSY the connect CPU, a CPU that a channel interrupts, or one with flags that nobody serves.
+            IrqError: EBUSY the connect CPU, a CPU with channels that stay, or one with flags that nobody serves.
         """
+        moves: list[Move] = []
         if self._ctx.control.connected:
-            yield from self._leave(cpu)
-        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu))
+            yield from self._leave(cpu, moves)
+        then = frozenset({"targets", "modchan"}) if self._hands_over else frozenset()
+        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu) | then)
+        left = self._flags(cpu)
+        self.stimer_cleanup(cpu)
         self.disable(cpu)
+        if self._hands_over and self._ctx.control.connected:
+            yield from self._migration.poke(cpu, moves, left)
 
     def disable(self, cpu: int) -> None:
         """Switch a SynIC off: from now on signals for it are lost (hv_synic_disable_regs)."""
@@ -77,44 +89,43 @@ class CpuHotplug:
 
     # ---- what must hold before
 
-    def _leave(self, cpu: int) -> Steps[None]:
+    @property
+    def _hands_over(self) -> bool:
+        return self._ctx.design.offline_policy is OfflinePolicy.HANDOVER
+
+    def _leave(self, cpu: int, moves: list[Move]) -> Steps[None]:
         if cpu == CONNECT_CPU:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: control messages come to it (EBUSY); unload")
         design = self._ctx.design
         yield Step(f"cpu {cpu}: hv_synic_cleanup takes channel_mutex", takes=CHANNEL_MUTEX, touches=_SEARCH)
         try:
             yield from holding(CHANNEL_MUTEX, self._clear_and_search(cpu))
+            yield from self._migration.move(cpu, moves)
             yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it", touches=_wait(cpu))
-            if design.wait_modifychannel:
+            if self._hands_over:
+                yield from self._migration.wait(cpu)
+            elif design.wait_modifychannel:
                 yield from self._wait_for_moves(cpu)
+            self._migration.check(cpu, moves)
             yield from self._wait_for_flags(cpu)
         except Exception:
             if design.set_affinity_lock:
                 self._retarget.synic_online |= 1 << cpu
+            yield from self._migration.undo(moves)
             raise
 
     def _clear_and_search(self, cpu: int) -> Steps[None]:
         """Look for channels on a CPU; under set_affinity_lock none can come after that (RFC patch 12)."""
         if not self._ctx.design.set_affinity_lock:
-            self._search(cpu)
+            self._migration.search(cpu)
             return
-        yield Step(
-            f"cpu {cpu}: hv_synic_cleanup takes set_affinity_lock",
-            takes=SET_AFFINITY_LOCK,
-            touches=frozenset({"synic_online"}),
-        )
+        lock = self._ctx.set_affinity_lock
+        what = "takes set_affinity_lock" + (", interrupts off" if lock.kind is LockKind.RAW else "")
+        yield Step(f"cpu {cpu}: hv_synic_cleanup {what}", takes=lock, touches=frozenset({"synic_online"}))
         self._retarget.synic_online &= ~(1 << cpu)
         point = f"cpu {cpu}: has left synic_online, the search is next"
-        yield Step(point, locks=(SET_AFFINITY_LOCK,), touches=_SEARCH)
-        self._search(cpu)
-
-    def _search(self, cpu: int) -> None:
-        found = [channel.dir_name for channel in self._devices.all_channels() if channel.target_cpu == cpu]
-        if found:
-            raise IrqError(
-                errno.EBUSY,
-                f"cpu {cpu}: cannot go offline: it serves channels {','.join(found)} (EBUSY); move them first",
-            )
+        yield Step(point, locks=(lock,), touches=_SEARCH)
+        self._migration.search(cpu)
 
     def _wait_for_moves(self, cpu: int) -> Steps[None]:
         """Wait for the MODIFYCHANNELs that are under way, but not for ever (RFC patch 11)."""
@@ -148,6 +159,8 @@ class CpuHotplug:
                 return
         if self._ctx.design.wait_modifychannel:
             self._ctx.irq.log.err(f"hv_vmbus: Events pending when trying to offline CPU {cpu}")
+        if self._hands_over:
+            return  # their channels are poked where they are now
         flags = format_pbl(cpumask_of(*self._flags(cpu)))
         raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: its event flags {flags} are not served (EBUSY)")
 

@@ -117,7 +117,7 @@ class Hibernation:
         except BaseException:
             manager.ignore_offers = False
             raise
-        manager.forget_relids()
+        yield from manager.forget_relids()
 
     def _drain_bus(self) -> Steps[None]:
         manager = self._manager

@@ -6,12 +6,14 @@ the host or a change of the control plane can come in between; run to its end it
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
 from vmbusirq._ffi import ffi, lib
 from vmbusirq.core import Core
-from vmbusirq.errors import check
+from vmbusirq.errors import IrqError, check
 from vmbusirq.limits import SINT_FLAGS
 from vmbusirq.steps import Context, Lock, LockKind, Step, Steps
 
@@ -40,11 +42,12 @@ def in_interrupt(core: Core, cpu: int) -> bool:
 
 
 def vcpu_steps(core: Core, cpu: int) -> Steps[int]:
-    """Take what is pending on a CPU: the callback vector, unless it is held, and softirqs.
+    """Take what is pending on a CPU: irq_works, or the callback vector, unless it is held, and softirqs.
 
-    ``touches`` names: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``), ``irq
-    N``, ``relid N`` (its place in the domain), ``channel N`` (by relid; its tasklet too), ``ring N in``, ``resend``, and
-    ``host``, whom a reader signals. No CPU is interrupted again before it has left, as in vi_vcpu_run().
+    Names in ``touches``: ``vector``, ``interrupt``, ``flags``, ``slot`` and ``softirq`` of a CPU (``flags cpu1``);
+    ``irq N``; ``relid N``, its place in the domain; ``channel N``, by relid, its tasklet too; ``ring N in``;
+    ``resend``; ``host``, whom a reader signals. No CPU is interrupted again before it has left, as in vi_vcpu_run().
+    The fast engine's dispatch of a slot is one step, and takes desc->lock within it where it has to.
 
     Returns:
         1, or 0 when there was nothing to do or the CPU was in an interrupt.
@@ -81,14 +84,33 @@ class Delivery:
     def _call(self, function: Any, *args: Any) -> int:
         return check(function(self._machine, self._cpu, *args), self._what)
 
+    def _use(self, what: str, function: Any, *args: Any) -> int:
+        """Call what may find that ``what`` was freed meanwhile."""
+        result: int = function(self._machine, self._cpu, *args)
+        if result == -errno.EFAULT:
+            raise self._freed(what)
+        return check(result, self._what)
+
+    def _freed(self, what: str) -> IrqError:
+        return IrqError(errno.EFAULT, f"cpu {self._cpu} uses {what}, which was freed (EFAULT)")
+
+    def _check_desc(self, irq: int, desc: Any) -> None:
+        if lib.vi_irq_to_desc(self._machine, irq) != desc:
+            raise self._freed(f"the descriptor of irq {irq}")
+
     def steps(self) -> Steps[int]:
         """Yield the steps of :func:`vcpu_steps`."""
         cpu = self._cpu
         resend = ("resend",) if cpu == 0 else ()
-        yield self._step(f"cpu {cpu}: takes the callback vector", f"vector cpu{cpu}", f"interrupt cpu{cpu}", *resend)
+        softirq = f"softirq cpu{cpu}"
+        yield self._step(
+            f"cpu {cpu}: takes the callback vector", f"vector cpu{cpu}", f"interrupt cpu{cpu}", softirq, *resend
+        )
         taken = check(lib.vi_step_vector(self._machine, cpu), f"cpu {cpu}: there is none")
         if not taken:
             return 0
+        if taken & lib.VI_STEP_WORK:
+            yield from self._works()
         if taken & lib.VI_STEP_ISR:
             yield from self._scan()
             taken |= yield from self._message()
@@ -125,7 +147,9 @@ class Delivery:
             )
             way = self._call(lib.vi_step_lookup, relid, self._number)
             if way == lib.VI_WAY_FLOW:
-                yield from self._flow(self._number[0], relid)
+                irq = self._number[0]
+                if not self._core.redirect or not (yield from self._redirected(irq)):
+                    yield from self._flow(irq, relid)
             elif way == lib.VI_WAY_CHANNEL:
                 yield self._arrival(
                     f"channel {relid}: vmbus_chan_sched takes sched_lock on cpu {cpu}", self._number[0], relid
@@ -146,33 +170,63 @@ class Delivery:
                 self._call(lib.vi_step_dispatch, relid)
         self._call(lib.vi_step_scan_end)
 
+    # ---- redirection
+
+    def _redirected(self, irq: int) -> Steps[int]:
+        """Return 1 where the child may not run on this CPU: then it is queued on its target, or dropped."""
+        cpu = self._cpu
+        targets = (f"vector cpu{other}" for other in range(self._core.nr_cpus))
+        point = f"irq {irq}: generic_handle_demux_domain_irq takes desc->lock on cpu {cpu}"
+        yield self._step(point, f"irq {irq}", *targets, takes=Lock(f"irq {irq} desc->lock"))
+        return self._call(lib.vi_step_redirect, irq)
+
+    def _works(self) -> Steps[None]:
+        """What others have queued on this CPU, in that order (irq_work_run)."""
+        cpu = self._cpu
+        while True:
+            yield self._step(f"cpu {cpu}: irq_work_run takes the next work", f"vector cpu{cpu}")
+            if not self._call(lib.vi_step_work, self._number):
+                return
+            irq = self._number[0]
+            if self._core.engine == "fast":
+                yield self._step(f"irq {irq}: its work runs the flow handler on cpu {cpu}", anything=True)
+                self._call(lib.vi_step_do_work, irq)
+            else:
+                yield from self._flow(irq, int(lib.vi_irq_to_desc(self._machine, irq).hwirq))
+
     # ---- flow handlers
 
     def _flow(self, irq: int, relid: int | None) -> Steps[None]:
         """Let the simple flow of an IRQ run; any other flow runs as a whole in its first step."""
         cpu, machine = self._cpu, self._machine
         lock = Lock(f"irq {irq} desc->lock")
-        simple = lib.vi_irq_to_desc(machine, irq).flow == lib.VI_FLOW_SIMPLE
+        desc = lib.vi_irq_to_desc(machine, irq)
+        simple = desc.flow == lib.VI_FLOW_SIMPLE
         name = "handle_simple_irq" if simple else "its flow handler"
         yield self._step(
             f"irq {irq}: {name} takes desc->lock on cpu {cpu}", f"irq {irq}", takes=lock, anything=not simple
         )
+        self._check_desc(irq, desc)
         again = self._call(lib.vi_step_flow_enter, irq)
         while again:
             yield self._arrival(f"irq {irq}: handle_irq_event runs the actions on cpu {cpu}", irq, relid)
-            self._call(lib.vi_step_flow_actions, irq)
+            self._check_desc(irq, desc)
+            self._use(f"an action of irq {irq}", lib.vi_step_flow_actions, irq)
             yield self._step(
                 f"irq {irq}: handle_irq_event takes desc->lock again on cpu {cpu}, clears IN_PROGRESS",
                 f"irq {irq}",
                 takes=lock,
             )
-            again = self._call(lib.vi_step_flow_exit, irq)
+            self._check_desc(irq, desc)
+            again = self._use(f"an action of irq {irq}", lib.vi_step_flow_exit, irq)
 
     def _arrival(self, point: str, irq: int, relid: int | None) -> Step:
         """Return the step before the actions: a channel's takes sched_lock, and what it calls may do anything."""
         if relid is None:
             return self._step(point, anything=True)
         touches = (f"irq {irq}", f"channel {relid}", f"ring {relid} in", f"softirq cpu{self._cpu}")
+        if lib.vi_step_reads(self._machine, relid):
+            return self._step(point, *touches, "host", takes=sched_lock(relid))
         own = lib.vi_step_is_own(self._machine, irq)
         return self._step(point, *touches, takes=sched_lock(relid), anything=not own)
 
@@ -206,7 +260,10 @@ class Delivery:
             kind, relid = tasklet.kind, tasklet.relid
             of_channel = kind in (lib.VI_STEP_CHANNEL, lib.VI_STEP_POLL)
             whose, *touches = (f"channel {relid}",) * 2 if of_channel else (f"cpu {cpu}",)
-            yield self._step(f"{whose}: {_TASKLETS[kind]} begins on cpu {cpu}", f"softirq cpu{cpu}", *touches)
+            step = self._step(f"{whose}: {_TASKLETS[kind]} begins on cpu {cpu}", f"softirq cpu{cpu}", *touches)
+            yield replace(step, ready=self._is_free) if of_channel else step
+            if of_channel and self._call(lib.vi_step_tasklet, tasklet) and tasklet.gone:
+                raise self._freed(f"channel {relid}")
             if not self._call(lib.vi_step_tasklet_begin):
                 continue
             if of_channel:
@@ -216,6 +273,11 @@ class Delivery:
             else:
                 yield from self._resend()
             self._call(lib.vi_step_tasklet_end)
+
+    def _is_free(self) -> bool:
+        """Whether the next tasklet runs nowhere; the kernel schedules it anew until that is so."""
+        tasklet = ffi.new("struct vi_step_tasklet *")
+        return not (self._call(lib.vi_step_tasklet, tasklet) and tasklet.running)
 
     def _channel(self, kind: int, relid: int, own: bool) -> Steps[None]:
         """The channel's callback, then what vmbus_on_event, or the end of a NAPI poll, does after it."""
@@ -235,12 +297,12 @@ class Delivery:
     def unmask(self, what: str, relid: int) -> Steps[None]:
         """Yield the step that lets the host signal again."""
         yield self._step(f"{what} unmasks the ring on cpu {self._cpu} (hv_end_read)", *self._of_ring(relid)[:2])
-        self._call(lib.vi_step_unmask)
+        self._use(f"the in ring of channel {relid}", lib.vi_step_unmask)
 
     def look_again(self, what: str, relid: int) -> Steps[None]:
         """Yield the step that masks, and comes back, if something is in the ring."""
         yield self._step(f"{what} looks on cpu {self._cpu} for what raced in", *self._of_ring(relid))
-        self._call(lib.vi_step_end_read)
+        self._use(f"the in ring of channel {relid}", lib.vi_step_end_read)
 
     def _messages(self) -> Steps[None]:
         cpu, message = self._cpu, ffi.new("struct vi_message *")

@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from vmbusirq.errors import Hung, IrqError
 from vmbusirq.irq import CHandler
-from vmbusirq.steps import Step, Steps, each
-from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.steps import Step, Steps, each, run
+from vmbusirq.vmbus.channel import Channel, ChannelState, Moves
 from vmbusirq.vmbus.context import Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.drivers.catalogue import Attention
 from vmbusirq.vmbus.pages import RingPair, Shareable
+from vmbusirq.vmbus.waits import reset_channel_cb
 from vmbusirq.wire.protocol import (
     FIRST_GPADL_HANDLE,
     CloseChannel,
@@ -85,11 +86,13 @@ class Opener:
             memory.free()
             raise
 
-    def unshare(self, channel: Channel, handle: int, memory: Shareable) -> Steps[None]:
+    def unshare(
+        self, channel: Channel, handle: int, memory: Shareable, touches: frozenset[str] | None = None
+    ) -> Steps[None]:
         """Have the host let go of memory, if it has it (0: it has not), and free it; else it is stranded."""
         try:
             if handle:
-                yield from self.teardown_gpadl(channel, handle)
+                yield from self.teardown_gpadl(channel, handle, touches)
         except Exception:
             self._strand(channel, memory)
             raise
@@ -127,14 +130,14 @@ class Opener:
             raise
         return handle
 
-    def teardown_gpadl(self, channel: Channel, handle: int) -> Steps[None]:
+    def teardown_gpadl(self, channel: Channel, handle: int, touches: frozenset[str] | None = None) -> Steps[None]:
         """Take pages back: the host has let go of them when this is over (vmbus_teardown_gpadl).
 
-        Of a rescinded channel the host has let go already; nothing is sent.
+        Of a rescinded channel the host has let go already; nothing is sent. ``touches``: as :meth:`Control.ask`.
         """
         if not channel.rescinded:
             request = Request(MessageType.GPADL_TORNDOWN, (handle,), channel)
-            yield from self._ctx.control.ask(request, GpadlTeardown(channel.relid, handle))
+            yield from self._ctx.control.ask(request, GpadlTeardown(channel.relid, handle), touches=touches)
         self.gpadls.pop(handle, None)
 
     def let_go(self, channel: Channel | None = None) -> None:
@@ -167,7 +170,7 @@ class Opener:
         rings = channel.rings
         if channel.state is ChannelState.OPENED and rings is not None:
             channel.state = ChannelState.OPEN
-            self._withdraw(channel)
+            run(self._withdraw(channel))
             self._strand(channel, rings)
 
     # ---- open
@@ -209,11 +212,11 @@ class Opener:
             self._request_irq(channel)
             yield from self._send_open(channel, rings, userdata)
         except Hung:
-            self._withdraw(channel, keep_irq=had_irq)
+            yield from self._withdraw(channel, keep_irq=had_irq)
             self._strand(channel, rings)
             raise
         except Exception:
-            self._withdraw(channel, keep_irq=had_irq)
+            yield from self._withdraw(channel, keep_irq=had_irq)
             with suppress(IrqError):  # the first error is the one that counts
                 yield from self.unshare(channel, handle, rings)
             raise
@@ -232,6 +235,7 @@ class Opener:
         if channel.rescinded:
             raise _rescinded(channel, "open")
         message = OpenChannel(relid, relid, channel.gpadl, channel.target_cpu, rings.downstream_offset, userdata)
+        channel.moves = Moves(host_cpu=channel.target_cpu)
         late = partial(self._answered_late, channel, rings, channel.gpadl)
         request = Request(MessageType.OPENCHANNEL_RESULT, (relid, relid), channel, late)
         try:
@@ -267,11 +271,11 @@ class Opener:
         finally:
             self._undecided.discard(channel)
 
-    def _withdraw(self, channel: Channel, *, keep_irq: bool = False) -> None:
+    def _withdraw(self, channel: Channel, *, keep_irq: bool = False) -> Steps[None]:
         """Undo the guest's own half of an open that failed; an IRQ that an earlier open has left is not its."""
         if not keep_irq:
-            self.free_irq(channel)
-        channel.clear_callback()
+            yield from self.free_irq(channel)
+        yield from reset_channel_cb(self._ctx, channel)
         channel.share_rings(None)
         channel.gpadl = 0
 
@@ -289,11 +293,11 @@ class Opener:
         channel.irq_requested = True
         irq.irq_set_affinity_and_hint(channel.irq, 1 << channel.target_cpu)
 
-    def free_irq(self, channel: Channel) -> None:
+    def free_irq(self, channel: Channel) -> Steps[None]:
         """Give the IRQ back, if it was requested."""
         if channel.irq_requested:
             self._ctx.irq.irq_update_affinity_hint(channel.irq, None)
-            self._ctx.irq.free_irq(channel.irq, channel)
+            yield from self._ctx.irq.free_irq_steps(channel.irq, channel)
             channel.irq_requested = False
 
     # ---- close
@@ -337,7 +341,7 @@ class Opener:
         The RFC as posted keeps the IRQ until the relid is unmapped, so that a re-open meets EBUSY; that is mended here
         unless ``strict_rfc`` is set.
         """
-        channel.clear_callback()
+        yield from reset_channel_cb(self._ctx, channel)
         rings = channel.rings
         if channel.state is not ChannelState.OPENED or rings is None:
             raise IrqError(
@@ -355,11 +359,12 @@ class Opener:
             self._strand(channel, rings)
         else:
             try:
-                yield from self.unshare(channel, handle, rings)
+                touches = frozenset({f"channel {channel.relid}", f"irq {channel.irq}"})  # free_irq comes next
+                yield from self.unshare(channel, handle, rings, touches)
             except IrqError as error:
                 failure = error
         if not self._ctx.options.strict_rfc:  # whatever the host does, the guest has closed
-            self.free_irq(channel)
+            yield from self.free_irq(channel)
         if failure is not None:
             raise failure
 
@@ -367,7 +372,8 @@ class Opener:
         if channel.rescinded:
             return
         try:
-            yield from self._ctx.control.post(CloseChannel(channel.relid))
+            touches = frozenset({f"channel {channel.relid}", "requests"})
+            yield from self._ctx.control.post(CloseChannel(channel.relid), touches=touches)
         except IrqError as error:
             number = -(error.errno or errno.EIO)
             self._ctx.irq.log.err(f"hv_vmbus: Close failed: close post msg return is {number}")

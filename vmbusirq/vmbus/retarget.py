@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from vmbusirq._ffi import lib
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.errors import Hung, IrqError
+from vmbusirq.errors import Hung, IrqError, check
 from vmbusirq.irq import IrqDesc
 from vmbusirq.irq.cpuhotplug import CPUS_READ_LOCK
 from vmbusirq.irq.settings import IRQ_SET_MASK_OK
@@ -22,9 +23,10 @@ from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, SET_AFFINITY_LOCK, Context
 from vmbusirq.vmbus.control import Request
 from vmbusirq.vmbus.one_modify import OneModify
+from vmbusirq.vmbus.toplevel import MESSAGE_HWIRQ
 from vmbusirq.wire.protocol import Message, MessageType, ModifyChannel, ModifyChannelResponse, Unlock
 
-__all__ = ["Retarget"]
+__all__ = ["Retarget", "moves_touch", "set_target"]
 
 _TEMPMASK: Final = frozenset({"tempmask"})
 _SCAN_U: Final = re.compile(rb"[ \t\n\v\f\r\xa0]*([0-9]+)")  # isspace() as the kernel has it
@@ -70,7 +72,7 @@ class Retarget:
         """Move a channel to a CPU of ``mask`` (vmbus_irq_set_affinity, RFC patches 10 and 12)."""
         channel = desc.handler_data
         if not isinstance(channel, Channel):
-            return (yield from self._message_set_affinity(desc, mask))
+            return (yield from self.message_set_affinity(desc, mask))
         if self._ctx.design.set_affinity_lock:
             point = f"irq {desc.irq}: vmbus_irq_set_affinity takes set_affinity_lock"
             yield Step(point, takes=SET_AFFINITY_LOCK, touches=_TEMPMASK)
@@ -79,7 +81,7 @@ class Retarget:
             yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity computes tempmask", touches=_TEMPMASK)
             old = yield from self._choose_and_move(desc, channel, mask)
         if old is not None:
-            self._account(channel, old)
+            self.account(channel, old)
         desc.update_effective_affinity(1 << channel.target_cpu)
         return IRQ_SET_MASK_OK
 
@@ -107,16 +109,19 @@ class Retarget:
                 errno.EIO,
                 f"irq {desc.irq}: cannot move channel {channel.relid}: it is not open ({channel.state.name}) (EIO)",
             )
-        yield from self._send_modify(channel, cpu)
+        yield from self.send_modify(channel, cpu)
         yield Step(
             f"channel {channel.relid}: MODIFYCHANNEL to cpu {cpu} is posted, target_cpu is next",
             touches=frozenset({"targets", "assignment", f"channel {channel.relid}", f"irq {desc.irq}"}),
         )
-        return _set_target(channel, cpu)
+        return set_target(channel, cpu)
 
-    def _message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
+    def message_set_affinity(self, desc: IrqDesc, mask: int) -> Steps[int]:
         """Control messages come to the connect CPU; a mask with it changes nothing, any other is refused."""
-        yield Step(f"irq {desc.irq}: control messages stay on cpu {CONNECT_CPU}")
+        yield Step(f"irq {desc.irq}: vmbus_irq_set_affinity looks for a channel")
+        if desc.hwirq != MESSAGE_HWIRQ:
+            self._ctx.irq.log.err(f"hv_vmbus: Bad channel in vmbus_irq_set_affinity for relid {desc.hwirq}")
+            raise IrqError(errno.EINVAL, f"irq {desc.irq}: cannot move: relid {desc.hwirq} has no channel (EINVAL)")
         if not mask >> CONNECT_CPU & 1:
             raise IrqError(
                 errno.EINVAL,
@@ -125,8 +130,11 @@ class Retarget:
         desc.update_effective_affinity(1 << CONNECT_CPU)
         return IRQ_SET_MASK_OK
 
-    def _send_modify(self, channel: Channel, cpu: int) -> Steps[None]:
-        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10)."""
+    def send_modify(self, channel: Channel, cpu: int, touches: frozenset[str] = frozenset()) -> Steps[None]:
+        """Post MODIFYCHANNEL and do not wait for the answer (RFC patch 10).
+
+        ``touches``: what the caller touches from then to its next step, see :class:`Step`.
+        """
         version = self._ctx.control.version
         if version is None or not version.has(Unlock.MODIFYCHANNEL):
             raise IrqError(
@@ -136,14 +144,24 @@ class Retarget:
         if self._one is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE):
             yield from self._one.move(channel, cpu)
         else:
-            yield from self._post_modify(channel, cpu)
+            yield from self._post_modify(channel, cpu, touches)
             self.modchan_sent += 1
 
-    def _post_modify(self, channel: Channel, cpu: int) -> Steps[None]:
+    def _post_modify(self, channel: Channel, cpu: int, touches: frozenset[str] = frozenset()) -> Steps[None]:
         message = ModifyChannel(channel.relid, cpu)
         what = f"channel {channel.relid}: send MODIFYCHANNEL to cpu {cpu}"
-        touches = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
-        yield from self._ctx.control.post(message, what, touches)
+        touched = frozenset({"modchan", f"channel {channel.relid}", f"irq {channel.irq}"})
+        yield from self._ctx.control.post(message, what, touched | touches)
+        self._note_asked(channel, cpu)
+
+    def note_sent(self, channel: Channel, cpu: int) -> None:
+        """Count a MODIFYCHANNEL that was posted and whose answer nobody waits for."""
+        self.modchan_sent += 1
+        self._note_asked(channel, cpu)
+
+    def _note_asked(self, channel: Channel, cpu: int) -> None:
+        version = self._ctx.control.version
+        channel.moves.asked(cpu, version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE))
 
     def _count(self, sent: int, completed: int) -> None:
         self.modchan_sent += sent
@@ -157,11 +175,31 @@ class Retarget:
                 self.modchan_completed += 1
             else:
                 self._one.answered(message.child_relid)
+            channel = self._ctx.channels.get(message.child_relid)
+            if channel is not None:
+                channel.moves.answered(message.status)
+                if channel.moves.poke:
+                    self.poke(channel)
             if message.status:
                 self._ctx.irq.log.err(
                     f"hv_vmbus: Error status {message.status:x} in MODIFYCHANNEL response for relid "
                     f"{message.child_relid}"
                 )
+
+    def poke(self, channel: Channel) -> bool:
+        """Interrupt a channel's CPU as if the host had signalled; return False if nobody would take it.
+
+        The guest sets the flag in its own event page and has that CPU take its vector. Spurious pokes do no harm: the
+        ring says what there is to do, and a handler that finds it empty is done.
+        """
+        channel.moves.poke = False
+        if channel.state is not ChannelState.OPENED or channel.rescinded or not channel.mapped:
+            return False
+        if not (self._ctx.irq.online & self.synic_online) >> channel.target_cpu & 1:
+            return False
+        what = f"channel {channel.relid}: cannot be poked on cpu {channel.target_cpu}"
+        check(lib.vi_synic_poke(self._ctx.core.handle, channel.target_cpu, channel.relid), what)
+        return True
 
     # ---- the cpu file
 
@@ -178,7 +216,8 @@ class Retarget:
                 design without channel IRQs always EIO.
         """
         version = self._ctx.control.version
-        if version is None or not version.has(Unlock.MODIFYCHANNEL):
+        movable = version is not None and (version.has(Unlock.MODIFYCHANNEL) or self._ctx.design.redirects)
+        if not movable:
             raise IrqError(
                 errno.EIO,
                 f"channel {channel.relid}: cannot be moved at protocol version {version or 'none'} (EIO); 4.1 can",
@@ -189,10 +228,9 @@ class Retarget:
             raise IrqError(
                 errno.EINVAL, f"channel {channel.relid}: cpu {cpu} is past the last; cpus are 0-{irq.nr_cpus - 1}"
             )
-        if not channel.mapped:
-            raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
         if self._ctx.design.channel_irqs:
             yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+            _check_mapped(channel)
             yield from holding(CHANNEL_MUTEX, irq.irq_set_affinity_steps(channel.irq, 1 << cpu))
             return 0 if self._ctx.options.strict_rfc else len(text)
         yield Step(f"channel {channel.relid}: its cpu file takes cpus_read_lock", takes=CPUS_READ_LOCK)
@@ -202,6 +240,16 @@ class Retarget:
     def _retarget(self, channel: Channel, cpu: int) -> Steps[None]:
         """Move a channel that has no IRQ; from 5.3 on wait for the host to say that it did."""
         yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex", takes=CHANNEL_MUTEX)
+        _check_mapped(channel)
+        yield from self.channel_set_cpu(channel, cpu)
+
+    def channel_set_cpu(self, channel: Channel, cpu: int) -> Steps[None]:
+        """Move a channel, under channel_mutex, which is dropped for the wait (vmbus_channel_set_cpu of 6.16).
+
+        Raises:
+            IrqError: EINVAL a CPU that is isolated or offline; EIO a channel that is not open, or what the host
+                refused.
+        """
         what = f"channel {channel.relid}: cannot move to cpu {cpu}"
         online = self._ctx.irq.online
         if self._isolated >> cpu & 1:
@@ -213,30 +261,54 @@ class Retarget:
         if cpu == channel.target_cpu:
             return
         try:
-            yield from self._send_modify_wait(channel, cpu)
-            old = _set_target(channel, cpu)
+            old = yield from self._send_modify_wait(channel, cpu)
         except Hung:
             raise
         except IrqError as error:
             raise IrqError(errno.EIO, f"{what}: MODIFYCHANNEL failed (EIO): {error}") from error
-        self._account(channel, old)
+        if old is not None:
+            self.account(channel, old)
 
-    def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[None]:
+    def _send_modify_wait(self, channel: Channel, cpu: int) -> Steps[int | None]:
+        """Have the host move a channel, and store target_cpu; return the old one, None if somebody else moved it."""
         version = self._ctx.control.version
         assert version is not None
         if not version.has(Unlock.MODIFYCHANNEL_RESPONSE):
-            yield from holding(CHANNEL_MUTEX, self._send_modify(channel, cpu))
-            return
+            yield from holding(CHANNEL_MUTEX, self.send_modify(channel, cpu, moves_touch(channel)))
+            return set_target(channel, cpu)
+        if channel.rescinded:  # its waits have been ended once, and no other end would come
+            raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
+        locked = self._ctx.design.set_affinity_lock
+        locks = (CHANNEL_MUTEX, self._ctx.set_affinity_lock) if locked else (CHANNEL_MUTEX,)
+        old = channel.target_cpu
+        yield from self._take_set_affinity_lock(channel)
+        if locked and channel.target_cpu != old:
+            return None
         request = Request(MessageType.MODIFYCHANNEL_RESPONSE, (channel.relid,), channel)
-        answer = yield from self._ctx.control.ask(request, ModifyChannel(channel.relid, cpu), lock=CHANNEL_MUTEX)
-        yield Step(f"channel {channel.relid}: its cpu file takes channel_mutex again", takes=CHANNEL_MUTEX)
+        touches = moves_touch(channel)
+        message = ModifyChannel(channel.relid, cpu)
+        answer = yield from self._ctx.control.ask(request, message, locks=locks, touches=touches)
+        point = f"channel {channel.relid}: its move takes channel_mutex again"
+        yield Step(point, takes=CHANNEL_MUTEX, touches=touches)
         if answer is None or channel.rescinded:  # even if the answer came as well
             raise IrqError(errno.ENODEV, f"channel {channel.relid}: the host has rescinded it (ENODEV)")
         assert isinstance(answer, ModifyChannelResponse)
         if answer.status:
             raise IrqError(errno.EAGAIN, f"channel {channel.relid}: the host answered {answer.status:#x} (EAGAIN)")
+        yield from self._take_set_affinity_lock(channel)
+        if locked and channel.target_cpu != old:  # whoever did that has asked the host after us
+            return None
+        channel.moves.host_cpu = cpu
+        return set_target(channel, cpu)
 
-    def _account(self, channel: Channel, old: int) -> None:
+    def _take_set_affinity_lock(self, channel: Channel) -> Steps[None]:
+        """Wait, under channel_mutex, until no irq_set_affinity is half-way, in a design where one can be."""
+        if self._ctx.design.set_affinity_lock:
+            point = f"channel {channel.relid}: its move takes set_affinity_lock"
+            touches = moves_touch(channel) | {"requests"}
+            yield Step(point, locks=(CHANNEL_MUTEX,), takes=self._ctx.set_affinity_lock, touches=touches)
+
+    def account(self, channel: Channel, old: int) -> None:
         """Tell who keeps account of targets that a channel has left ``old``."""
         cpu = channel.target_cpu
         if channel.device_class.perf:
@@ -248,9 +320,21 @@ class Retarget:
             primary.change_target_cpu(channel, old, cpu)
 
 
-def _set_target(channel: Channel, cpu: int) -> int:
-    """Store target_cpu; return the old one. ENODEV: the channel was rescinded, or even removed, meanwhile."""
-    if channel.gone or channel.rescinded:
+def moves_touch(channel: Channel) -> frozenset[str]:
+    """What moving a channel touches, and what keeps account of that, see :class:`Step`."""
+    own = {f"channel {channel.relid}", f"irq {channel.irq}"}
+    return frozenset({"targets", "synic_online", "next_cpu", "assignment", "modchan", "online", *own})
+
+
+def _check_mapped(channel: Channel) -> None:
+    """Refuse to move a channel that has no relid now: it was removed while the write waited, or is suspended. EIO."""
+    if not channel.mapped:
+        raise IrqError(errno.EIO, f"channel {channel.relid}: cannot move: its relid is not mapped (EIO)")
+
+
+def set_target(channel: Channel, cpu: int) -> int:
+    """Store target_cpu; return the old one. ENODEV: the channel was rescinded and removed meanwhile."""
+    if channel.gone:
         raise IrqError(
             errno.ENODEV, f"channel {channel.relid}: cannot move to cpu {cpu}: the host has rescinded it (ENODEV)"
         )

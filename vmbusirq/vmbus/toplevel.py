@@ -12,11 +12,11 @@ from vmbusirq.core import Core
 from vmbusirq.designs import Design
 from vmbusirq.errors import check
 from vmbusirq.irq import Flow, Fwnode, IrqChip, IrqCore, IrqDomain, IrqDomainOps, nop
-from vmbusirq.irq.settings import IRQ_HIDDEN
+from vmbusirq.irq.settings import IRQ_HIDDEN, IRQ_MOVE_PCNTXT
 from vmbusirq.limits import RELIDS
 from vmbusirq.vmbus.affinity import CONNECT_CPU
 
-__all__ = ["make_domain", "request_message_irq", "request_ppi"]
+__all__ = ["MESSAGE_HWIRQ", "make_domain", "request_message_irq", "request_ppi"]
 
 MESSAGE_HWIRQ: Final = 0  # no channel has relid 0
 MESSAGE_IRQ_NAME: Final = "vmbus-msg"
@@ -48,6 +48,7 @@ def request_ppi(core: Core, irq: IrqCore, design: Design, ppi_irq: int) -> None:
 def request_message_irq(core: Core, irq: IrqCore, domain: IrqDomain) -> None:
     """Give control messages an IRQ of their own: hwirq 0 of the domain, on the connect CPU."""
     virq = irq.irq_create_mapping(domain, MESSAGE_HWIRQ)
+    irq.modify_status(virq, set_=IRQ_MOVE_PCNTXT)  # as channels: the simple flow does no pending moves
     irq.request_irq(virq, lib.vi_handler_message(), 0, MESSAGE_IRQ_NAME)
     irq.irq_set_affinity_and_hint(virq, 1 << CONNECT_CPU)
     check(lib.vi_machine_set_message_irq(core.handle, virq), f"irq {virq}: cannot serve control messages")

@@ -33,14 +33,18 @@ class Control:
 class RingMemory:
     """Control page and data of one ring, the data mapped twice in a row; a context manager.
 
+    Attributes:
+        kept: closing it leaves the mapping where it is, for who puts back how things were; garbage collection does not.
+
     Raises:
         IrqError(EINVAL): ``ring_bytes`` is not a multiple of 4096, below 8192 or above 1 GiB.
         IrqError(ENOMEM): no memory or mapping left.
     """
 
-    __slots__ = ("_mem",)
+    __slots__ = ("_let_go", "_mem", "kept")
 
     def __init__(self, ring_bytes: int) -> None:
+        self.kept = self._let_go = False
         self._mem: Any = ffi.new("struct vi_ring_mem *")
         result = lib.vi_ring_mem_create(ring_bytes, self._mem) if 0 <= ring_bytes < 1 << 32 else -errno.EINVAL
         if result == -errno.EINVAL:
@@ -69,6 +73,7 @@ class RingMemory:
             IrqError(ENOMEM): no memory or mapping left.
         """
         memory = cls.__new__(cls)
+        memory.kept = memory._let_go = False
         memory._mem = ffi.new("struct vi_ring_mem *")
         inside = all(0 <= pfn < 1 << 64 for pfn in pfns)
         if not 0 <= fd < 1 << 31:
@@ -83,7 +88,9 @@ class RingMemory:
 
     def close(self) -> None:
         """Unmap the ring; its ends raise EBADF from now on. A second call does nothing."""
-        lib.vi_ring_mem_destroy(self._mem)
+        self._let_go = True
+        if not self.kept:
+            lib.vi_ring_mem_destroy(self._mem)
 
     def reset(self) -> None:
         """Zero the control page and set feature_bits to 1, as a guest does at open; both ends are opened anew then."""
@@ -92,7 +99,7 @@ class RingMemory:
     @property
     def closed(self) -> bool:
         """Whether the ring was unmapped."""
-        return bool(self._mem.map == ffi.NULL)
+        return self._let_go or bool(self._mem.map == ffi.NULL)
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +108,7 @@ class RingMemory:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        lib.vi_ring_mem_destroy(self._mem)
 
     @property
     def struct(self) -> Any:

@@ -269,6 +269,18 @@ def test_moving_one_of_two_channels_of_a_cpu_leaves_the_other_there() -> None:
     assert {1, 2, 3} == stor.alloced_cpus
 
 
+def test_a_sub_channel_that_does_not_open_takes_no_cpu_over() -> None:
+    """Linux looks at all of the device's channels, those that it could not open included; here those in use."""
+    world, device = make(2, 4)
+    world.fail_open = {3}
+    world.probe(device)
+    stor = world.driver.devices[device]
+    opened, closed = device.sub_channels
+    closed.target_cpu = opened.target_cpu
+    stor.change_target_cpu(opened, opened.target_cpu, 3)
+    assert ({0: device.primary, 3: opened}, {0, 3}) == (stor.stor_chns, stor.alloced_cpus)
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3))))
 def test_moves_keep_the_table_true(cpus, moves) -> None:
     """alloced_cpus is what channels interrupt; each entry of the table is a channel of its CPU."""

@@ -76,17 +76,19 @@ def _show_spurious(view: KernelView, desc: IrqDesc) -> bytes:
 
 def _store_affinity(parse: _Parser, view: KernelView, desc: IrqDesc, data: bytes) -> int:
     """Move the IRQ: whether it can be moved at all is looked at before the text."""
-    if not view.irq.can_set_affinity_usr(desc):
+    if view.irq.no_irq_affinity or not view.irq.can_set_affinity_usr(desc):
         raise IrqError(
             view.generation.affinity_fixed_errno,
-            f"irq {desc.irq}: its affinity cannot be set from user space: {_why_fixed(desc)}",
+            f"irq {desc.irq}: its affinity cannot be set from user space: {_why_fixed(view, desc)}",
         )
     _check_length(f"irq {desc.irq}", data)
     view.irq.irq_set_affinity_user(desc.irq, parse(data, view.irq.nr_cpus))
     return len(data)
 
 
-def _why_fixed(desc: IrqDesc) -> str:
+def _why_fixed(view: KernelView, desc: IrqDesc) -> str:
+    if view.irq.no_irq_affinity:
+        return "nothing may be moved (no_irq_affinity)"
     if desc.is_per_cpu:
         return "it is a per-CPU interrupt"
     if desc.chip.irq_set_affinity is None:

@@ -1,8 +1,8 @@
 """/proc/stat (fs/proc/stat.c, v6.10): CPU times, interrupts, softirqs.
 
 Interrupts and softirqs are counted; CPU times are a model. Virtual time does not pass inside a handler, so each
-interrupt and each softirq is booked as one microsecond, a CPU that is online is idle for the rest of the uptime, and
-everything else is a preset of the scenario.
+interrupt and each softirq is booked as one microsecond, a CPU is idle for the rest of the time in which it is online,
+and everything else is a preset of the scenario.
 """
 
 from __future__ import annotations
@@ -84,14 +84,13 @@ class StatText:
         """Return the line of all possible CPUs, and one per online CPU."""
         online = self._view.irq.online
         presets = self._view.stat_presets.cpu_times
-        uptime = self._view.now * NS_PER_TICK
         times = {}
         for cpu in cpus_of(self._view.irq.possible):
             times[cpu] = _cpu_times(
                 presets.get(cpu, _NO_TIMES),
                 interrupts[cpu] * HANDLER_NS,
                 sum(column[cpu] for column in softirqs) * HANDLER_NS,
-                uptime if online >> cpu & 1 else 0,
+                self._view.online_ticks(cpu) * NS_PER_TICK,
             )
         total = [sum(column) for column in zip(*times.values(), strict=True)]
         lines = [_cpu_line("cpu ", total)]
@@ -122,8 +121,8 @@ def _columns(counters: Any, nr_cpus: int, stride: int, which: Iterable[int]) -> 
 _NO_TIMES: Final = CpuTimes()
 
 
-def _cpu_times(preset: CpuTimes, irq_ns: int, softirq_ns: int, uptime_ns: int) -> _Times:
-    """Return one CPU's times in ns; idle is what is left of its uptime. Guest time is part of user and nice."""
+def _cpu_times(preset: CpuTimes, irq_ns: int, softirq_ns: int, online_ns: int) -> _Times:
+    """Return one CPU's times in ns; idle is what is left of its time online. Guest time is part of user and nice."""
     user, nice, system, iowait, irq, softirq, steal, guest, guest_nice = (
         jiffies * NS_PER_JIFFY
         for jiffies in (
@@ -140,7 +139,7 @@ def _cpu_times(preset: CpuTimes, irq_ns: int, softirq_ns: int, uptime_ns: int) -
     )
     irq += irq_ns
     softirq += softirq_ns
-    idle = max(0, uptime_ns - user - nice - system - iowait - irq - softirq - steal)
+    idle = max(0, online_ns - user - nice - system - iowait - irq - softirq - steal)
     return user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice
 
 

@@ -45,17 +45,20 @@ _LISTS: Final[dict[str, Callable[[KernelView], int]]] = {
 }
 
 
-def kstrtobool(data: bytes) -> bool:
-    """Return what a boolean attribute takes a text for, by its first letters.
+def kstrtobool(data: bytes, letters: tuple[str, str]) -> bool:
+    """Return what a boolean attribute takes a text for: its first byte decides, after an o the second.
 
+    Args:
+        data: the bytes of one write; what follows does not matter.
+        letters: first letters of what is true, and of what is false, in either case (``kstrtobool_letters``).
     Raises:
-        IrqError: EINVAL, neither y, t, 1, on nor n, f, 0, of, in either case.
+        IrqError: EINVAL, it begins with none of them, nor with on or of.
+    See: lib/kstrtox.c, v6.10; "enabled" and "disabled" since 6.16.
     """
     text = data[:2].lower()
-    if text.startswith((b"1", b"y", b"t", b"on")):
-        return True
-    if text.startswith((b"0", b"n", b"f", b"of")):
-        return False
+    for value, word, starts in ((True, b"on", letters[0]), (False, b"of", letters[1])):
+        if text == word or (text and text[:1] in starts.encode()):
+            return value
     shown = data[:40].decode("latin-1")
     raise IrqError(errno.EINVAL, f"{shown!a} is neither true nor false (EINVAL); write 1 or 0")
 
@@ -82,7 +85,7 @@ class _CpuDir(Directory):
         return b"%d\n" % (self._view.irq.online >> self._cpu & 1)
 
     def _store(self, data: bytes) -> int:
-        self._view.set_cpu_online(self._cpu, kstrtobool(data))
+        self._view.set_cpu_online(self._cpu, kstrtobool(data, self._view.generation.kstrtobool_letters))
         return len(data)
 
 

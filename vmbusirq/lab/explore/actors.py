@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from vmbusirq.steps import Context, Lock, LockKind, Step, Steps
+from vmbusirq.steps import STOP_MACHINE, Context, Lock, LockKind, Step, Steps
 
 __all__ = ["Actor", "at_once", "may_go"]
 
@@ -88,11 +88,6 @@ class Actor:
         return self._rest.ready is not None
 
     @property
-    def interrupts(self) -> bool:
-        """It begins in an interrupt."""
-        return self._rest.context is not Context.TASK
-
-    @property
     def locks(self) -> tuple[Lock, ...]:
         """The locks that it holds."""
         return self.step.locks if self.running and self.step is not None else ()
@@ -110,33 +105,30 @@ class Actor:
             return False
         return step.context is not Context.TASK or any(lock.kind is not LockKind.SLEEPING for lock in step.locks)
 
-    def touches(self, *, interrupted: bool = True) -> frozenset[str] | None:
-        """Return what its next step reads or writes, None for anything.
+    @property
+    def touches(self) -> frozenset[str] | None:
+        """What its next step reads or writes, None for anything.
 
-        Steps of one CPU are tied where one can keep the other off it: an interrupt that goes in several steps keeps
-        everything else off, and a task that is atomic, or is about to be, keeps interrupts off.
-
-        Args:
-            interrupted: somebody on its CPU goes in several steps of an interrupt.
+        Who goes only when nobody else can is tied to everybody: whoever it wakes goes before the others like it. So is
+        who stops the machine, which any CPU with interrupts off prevents, and which stops all of them.
         """
         step = self.step
         assert step is not None, "who goes stands somewhere"
         touched = step.touches
         if not self.running:
             touched = self._touches() if callable(self._touches) else self._touches
-        if touched is None:
+        if touched is None or self.last or step.takes == STOP_MACHINE:
             return None
+        return touched if step.takes is None else touched | {step.takes.name}
+
+    @property
+    def keeps_off(self) -> bool:
+        """Its next step may keep others off its CPU: it enters an interrupt, is in one, or takes a spinlock."""
+        step = self.step
+        if self.cpu is None or self.whole or step is None:
+            return False
         takes = step.takes
-        if takes is not None:
-            touched |= {takes.name}
-        if self.cpu is not None and (
-            interrupted
-            or self.is_atomic
-            or step.context is not Context.TASK
-            or (takes is not None and takes.kind is not LockKind.SLEEPING)
-        ):
-            touched |= {f"cpu {self.cpu}"}
-        return touched
+        return step.context is not Context.TASK or (takes is not None and takes.kind is not LockKind.SLEEPING)
 
     def go(self) -> None:
         """Go on to the next step, or to the end."""
@@ -178,24 +170,43 @@ def at_once(function: Callable[[], object]) -> Callable[[], Steps[None]]:
 _RANK: Final = {Context.TASK: 0, Context.SOFTIRQ: 1, Context.HARDIRQ: 2}
 
 
-def may_go(actor: Actor, actors: Sequence[Actor]) -> bool:
-    """Return whether an actor can take its next step now: its condition holds, the lock is free, its CPU its own."""
+def may_go(actor: Actor, running: Sequence[Actor]) -> bool:
+    """Return whether an actor can take its next step now: its condition holds, the lock is free, its CPU its own.
+
+    Args:
+        actor: who wants to go.
+        running: who is inside an operation, the actor itself perhaps among them. Others are in nobody's way.
+    """
     step = actor.step
-    if step is None or (step.takes is not None and _is_held(step.takes, actor, actors)):
+    if step is None or (step.takes is not None and _is_held(step.takes, running)):
         return False
-    if actor.cpu is not None and _is_kept_off(actor, step, actors):
+    if _is_stopped(actor, step, running) or (actor.cpu is not None and _is_kept_off(actor, step, running)):
         return False
     return step.ready is None or step.ready()
 
 
-def _is_held(lock: Lock, actor: Actor, actors: Sequence[Actor]) -> bool:
-    return any(lock.excludes(held) for other in actors if other is not actor and other.running for held in other.locks)
+def _is_held(lock: Lock, running: Sequence[Actor]) -> bool:
+    """Whether somebody holds what excludes a lock; who holds it already waits for itself."""
+    return any(lock.excludes(held) for actor in running for held in actor.locks)
 
 
-def _is_kept_off(actor: Actor, step: Step, actors: Sequence[Actor]) -> bool:
+def _is_stopped(actor: Actor, step: Step, running: Sequence[Actor]) -> bool:
+    """Whether somebody has stopped the machine, or keeps the actor from doing so."""
+    stops = step.takes == STOP_MACHINE
+    for other in running:
+        if other is actor:
+            continue
+        if stops and other.cpu is not None and other.is_atomic:
+            return True
+        if actor.cpu is not None and STOP_MACHINE in other.locks:
+            return True
+    return False
+
+
+def _is_kept_off(actor: Actor, step: Step, running: Sequence[Actor]) -> bool:
     """Whether somebody else has the actor's CPU: what interrupts it, or what it cannot interrupt."""
     rank = _RANK[step.context]
-    for other in actors:
+    for other in running:
         if other is actor or other.cpu != actor.cpu or other.waits:
             continue
         at = other.step

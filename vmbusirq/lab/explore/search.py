@@ -3,14 +3,17 @@
 Depth first over recorded choices: each order is played from the beginning, along the choices made so far, and then on
 by the first choice that is left. Sleep sets leave out orders that differ from one already played only in steps that
 touch nothing in common (Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, 1996): of each
-such class exactly one is played to its end. With a bound on preemptions nothing is left out but what is beyond the bound, since
-the one order of a class that is played may need more preemptions than another (Musuvathi and Qadeer, Iterative context
-bounding, PLDI 2007). Random and PCT orders (Burckhardt et al., A randomized scheduler with probabilistic guarantees of finding
-bugs, ASPLOS 2010) are for races too large for that.
+such class exactly one is played to its end. With a bound on preemptions nothing is left out but what is beyond the
+bound, since the one order of a class that is played may need more preemptions than another (Musuvathi and Qadeer,
+Iterative context bounding, PLDI 2007). An order ends where something is wrong, and so may hide another kind of bug
+that would come later; where the reduced search finds nothing wrong, nothing is. Random and PCT orders (Burckhardt et
+al., A randomized scheduler with probabilistic guarantees of finding bugs, ASPLOS 2010) are for races too large for
+that.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -18,10 +21,11 @@ from typing import Final
 
 from vmbusirq.lab.explore.world import Choice, World
 
-__all__ = ["Bad", "Explored", "STEPS_MAX", "all_orders", "pct_orders", "play", "random_orders", "shortest"]
+__all__ = ["STEPS_MAX", "Bad", "Explored", "all_orders", "pct_orders", "play", "random_orders", "shortest"]
 
 STEPS_MAX: Final = 2000
 """Steps of one order (ours): a race whose actors wake each other for ever is no race."""
+_FOR_EVER: Final = "goes on for ever: its actors wake each other"
 
 Progress = Callable[[float, int], object]
 """Called with the part of the search that is done, 0 to 1, and the orders played."""
@@ -44,7 +48,7 @@ class Bad:
     @property
     def kind(self) -> str:
         """The words without their numbers: what makes two of them the same bug."""
-        return "".join(" " if char.isdigit() else char for char in self.what)
+        return re.sub(r"\d+", "", self.what)
 
 
 @dataclass(slots=True)
@@ -127,7 +131,12 @@ class _Node:
 
 
 class _Search:
-    """Depth first."""
+    """Depth first.
+
+    Attributes:
+        found: what so far.
+        stopped: before all was played: enough orders, or one that goes on for ever.
+    """
 
     def __init__(
         self,
@@ -143,9 +152,10 @@ class _Search:
         self._bound = bound
         self._most = most
         self._seek = seek
-        self._best = STEPS_MAX
+        self._best = STEPS_MAX + 1
         self._path: list[_Node] = []
         self.found = Explored()
+        self.stopped = False
 
     def run(self, progress: Progress | None = None) -> Explored:
         """Play all orders."""
@@ -159,10 +169,12 @@ class _Search:
                 self._path.pop()
             if not self._path:
                 break
-            if self._most is not None and found.orders >= self._most:
-                found.complete = False
+            self.stopped = self.stopped or (self._most is not None and found.orders >= self._most)
+            if self.stopped:
                 break
-        found.complete = found.complete and not found.beyond
+        found.complete = not self.stopped and not found.beyond
+        if progress is not None and not self.stopped:
+            progress(1.0, found.orders)
         return found
 
     def _play(self) -> None:
@@ -175,10 +187,13 @@ class _Search:
             if node is None:
                 found.pruned += 1
                 return
-            if self._seek and len(self._path) + 1 >= self._best:
-                return
             if len(self._path) >= STEPS_MAX:
-                self._note("goes on for ever: its actors wake each other")
+                self._note(_FOR_EVER)
+                found.orders += 1
+                self.stopped = True
+                return
+            if self._seek and len(self._path) + 1 >= self._best:
+                found.orders += 1  # given up, but it counts: how many there are bounds the search
                 return
             self._path.append(node)
             if not self._take(node):
@@ -242,7 +257,9 @@ def all_orders(
 
 
 def shortest(world: World, known: Bad, *, most: int = 20_000, progress: Progress | None = None) -> tuple[Bad, bool]:
-    """Return the shortest order that is bad in the same way, and whether it is known to be: fewest preemptions, then steps.
+    """Return the shortest order that is bad in the same way, and whether it is known to be.
+
+    Fewer preemptions are shorter, then fewer steps.
 
     Args:
         world: the race.
@@ -251,11 +268,11 @@ def shortest(world: World, known: Bad, *, most: int = 20_000, progress: Progress
         progress: hears how far it is.
     """
     for bound in range(known.preemptions + 1):
-        found = _Search(world, bound=bound, most=most, seek=known.kind).run(progress)
-        same = [bad for bad in found.bad if bad.kind == known.kind]
+        search = _Search(world, bound=bound, most=most, seek=known.kind)
+        same = [bad for bad in search.run(progress).bad if bad.kind == known.kind]
         if same:
-            return same[0], found.orders < most
-        if found.orders >= most:
+            return same[0], not search.stopped or len(same[0].order) == STEPS_MAX
+        if search.stopped:
             break
     return known, False
 
@@ -332,12 +349,14 @@ def play(
         pick: how, from who can go and the number of the step; by default whoever goes goes on, else the first.
         heard: called before each step with the name of who takes it.
     Raises:
-        ValueError: an actor of ``order`` is none, or cannot go then.
+        ValueError: an actor of ``order`` is none, or cannot go then, or nobody can.
     """
     world.reset()
     last, preemptions = "", 0
     for step in range(STEPS_MAX):
         choices = world.choices()
+        if not choices and step < len(order):
+            raise ValueError(f"step {step + 1}: {order[step]!r} cannot go here; nobody can")
         if not choices:
             return Bad(world.end(), tuple(world.taken), preemptions)
         names = [choice.name for choice in choices]
@@ -355,4 +374,4 @@ def play(
         if what := world.take(name):
             return Bad(what, tuple(world.taken), preemptions)
         last = name
-    return Bad("goes on for ever: its actors wake each other", tuple(world.taken), preemptions)
+    return Bad(_FOR_EVER, tuple(world.taken), preemptions)

@@ -1,8 +1,8 @@
-"""The state of a stage, saved once and put back before each order, in place: whoever holds a part of it still holds it.
+"""The state of a stage, saved once and put back before each order, in place: who holds a part of it still holds it.
 
-Three layers: the C machine (``vi_machine_save``), the guest's memory, and the Python objects that are reachable from the
-stage. Of those, containers, instance variables, closure variables and structures that Python owns are saved, one level
-each, and everything is found by walking them. What cannot be put back, because an order has freed it in C, is told.
+Three layers: the C machine (``vi_machine_save``), the guest's memory, and the Python objects that can be reached from
+the stage. Of those, containers, instance variables, closure variables and structures that Python owns are saved, one
+level each, and everything is found by walking them. Rings that an order closes stay mapped, out of its sight.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ class Snapshot:
 
     def __init__(self, root: object, machine: Any, memory: GuestMemory) -> None:
         self._seen: dict[int, object] = {}
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._arrays: list[tuple[Any, Any]] = []
         self._restores: list[Restore] = []
-        self._rings: list[RingMemory] = []
         self._machine = machine
         size = check(lib.vi_machine_save(machine, ffi.NULL, 0), "machine: cannot be saved")
         self._size = size
         self._image: Any = ffi.new("uint64_t[]", size // 8 + 1)
         check(lib.vi_machine_save(machine, self._image, size), "machine: cannot be saved")
-        pages = [ffi.buffer(memory.ram(pfn), pages * HV_PAGE) for pfn, pages in memory.allocations()]
-        self._pages = [(page, bytes(page)) for page in pages]
+        for pfn, pages in memory.allocations():
+            self._save_bytes(ffi.buffer(memory.ram(pfn), pages * HV_PAGE))
         self._walk(root)
 
     @property
@@ -66,16 +67,16 @@ class Snapshot:
         """How many Python objects it holds."""
         return len(self._seen)
 
-    def restore(self) -> bool:
-        """Be as then; False: an order has freed what cannot be made again, and nothing was changed."""
-        if any(ring.closed for ring in self._rings):
-            return False
+    def restore(self) -> None:
+        """Be as then."""
+        for item, items in self._dicts:
+            item.clear()
+            item.update(items)
+        for array, content in self._arrays:
+            array[:] = content
         for restore in self._restores:
             restore()
-        for page, content in self._pages:
-            page[:] = content
         check(lib.vi_machine_restore(self._machine, self._image, self._size), "machine: cannot be restored")
-        return True
 
     # ---- finding everything
 
@@ -111,24 +112,22 @@ class Snapshot:
 
     def _save_dict(self, item: dict[Any, Any]) -> Iterator[object]:
         saved = dict(item)
-
-        def restore() -> None:
-            item.clear()
-            item.update(saved)
-
-        self._restores.append(restore)
+        self._dicts.append((item, saved))
         yield from saved
         yield from saved.values()
 
     def _save_container(self, item: Any) -> Iterator[object]:
         saved = item.copy()
-        add = item.update if isinstance(item, set) else item.extend
+        if isinstance(item, list | bytearray):
+            self._arrays.append((item, saved))
+        else:
+            add = item.update if isinstance(item, set) else item.extend
 
-        def restore() -> None:
-            item.clear()
-            add(saved)
+            def restore() -> None:
+                item.clear()
+                add(saved)
 
-        self._restores.append(restore)
+            self._restores.append(restore)
         if not isinstance(item, bytearray):
             yield from saved
 
@@ -139,12 +138,7 @@ class Snapshot:
         self._save_bytes(ffi.buffer(item))
 
     def _save_bytes(self, memory: Any) -> None:
-        saved = bytes(memory)
-
-        def restore() -> None:
-            memory[:] = saved
-
-        self._restores.append(restore)
+        self._arrays.append((memory, bytes(memory)))
 
     def _save_function(self, item: types.FunctionType) -> Iterator[object]:
         for cell in item.__closure__ or ():
@@ -160,7 +154,7 @@ class Snapshot:
         if kind.__module__.split(".")[0] not in ("vmbusirq", "collections") and not hasattr(item, "__dict__"):
             raise TypeError(f"a stage cannot be saved: it reaches {kind.__module__}.{kind.__qualname__} {item!r:.80}")
         if isinstance(item, RingMemory):
-            self._rings.append(item)
+            item.kept = True
         elif isinstance(item, HostRings):
             self._save_bytes(ffi.buffer(ffi.cast("uint8_t *", item.vsp), lib.vi_vsp_state_bytes()))
         fixed = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]

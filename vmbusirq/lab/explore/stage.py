@@ -7,14 +7,15 @@ made once for each race; every order begins with putting it back (:mod:`vmbusirq
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID, uuid5
 
 from vmbusirq._ffi import lib
 from vmbusirq.core import Core
 from vmbusirq.cpumask import format_pbl
-from vmbusirq.designs import DESIGNS, Design
+from vmbusirq.designs import DESIGNS, Design, OfflinePolicy
+from vmbusirq.errors import check
 from vmbusirq.host.options import HostOptions
 from vmbusirq.host.server import HostBus
 from vmbusirq.host.vsp.generic import GenericVsp
@@ -22,9 +23,12 @@ from vmbusirq.hotplug import CpuSwitch
 from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
+from vmbusirq.lab.explore.world import Invariant
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Step, Steps
+from vmbusirq.steps import Context, Step, Steps, run
 from vmbusirq.vmbus.channel import Channel
+from vmbusirq.vmbus.clockevent import ClockEvents
+from vmbusirq.vmbus.clocksource import Clocksources
 from vmbusirq.vmbus.connection import VmbusConnection
 from vmbusirq.vmbus.context import GuestOptions
 from vmbusirq.vmbus.isr import deliverable, vcpu_steps
@@ -34,9 +38,19 @@ from vmbusirq.wire.protocol import MessageType, Version
 
 __all__ = ["Stage"]
 
+_HOST_ENDS: Final = frozenset({"host queue", "host target", "host rings"})
+_HOST_TOUCHES: Final[dict[int | None, frozenset[str]]] = {
+    MessageType.MODIFYCHANNEL: frozenset({"host queue"}),
+    MessageType.CLOSECHANNEL: _HOST_ENDS,
+    MessageType.GPADL_TEARDOWN: _HOST_ENDS | {"slot cpu0", "vector cpu0"},  # it answers
+    MessageType.RELID_RELEASED: _HOST_ENDS,
+}
+"""What the host touches when it takes a message, see Step; of others it is not known."""
 _INSTANCES: Final = UUID("2b7f6a52-8c11-4d5e-9a53-0f1e2d3c4b5a")
 _IRQS: Final = 64
 _MOVES: Final = frozenset({"host moves"})
+_REACH_OTHERS: Final = (OfflinePolicy.REDIRECT, OfflinePolicy.HANDOVER)
+"""Policies under which an interrupt of one CPU sends work to another one, or pokes it."""
 
 
 class Stage:
@@ -51,6 +65,7 @@ class Stage:
         engine: ``linux``: v6.10's own steps; or ``fast``.
         strict_rfc: keep the defects of the RFC as posted.
         options: of the host.
+        without: waits that are left out, see :mod:`vmbusirq.irq.waits`.
 
     Attributes:
         core, partition, irq, host, vmbus, switch, log: the rooms of a machine.
@@ -67,13 +82,28 @@ class Stage:
         engine: str = "linux",
         strict_rfc: bool = False,
         options: HostOptions | None = None,
+        without: Iterable[str] = (),
     ) -> None:
         self.core: Final = Core(
-            cpus, nr_irqs_max=_IRQS, hyp_count=design.hyp_count, channel_irqs=design.channel_irqs, engine=engine
+            cpus,
+            nr_irqs_max=_IRQS,
+            hyp_count=design.hyp_count,
+            channel_irqs=design.channel_irqs,
+            redirect=design.redirects,
+            engine=engine,
         )
         self.partition: Final = Partition(self.core)
         self.log: Final = Log(lambda: self.core.now)
-        self.irq: Final = IrqCore(self.core.handle, nr_cpus=cpus, nr_irqs=_IRQS, dynirq_base=24, log=self.log)
+        if engine == "linux" and design.channel_irqs:
+            check(lib.vi_machine_set_own_waits(self.core.handle, 1), "stage: who unlinks cannot wait by steps")
+        self.irq: Final = IrqCore(
+            self.core.handle,
+            nr_cpus=cpus,
+            nr_irqs=_IRQS,
+            dynirq_base=24,
+            log=self.log,
+            without=frozenset(without),
+        )
         self.host: Final = HostBus(self.partition, version=version, options=options)
         for relid in channels or {}:
             vsp = GenericVsp(device_class, CLASS_IDS[device_class])
@@ -87,7 +117,14 @@ class Stage:
             options=GuestOptions(strict_rfc=strict_rfc, max_version=int(version)),
         )
         present = (1 << cpus) - 1
-        self.switch: Final = CpuSwitch(self.irq, self.partition, self.vmbus, present=present, hotpluggable=present & ~1)
+        self.switch: Final = CpuSwitch(
+            self.irq,
+            self.partition,
+            self.vmbus,
+            ClockEvents(self.core, self.partition, Clocksources(self.partition)),
+            present=present,
+            hotpluggable=present & ~1,
+        )
         self.vmbus.devices.drivers.clear()
         self.partition.add_check(self.irq.reraise)
         self.vmbus.synic_init(range(cpus))
@@ -98,6 +135,8 @@ class Stage:
             self.vmbus.open(channel)
             if channel.irq:
                 self.irq.irq_set_affinity(channel.irq, 1 << cpu)
+            elif cpu != channel.target_cpu:
+                self.vmbus.target_cpu_store(channel, str(cpu).encode())
             self.partition.settle()
         self._begun: deque[Steps[None]] = deque()
         self.irq.idle = None  # whoever waits is an actor
@@ -126,6 +165,8 @@ class Stage:
         own = [f"{what} cpu{cpu}" for what in ("vector", "interrupt", "flags", "slot", "softirq")]
         if whole:  # what all parts touch; of messages only answers come in such races
             own += ["modchan", "requests", "resend"]
+            if self.vmbus.design.offline_policy in _REACH_OTHERS:
+                own += [f"{what} cpu{other}" for what in ("vector", "flags") for other in range(core.nr_cpus)]
             own += [
                 name
                 for relid, channel in self.vmbus.channels.items()
@@ -142,14 +183,18 @@ class Stage:
             whole=whole,
         )
 
-    def host_control(self) -> Actor:
-        """Return the host as it takes control messages, one at a time."""
+    def host_control(self, *, slow: bool = False) -> Actor:
+        """Return the host as it takes control messages, one at a time.
+
+        ``slow``: only when the guest can go no further, and what it does about one message at once.
+        """
         return Actor(
             "host",
-            self.host.message_steps,
+            at_once(lambda: run(self.host.message_steps())) if slow else self.host.message_steps,
             wants=lambda: self.host.unread_messages > 0,
-            point="host: takes the next control message",
-            touches=self._next_message_touches,
+            point="host: takes the next control message" + (", carries it out and answers" if slow else ""),
+            touches=None if slow else self._next_message_touches,
+            last=slow,
         )
 
     def host_in_two(self) -> list[Actor]:
@@ -185,14 +230,34 @@ class Stage:
         )
 
     def _next_message_touches(self) -> frozenset[str] | None:
-        if self.host.next_message_type == MessageType.MODIFYCHANNEL:
-            return frozenset({"host queue"})
-        return None
+        return _HOST_TOUCHES.get(self.host.next_message_type)
 
     def device(self, relid: int, packets: int = 1, name: str = "", when: Callable[[], bool] | None = None) -> Actor:
         """Return a device that writes packets, one after the other; ``when``: not before that has come true."""
         return Actor(
             name or f"device {relid}", lambda: self._write(relid, packets, when), touches=frozenset({"host rings"})
+        )
+
+    def signal(self, relid: int, *, read_already: bool = False) -> None:
+        """Let a device write a packet and signal, now; nobody takes the interrupt yet.
+
+        ``read_already``: whoever ran before has seen the packet before its signal, and read it.
+        """
+        channel = self.host.default.channel(relid)
+        rings = channel.rings if channel is not None else None
+        assert rings is not None, "the guest has opened it"
+        if read_already:
+            rings.signal()
+        else:
+            run(rings.write_steps(Packet(b"x")))
+
+    def slow_device(self, relid: int) -> Actor:
+        """Return a device that writes a packet, and signals, only when the guest can go no further."""
+        return Actor(
+            f"device {relid}",
+            at_once(lambda: run(self._write(relid, 1, None))),
+            point=f"host: writes a packet into the in ring of channel {relid}, and signals if it is to",
+            last=True,
         )
 
     def _write(self, relid: int, packets: int, when: Callable[[], bool] | None) -> Steps[None]:
@@ -228,6 +293,21 @@ class Stage:
 
     # ---- what must not be
 
+    def invariants(self) -> tuple[Invariant, ...]:
+        """Return all that must hold when nobody can go on."""
+        return (
+            self.stranded,
+            self.lost_flags,
+            self.on_offline_cpu,
+            self.outside_mask,
+            self.host_disagrees,
+            self.not_conserved,
+        )
+
+    @property
+    def _redirects(self) -> bool:
+        return self.vmbus.design.redirects
+
     def stranded(self) -> str:
         """Packets wait in a ring whose reader has been told of them by nobody."""
         for relid, channel in self.vmbus.channels.items():
@@ -257,19 +337,44 @@ class Stage:
             if not channel.irq:
                 continue
             desc = self.irq.irq_to_desc(channel.irq)
-            if desc.effective_affinity != 1 << channel.target_cpu:
-                effective = format_pbl(desc.effective_affinity) or "none"
-                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {effective}"
+            effective = desc.effective_affinity
+            if self._redirects:  # the first of those that may run it is its target
+                effective &= -effective
+            if effective != 1 << channel.target_cpu:
+                says = format_pbl(desc.effective_affinity) or "none"
+                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {says}"
             if not desc.affinity >> channel.target_cpu & 1:
                 return f"channel {relid} targets cpu {channel.target_cpu}, outside of {format_pbl(desc.affinity)}"
         return ""
 
     def host_disagrees(self) -> str:
-        """The host interrupts another CPU than the guest believes, for ever."""
+        """The host interrupts another CPU than the guest believes, for ever.
+
+        Where interrupts are redirected any CPU does that takes them.
+        """
+        usable = self.irq.online & self.vmbus.synics_on
         for relid, channel in self.vmbus.channels.items():
             there = self.host.default.channel(relid)
-            if there is not None and there.is_open and there.target_vp != channel.target_cpu:
-                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {channel.target_cpu}"
+            if there is None or not there.is_open or there.target_vp == channel.target_cpu:
+                continue
+            if not self._redirects or not usable >> there.target_vp & 1:
+                target = channel.target_cpu
+                return f"the host interrupts cpu {there.target_vp} for channel {relid}, the guest expects {target}"
+        return ""
+
+    def not_conserved(self) -> str:
+        """Packets were read that nobody wrote, or not read although the ring is empty; or an arrival counts twice."""
+        for relid, channel in self.vmbus.channels.items():
+            there = self.host.default.channel(relid)
+            if there is None or not there.is_open or channel.rings is None:
+                continue
+            written, read = there.stats.packets, channel.stats.packets
+            if read > written or (read < written and not channel.ring_in.bytes_to_read):
+                return f"channel {relid}: {written} packets were written, {read} were read"
+            if channel.irq:
+                counted = int(self.irq.counts[channel.irq].sum())
+                if counted > there.stats.edges:
+                    return f"irq {channel.irq}: {there.stats.edges} signals came, {counted} interrupts are counted"
         return ""
 
     def watch(self) -> Mapping[str, object]:

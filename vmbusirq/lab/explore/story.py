@@ -80,21 +80,21 @@ def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> tuple
     )
 
 
-def save_order(path: str | PathLike[str], race: str, fixed: bool, bad: Bad) -> None:
+def save_order(path: str | PathLike[str], race: str, variant: str, bad: Bad) -> None:
     """Write an order into a file. OSError: it cannot be written."""
     data = {
         "format": _FORMAT,
         "version": _VERSION,
         "race": race,
-        "fix": fixed,
+        "variant": variant,
         "end": bad.what,
         "order": list(bad.order),
     }
     Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def load_order(path: str | PathLike[str]) -> tuple[str, bool, str, tuple[str, ...]]:
-    """Read such a file: the race, whether its fix is on, how it ended, who goes when.
+def load_order(path: str | PathLike[str]) -> tuple[str, str, str, tuple[str, ...]]:
+    """Read such a file: the race, its variant, how it ended, who goes when.
 
     Raises:
         OSError: it cannot be read.
@@ -108,9 +108,9 @@ def load_order(path: str | PathLike[str]) -> tuple[str, bool, str, tuple[str, ..
         raise ValueError(f"{path}: is no saved order: “vmbusirq explore” writes them with --save")
     if data.get("version") != _VERSION:
         raise ValueError(f"{path}: is a saved order of version {data.get('version')!r}; this program reads {_VERSION}")
-    race, fixed, end, order = (data.get(name) for name in ("race", "fix", "end", "order"))
-    if not (isinstance(race, str) and isinstance(fixed, bool) and isinstance(end, str) and isinstance(order, list)):
-        raise ValueError(f"{path}: is no saved order: race, fix, end or order is missing or of another type")
+    race, variant, end, order = (data.get(name) for name in ("race", "variant", "end", "order"))
+    if not (isinstance(race, str) and isinstance(variant, str) and isinstance(end, str) and isinstance(order, list)):
+        raise ValueError(f"{path}: is no saved order: race, variant, end or order is missing or of another type")
     if not all(isinstance(name, str) for name in order):
         raise ValueError(f"{path}: is no saved order: its order is a list of names")
-    return race, fixed, end, tuple(order)
+    return race, variant, end, tuple(order)

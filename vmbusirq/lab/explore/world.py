@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from vmbusirq.lab.explore.actors import Actor, may_go
 
-__all__ = ["Invariant", "Scene", "World"]
+__all__ = ["Choice", "Invariant", "Scene", "World"]
 
 Invariant = Callable[[], str]
 """Returns what is wrong, in words; empty while nothing is."""
@@ -39,14 +39,27 @@ class Scene(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An actor that could go, and what its step touches."""
+    """An actor that could go.
+
+    Attributes:
+        name: of the actor.
+        touches: what its step reads or writes, None for anything.
+        cpu: whose CPU it needs, None for no CPU in particular.
+        keeps_off: its step may keep others off that CPU.
+    """
 
     name: str
     touches: frozenset[str] | None
+    cpu: int | None = None
+    keeps_off: bool = False
 
     def conflicts(self, other: Choice) -> bool:
-        """Whether the order of the two may matter."""
-        return self.touches is None or other.touches is None or not self.touches.isdisjoint(other.touches)
+        """Whether the order of the two may matter, or one may keep the other from going."""
+        if self.touches is None or other.touches is None:
+            return True
+        if self.cpu == other.cpu and self.cpu is not None and (self.keeps_off or other.keeps_off):
+            return True
+        return not self.touches.isdisjoint(other.touches)
 
 
 class World:
@@ -73,10 +86,10 @@ class World:
     def choices(self) -> list[Choice]:
         """Return who can go now, in the order of the scene."""
         actors = self.scene.actors
-        busy = {actor.cpu for actor in actors if actor.interrupts and not actor.whole}
-        able = [actor for actor in actors if not actor.last and may_go(actor, actors)]
-        able = able or [actor for actor in actors if actor.last and may_go(actor, actors)]
-        return [Choice(actor.name, actor.touches(interrupted=actor.cpu in busy)) for actor in able]
+        running = [actor for actor in actors if actor.running]
+        able = [actor for actor in actors if not actor.last and may_go(actor, running)]
+        able = able or [actor for actor in actors if actor.last and may_go(actor, running)]
+        return [Choice(actor.name, actor.touches, actor.cpu, actor.keeps_off) for actor in able]
 
     def actor(self, name: str) -> Actor:
         """Return an actor by its name."""
@@ -114,7 +127,7 @@ class World:
             held = [
                 f"{other.name} holds {lock.name}"
                 for other in self.scene.actors
-                if step.takes is not None and other is not actor
+                if step.takes is not None
                 for lock in other.locks
                 if step.takes.excludes(lock)
             ]

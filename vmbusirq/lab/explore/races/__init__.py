@@ -6,9 +6,12 @@ from typing import Final
 
 from vmbusirq.lab.explore.race import Race
 from vmbusirq.lab.explore.races.disabling import DISABLE_PENDING, DISABLE_RUNNING
+from vmbusirq.lab.explore.races.freed import CLOSE_ISR, RESCIND_ISR
+from vmbusirq.lab.explore.races.lock_order import LOCK_ORDER
 from vmbusirq.lab.explore.races.moves import MODIFY_LOST, STATIC_MASK
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
 from vmbusirq.lab.explore.races.rings import LOST_ROOM, LOST_WAKEUP
+from vmbusirq.lab.explore.races.running import RUNNING_ELSEWHERE
 
 __all__ = ["RACES", "find_race"]
 
@@ -17,9 +20,13 @@ RACES: Final[dict[str, Race]] = {
     for race in (
         EARLY_OFFLINE,
         CHECK_THEN_OFFLINE,
+        STATIC_MASK,
+        LOCK_ORDER,
+        RUNNING_ELSEWHERE,
+        CLOSE_ISR,
+        RESCIND_ISR,
         LOST_WAKEUP,
         LOST_ROOM,
-        STATIC_MASK,
         MODIFY_LOST,
         DISABLE_RUNNING,
         DISABLE_PENDING,

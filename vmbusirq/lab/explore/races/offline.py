@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -12,16 +12,12 @@ from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
-from vmbusirq.lab.explore.world import Invariant, Scene
+from vmbusirq.lab.explore.world import Scene
 
 __all__ = ["CHECK_THEN_OFFLINE", "EARLY_OFFLINE"]
 
 RELID: Final = 5
 _RFC: Final = DESIGNS["rfc"]
-
-
-def _must_hold(stage: Stage) -> Iterable[Invariant]:
-    return (stage.stranded, stage.lost_flags, stage.on_offline_cpu, stage.outside_mask, stage.host_disagrees)
 
 
 def _early_offline(*, waits: bool) -> Scene:
@@ -42,7 +38,7 @@ def _early_offline(*, waits: bool) -> Scene:
             stage.time(),
         )
 
-    return StageScene(build, cast, _must_hold)
+    return StageScene(build, cast, Stage.invariants)
 
 
 EARLY_OFFLINE: Final = Race(
@@ -75,7 +71,7 @@ def _check_then_offline(*, locks: bool) -> Scene:
             stage.time(),
         )
 
-    return StageScene(build, cast, _must_hold)
+    return StageScene(build, cast, Stage.invariants)
 
 
 CHECK_THEN_OFFLINE: Final = Race(
