@@ -362,7 +362,7 @@ class ManageLayer(AffinityLayer):
         """Yield the steps of disable_irq()."""
         self.may_wait(f"irq {irq}: disable_irq")
         desc = self._global_desc(irq)
-        yield Step(f"irq {irq}: disable_irq takes desc->lock", takes=desc.lock)
+        yield Step(f"irq {irq}: disable_irq takes desc->lock", takes=desc.lock, touches=frozenset({f"irq {irq}"}))
         depth = self.disable_irq_nosync(irq)
         yield from self.synchronize_irq_steps(irq)
         return depth
@@ -392,7 +392,8 @@ class ManageLayer(AffinityLayer):
         """Yield the steps of enable_irq()."""
         self.check_owner()
         desc = self._global_desc(irq)
-        yield Step(f"irq {irq}: enable_irq takes desc->lock", takes=desc.lock)
+        touches = frozenset({f"irq {irq}", "resend"}) if desc.started else None
+        yield Step(f"irq {irq}: enable_irq takes desc->lock", takes=desc.lock, touches=touches)
         depth = desc.depth
         if depth == 0 or (depth == 1 and desc.istate & IRQS_SUSPENDED):
             self.log.warn(f"Unbalanced enable for IRQ {irq}")

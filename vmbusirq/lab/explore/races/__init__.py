@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from vmbusirq.lab.explore.race import Race
+from vmbusirq.lab.explore.races.disabling import DISABLE_PENDING, DISABLE_RUNNING
 from vmbusirq.lab.explore.races.freed import CLOSE_ISR, RESCIND_ISR
 from vmbusirq.lab.explore.races.lock_order import LOCK_ORDER
 from vmbusirq.lab.explore.races.moves import MODIFY_LOST, STATIC_MASK
@@ -27,6 +28,8 @@ RACES: Final[dict[str, Race]] = {
         LOST_WAKEUP,
         LOST_ROOM,
         MODIFY_LOST,
+        DISABLE_RUNNING,
+        DISABLE_PENDING,
     )
 }
 

@@ -124,6 +124,6 @@ MODIFY_LOST: Final = Race(
         ),
     ),
     left_out="packets before the CPU is offline, which early-offline has; an offline that overtakes the moves; a host "
-    "that takes longer than the wait of 25 to 50 ms; one that loses what is sent eight times again: the guest says so, and "
-    "believes what it asked for",
+    "that takes longer than the wait of 25 to 50 ms; one that loses what is sent eight times again: the guest "
+    "says so, and believes what it asked for",
 )
