@@ -22,7 +22,7 @@ from vmbusirq.hyperv.partition import Partition
 from vmbusirq.irq import IrqCore
 from vmbusirq.lab.explore.actors import Actor, at_once
 from vmbusirq.log import Log
-from vmbusirq.steps import Context, Steps, run
+from vmbusirq.steps import Context, Step, Steps, run
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.vmbus.clockevent import ClockEvents
 from vmbusirq.vmbus.clocksource import Clocksources
@@ -177,14 +177,17 @@ class Stage:
         """Return a device that writes packets, one after the other."""
         return Actor(name or f"device {relid}", lambda: self._write(relid, packets), touches=frozenset({"host rings"}))
 
-    def slow_device(self, relid: int) -> Actor:
+    def slow_device(self, relid: int, packets: int = 1) -> Actor:
         """Return a device that writes a packet, and signals, only when the guest can go no further."""
-        return Actor(
-            f"device {relid}",
-            at_once(lambda: run(self._write(relid, 1))),
-            point=f"host: writes a packet into the in ring of channel {relid}, and signals if it is to",
-            last=True,
-        )
+        point = f"host: writes a packet into the in ring of channel {relid}, and signals if it must"
+
+        def write() -> Steps[None]:
+            for left in reversed(range(packets)):
+                run(self._write(relid, 1))
+                if left:
+                    yield Step(point)
+
+        return Actor(f"device {relid}", write, point=point, last=True)
 
     def _write(self, relid: int, packets: int) -> Steps[None]:
         for _ in range(packets):
@@ -250,10 +253,10 @@ class Stage:
             if not channel.irq:
                 continue
             desc = self.irq.irq_to_desc(channel.irq)
-            effective = desc.effective_affinity
+            there = desc.effective_affinity
             if self._redirects:  # the first of those that may run it is its target
-                effective &= -effective
-            if effective != 1 << channel.target_cpu:
+                there &= -there
+            if there != 1 << channel.target_cpu:
                 effective = format_pbl(desc.effective_affinity) or "none"
                 return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {effective}"
             if not desc.affinity >> channel.target_cpu & 1:
