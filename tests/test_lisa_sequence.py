@@ -13,6 +13,7 @@ import pytest
 from tests.footprint import Ledger, footprint, ledger
 from tests.fs.lsvmbus import lsvmbus
 from vmbusirq import DESIGNS, Machine, parse_interrupts
+from vmbusirq.designs import OfflinePolicy
 from vmbusirq.errors import IrqError
 from vmbusirq.fs import FileSystem
 from vmbusirq.fs.node import File

@@ -442,6 +442,88 @@ def test_a_late_host_loses_nothing(hurry: bool, design: Any, version: str) -> No
 # ---- which files
 
 
+# ---- channels that leave by themselves
+
+MOVING = ["mainline-6.16", "rfc-pick", "redirect", "rfc-handover"]
+
+
+@pytest.mark.parametrize("design", MOVING)
+def test_channels_that_leave_by_themselves_need_no_move(design: str) -> None:
+    """vmbus.md 4.5, genirq.md 10: the file alone frees the CPU; channels stay away until they are brought back."""
+    m = machine(disks=(2, 2, 1), design=design)
+    before = state(m)
+    plan = plan_offline(m, 0b0100)
+    assert ((), 0, ()) == (plan.holders, plan.moves, plan.blockers)
+    assert [(1, 2, None), (2, 2, None)] == [(one.relid, one.cpu, one.to) for one in plan.moving]
+    assert [f"echo 0 > {CPU}/cpu2/online"] == [str(line) for line in plan.free]
+    assert any("channels leave by themselves: " in note for note in plan.notes)
+    assert "channels that refuse (EBUSY): none\n\nchannels that move by themselves:\n" in plan_text(plan)
+    channels = {channel.irq for channel in m.vmbus.channels.values() if channel.irq}
+    assert not channels & {one.irq for one in plan.migrations}
+    assert 1 == type_in(m, script(plan))
+    assert not m.online_mask & 0b0100
+    for relid in (1, 2):
+        channel = m.vmbus.channels[relid]
+        assert channel.target_cpu != 2 != m.host.channels[relid].target_vp
+        assert reads(m, channel)
+    type_in(m, script(plan, restore=True))
+    assert before == state(m)
+    assert [2, 2, 1] == [m.host.channels[relid].target_vp for relid in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("design", MOVING)
+def test_what_happened_tells_of_them_too(design: str) -> None:
+    m = machine(disks=(2,), design=design)
+    result = carry_out(m, plan_offline(m, 0b0100))
+    ((relid, _, _, was, now),) = result.channels
+    assert result.done
+    assert (1, 2) == (relid, was)
+    assert now != 2
+
+
+@pytest.mark.parametrize(
+    ("design", "version", "is_open", "isolated", "stays"),
+    [
+        ("rfc-pick", "5.3", True, "none", False),
+        ("rfc-pick", "5.2", True, "none", True),  # nobody would confirm it
+        ("rfc-pick", "5.3", False, "none", True),
+        ("rfc-pick", "5.3", True, "0-1,3", True),
+        ("mainline-6.16", "5.2", True, "none", True),
+        ("redirect", "4.1", True, "none", False),
+        ("redirect", "4.0", True, "none", True),
+        ("redirect", "4.0", False, "none", False),
+        ("rfc-handover", "4.1", True, "none", False),
+        ("rfc-handover", "4.0", True, "none", True),
+        ("rfc-handover", "4.0", False, "none", False),
+        ("rfc-handover", "5.3", True, "0-1,3", False),
+    ],
+)
+def test_some_channels_stay_under_every_policy(
+    design: str, version: str, is_open: bool, isolated: str, stays: bool
+) -> None:
+    """What the plan says is what the kernel does; both sides of each border."""
+    cpus = "possible = 4" + ("" if isolated == "none" else f', isolated = "{isolated}"')
+    disks = [0, 1, 2] if isolated == "none" else [2]  # where init_vp_index puts them
+    m = machine(f'cpus = {{ {cpus} }}\nhost.version = "{version}"', disks=disks, design=design)
+    if not is_open:
+        m.vmbus.close(m.vmbus.channels[len(disks)])
+    plan = plan_offline(m, 0b0100)
+    assert (1, stays) == (len(plan.holders) + len(plan.moving), bool(plan.holders))
+    assert stays != carry_out(m, plan, move=False).done
+
+
+def test_a_channel_that_the_host_alone_interrupts_there() -> None:
+    """Below 4.1 the host stays where it is, and a channel is redirected for ever."""
+    m = machine('host.version = "4.0"', disks=[0, 1, 2], design="redirect")
+    put(m, m.vmbus.channels[3], 1)
+    assert (1, 2) == (m.vmbus.channels[3].target_cpu, m.host.channels[3].target_vp)
+    plan = plan_offline(m, 0b0100)
+    assert [(3, 2)] == [(one.relid, one.cpu) for one in plan.holders]
+    assert plan.blockers[0].what.startswith("cpu 2: channel 3 ")
+    assert not carry_out(m, plan, move=False).done
+    assert [2] == [one.relid for one in plan_offline(m, 0b0010).holders]
+
+
 def lines_of(interface: str | None, design: str = "rfc", **how: Any) -> list[str]:
     return script(plan_offline(machine(disks=[2], design=design, **how), 0b0100, interface)).splitlines()[1:]
 

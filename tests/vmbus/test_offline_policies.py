@@ -15,6 +15,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.designs import DESIGNS, OfflinePolicy
 from vmbusirq.errors import Hung
 from vmbusirq.log import Level
+from vmbusirq.vmbus.channel import Moves
 from vmbusirq.wire.packet import Packet
 from vmbusirq.wire.protocol import ModifyChannel, Version
 
@@ -410,6 +411,53 @@ def test_a_lost_answer_is_survived() -> None:
     guest.pass_time(2)
     assert not is_hung(guest)
     assert 0b1011 == guest.vmbus.synics_on
+
+
+def test_the_answer_to_another_question_confirms_nothing() -> None:
+    """An answer names the channel alone: that to the move which brought it here is not that to the hand-over."""
+    guest = guest_with(1, HANDOVER, cpu=1)
+    channel, asked = guest.vmbus.channels[5], list[ModifyChannel]()
+    guest.host.instead[ModifyChannel] = asked.append
+    guest.vmbus.target_cpu_store(channel, b"2")
+    schedule = Schedule(guest.partition.idle)
+    going = schedule.begin(guest.vmbus.cpuhp.synic_cleanup(2)).to("waits for MODIFYCHANNEL_RESPONSE")
+    guest.settle()
+    guest.host.answer(asked[0])
+    guest.settle()
+    assert 2 == guest.host.targets[5]
+    assert (0b0110, [0]) == (channel.moves.left, channel.moves.unanswered)
+    going.finish()
+    assert [2, 0, 0] == [message.target_vp for message in asked]
+    assert "lost" == send(guest)
+    guest.settle()
+    send(guest)  # which no signal comes with: the ring is not empty
+    guest.host.answer(asked[1])
+    guest.settle()
+    assert (0, 0) == (channel.ring_in.bytes_to_read, channel.moves.left)
+
+
+def test_a_refusal_confirms_nothing() -> None:
+    moves = Moves(host_cpu=2)
+    moves.asked(1, answers=True)
+    moves.answered(status=1)
+    assert (0b0100, [], 1) == (moves.left, moves.unanswered, moves.status)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_what_was_asked_is_remembered_oldest_first(answers: bool) -> None:
+    """And forgotten one by one, until all that is left asks for the CPU that was named last."""
+    moves = Moves(host_cpu=0)
+    for cpu in (1, 2, 2):
+        moves.asked(cpu, answers)
+    assert (0b0011, 2, [1, 2, 2] if answers else []) == (moves.left, moves.host_cpu, moves.unanswered)
+    if answers:
+        moves.answered(0)
+        assert (0b0011, [2, 2]) == (moves.left, moves.unanswered)
+        moves.answered(0)
+        assert (0, [2]) == (moves.left, moves.unanswered)
+        moves.asked(1, answers=True)
+        moves.answered(0)
+        assert (0b0100, [1]) == (moves.left, moves.unanswered)
 
 
 def test_a_lost_request_is_made_once_more() -> None:

@@ -2,7 +2,8 @@
 
 A plan looks at a settled machine and changes nothing; :mod:`vmbusirq.lab.rehearse` carries it out. A channel refuses
 for as long as it interrupts a CPU that goes (hv_synic_cleanup in drivers/hv/hv.c, v6.10), and one move is enough for
-it: as many moves as channels refuse are needed, and suffice if none of them leads to a CPU that goes, too.
+it: as many moves as channels refuse are needed, and suffice if none of them leads to a CPU that goes, too. Under the
+other offline policies channels leave by themselves, but for those that cannot (:mod:`vmbusirq.lab.holding`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vmbusirq._ffi import lib
 from vmbusirq.cpumask import bitmap_parselist, cpumask_first, cpumask_of, cpus_of, format_pbl
 from vmbusirq.errors import IrqError
 from vmbusirq.irq import IrqDesc
+from vmbusirq.lab.holding import MOVES, channels_on, holding_channels
 from vmbusirq.lab.migration import Migration, find_migrations
 from vmbusirq.lab.placement import Seat, place
 from vmbusirq.machine import Machine
@@ -29,7 +31,6 @@ __all__ = [
     "Holder",
     "Plan",
     "Write",
-    "holding_channels",
     "parse_cpus",
     "plan_offline",
 ]
@@ -57,7 +58,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A channel that interrupts a CPU that shall go, which is EBUSY until it is moved.
+    """A channel that interrupts a CPU that shall go, which is EBUSY until it is moved, or which leaves by itself.
 
     Attributes:
         relid, name, irq: the channel; relid None: a resume has not brought it back; IRQ 0: it has none.
@@ -66,7 +67,7 @@ class Holder:
         state: OPENED, or why it cannot be moved.
         perf: its class is one that init_vp_index spreads.
         interrupts: arrivals so far.
-        to: where the plan moves it, None: it cannot be moved.
+        to: where the plan moves it, None: it cannot be moved, or need not be.
         why: errno and reason if it cannot be moved by any file.
     """
 
@@ -101,6 +102,7 @@ class Plan:
         cpus: list of the CPUs that shall be offline; ``going``: those of them that are online now, in order.
         targets: list of the CPUs that channels can be moved to.
         holders: channels that refuse, by CPU and relid.
+        moving: channels that leave by themselves, in the same order.
         migrations: interrupts that move by themselves.
         blockers: what makes it impossible; then there are no lines.
         notes: what else there is to know.
@@ -116,6 +118,7 @@ class Plan:
     going: tuple[int, ...]
     targets: str
     holders: tuple[Holder, ...]
+    moving: tuple[Holder, ...]
     migrations: tuple[Migration, ...]
     blockers: tuple[Blocker, ...]
     notes: tuple[str, ...]
@@ -230,14 +233,6 @@ def _interface(machine: Machine, interface: str | None) -> str:
     return interface
 
 
-def holding_channels(machine: Machine, cpus: int) -> list[Channel]:
-    """Return the channels that interrupt CPUs of a mask, by CPU and relid; none while the guest is not connected."""
-    if machine.vmbus.version is None:
-        return []
-    channels = (channel for channel in machine.vmbus.devices.all_channels() if cpus >> channel.target_cpu & 1)
-    return sorted(channels, key=lambda channel: (channel.target_cpu, channel.relid))
-
-
 class _Planner:
     """Looks at one machine."""
 
@@ -250,17 +245,18 @@ class _Planner:
         self._stay = machine.online_mask & ~cpus
         self._targets = self._stay & ~self._vmbus.isolated & self._vmbus.retarget.synic_online
         self._holding = holding_channels(machine, self._leaving)
-        self._others = holding_channels(machine, ~self._leaving)
+        self._moving = [channel for channel in channels_on(machine, self._leaving) if channel not in self._holding]
+        self._others = channels_on(machine, ~self._leaving)
 
     def plan(self) -> Plan:
         """Return the plan."""
         fixed = [self._why_fixed(channel) for channel in self._holding]
         targets = self._place([channel for channel, why in zip(self._holding, fixed, strict=True) if why is None])
         blockers = self._blockers(fixed)
-        settled = {channel.irq for channel in self._holding if channel.irq}
+        settled = {channel.irq for channel in (*self._holding, *self._moving) if channel.irq}
         migrating = find_migrations(self._machine, self._leaving, settled)
         holders = tuple(
-            _holder(channel, targets.get(channel), "" if why is None else why.what)
+            self._holder(channel, targets.get(channel), "" if why is None else why.what)
             for channel, why in zip(self._holding, fixed, strict=True)
         )
         possible = not blockers
@@ -274,6 +270,7 @@ class _Planner:
             going=tuple(cpus_of(self._leaving)),
             targets=format_pbl(self._targets),
             holders=holders,
+            moving=tuple(self._holder(channel, None, "") for channel in self._moving),
             migrations=tuple(migration for _, migration in migrating),
             blockers=blockers,
             notes=(*self._notes(), *self._lost(migrating)),
@@ -286,6 +283,27 @@ class _Planner:
             return {}
         movers, others = ([_seat(channel) for channel in channels] for channels in (movable, self._others))
         return dict(zip(movable, place(movers, others, self._targets, self._machine.scenario.cpus.nodes), strict=True))
+
+    def _cpu_of(self, channel: Channel) -> int:
+        """Return the CPU that a channel would leave: its own, or that which only the host interrupts for it."""
+        cpu = channel.target_cpu
+        return cpu if self._leaving >> cpu & 1 else channel.moves.host_cpu
+
+    def _holder(self, channel: Channel, to: int | None, why: str) -> Holder:
+        assert channel.device is not None
+        return Holder(
+            relid=None if channel.relid == INVALID_RELID else channel.relid,
+            name=channel.irq_name,
+            irq=channel.irq,
+            device=channel.device.guid,
+            device_class=channel.device_class.name,
+            cpu=self._cpu_of(channel),
+            state="RESCINDED" if channel.rescinded else channel.state.name,
+            perf=channel.device_class.perf,
+            interrupts=channel.stats.interrupts,
+            to=to,
+            why=why,
+        )
 
     # ---- what prevents it
 
@@ -307,6 +325,9 @@ class _Planner:
             return Blocker("ENOENT: it has no directory in sysfs", "unbind its device's driver, and bind it again")
         return None
 
+    def _is_movable(self, channel: Channel) -> bool:
+        return self._why_fixed(channel) is None
+
     def _irq_of(self, channel: Channel) -> IrqDesc | None:
         """Return the descriptor whose file moves a channel, None where its cpu file does."""
         desc = self._machine.irq.descs.get(channel.irq) if channel.irq and self._interface != "sysfs" else None
@@ -326,7 +347,7 @@ class _Planner:
 
     def _blockers(self, fixed: list[Blocker | None]) -> tuple[Blocker, ...]:
         found = [
-            Blocker(f"cpu {channel.target_cpu}: {_who(channel)}: {why.what}", why.remedy)
+            Blocker(f"cpu {self._cpu_of(channel)}: {_who(channel)}: {why.what}", why.remedy)
             for channel, why in zip(self._holding, fixed, strict=True)
             if why is not None
         ]
@@ -362,6 +383,8 @@ class _Planner:
 
     def _notes(self) -> list[str]:
         notes = []
+        if self._moving:
+            notes.append(f"channels leave by themselves: {MOVES[self._machine.design.offline_policy]}")
         gone = self._cpus & ~self._leaving
         if gone:
             notes.append(f"{_cpus(gone)}: offline already")
@@ -383,8 +406,12 @@ class _Planner:
         return notes
 
     def _lost(self, migrating: list[tuple[IrqDesc, Migration]]) -> list[str]:
-        """Say which interrupts move and cannot be brought back."""
+        """Say which channels and interrupts move and cannot be brought back."""
         return [
+            f"{_who(channel)}: stays where it has moved to; {why.what}"
+            for channel in self._moving
+            if (why := self._why_fixed(channel)) is not None
+        ] + [
             f"irq {one.irq}: stays where it has moved to; its affinity cannot be set from user space"
             for desc, one in migrating
             if one.to and not self._can_set(desc)
@@ -406,7 +433,7 @@ class _Planner:
 
     def _restore(self, migrated: list[IrqDesc]) -> tuple[Write | str, ...]:
         lines = [_online_file(cpu, "1") for cpu in cpus_of(self._leaving)]
-        for channel in self._holding:
+        for channel in (*self._holding, *filter(self._is_movable, self._moving)):
             lines.append(self._move(channel, channel.target_cpu))
             desc = self._machine.irq.descs.get(channel.irq)
             if desc is not None and desc.shown_affinity != 1 << channel.target_cpu:
@@ -445,23 +472,6 @@ def _who(channel: Channel) -> str:
 def _seat(channel: Channel) -> Seat:
     assert channel.device is not None
     return Seat(channel.device.guid, channel.target_cpu, channel.device_class.perf)
-
-
-def _holder(channel: Channel, to: int | None, why: str) -> Holder:
-    assert channel.device is not None
-    return Holder(
-        relid=None if channel.relid == INVALID_RELID else channel.relid,
-        name=channel.irq_name,
-        irq=channel.irq,
-        device=channel.device.guid,
-        device_class=channel.device_class.name,
-        cpu=channel.target_cpu,
-        state="RESCINDED" if channel.rescinded else channel.state.name,
-        perf=channel.device_class.perf,
-        interrupts=channel.stats.interrupts,
-        to=to,
-        why=why,
-    )
 
 
 def _online_file(cpu: int, value: str) -> Write:

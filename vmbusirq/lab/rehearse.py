@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from vmbusirq.core import TICKS_PER_S
 from vmbusirq.cpumask import cpumask_of, format_pbl
 from vmbusirq.errors import errno_name
-from vmbusirq.lab.plan import Plan, Write, holding_channels
+from vmbusirq.lab.holding import channels_on
+from vmbusirq.lab.plan import Holder, Plan, Write
 from vmbusirq.machine import Machine
 from vmbusirq.vmbus.channel import Channel
 from vmbusirq.wire.protocol import INVALID_RELID
@@ -54,7 +55,8 @@ class Result:
         outcomes: line by line.
         online: list of the CPUs that are online now.
         header: first line of /proc/interrupts now, without blanks between its columns.
-        channels: those that refused: relid (None: it has none), name, IRQ (0: none), the CPU then and now.
+        channels: those that refused or left by themselves: relid (None: it has none), name, IRQ (0: none), CPU then and
+            now.
         done: all CPUs of the plan are offline.
     """
 
@@ -80,7 +82,7 @@ def carry_out(machine: Machine, plan: Plan, *, move: bool = True) -> Result:
         move: False: only try to take the CPUs offline, whatever refuses.
     """
     going = cpumask_of(*plan.going)
-    channels = [(channel, channel.target_cpu) for channel in holding_channels(machine, going)]
+    channels = [(channel, channel.target_cpu) for channel in channels_on(machine, going)]
     outcomes = tuple(_do(machine, line) for line in (plan.free if move else plan.offline_lines))
     return Result(
         title=plan_title(plan),
@@ -164,21 +166,33 @@ def plan_title(plan: Plan) -> str:
     return f"offline {plan.cpus}: {plan.scenario}, design {plan.design}, protocol {plan.version or 'none'}"
 
 
-def plan_tables(plan: Plan) -> tuple[Table, Table]:
-    """Return the channels that refuse, and the interrupts that move by themselves."""
-    channels = tuple(
-        (
-            _or_none(holder.relid),
-            holder.name,
-            holder.device_class or "-",
-            _or_none(holder.irq),
-            str(holder.cpu),
-            holder.state,
-            str(holder.interrupts),
-            holder.why or ("-" if holder.to is None else f"cpu {holder.to}"),
-        )
+_CHANNEL: Final = ("relid", "name", "class", "irq", "cpu", "state", "interrupts")
+
+
+def _channel_row(holder: Holder) -> tuple[str, ...]:
+    return (
+        _or_none(holder.relid),
+        holder.name,
+        holder.device_class or "-",
+        _or_none(holder.irq),
+        str(holder.cpu),
+        holder.state,
+        str(holder.interrupts),
+    )
+
+
+def plan_tables(plan: Plan) -> tuple[Table, ...]:
+    """Return the channels that refuse, those that leave by themselves, if any, and the interrupts that do."""
+    refuse = tuple(
+        (*_channel_row(holder), holder.why or ("-" if holder.to is None else f"cpu {holder.to}"))
         for holder in plan.holders
     )
+    numbers = frozenset({0, 3, 4, 6})
+    tables = [Table("channels that refuse (EBUSY)", (*_CHANNEL, "moves to"), refuse, numbers)]
+    if plan.moving:
+        tables.append(
+            Table("channels that move by themselves", _CHANNEL, tuple(map(_channel_row, plan.moving)), numbers)
+        )
     migrations = tuple(
         (
             str(migration.irq),
@@ -190,20 +204,8 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
         )
         for migration in plan.migrations
     )
-    return (
-        Table(
-            "channels that refuse (EBUSY)",
-            ("relid", "name", "class", "irq", "cpu", "state", "interrupts", "moves to"),
-            channels,
-            frozenset({0, 3, 4, 6}),
-        ),
-        Table(
-            "interrupts that move by themselves",
-            ("irq", "name", "chip", "cpu", "to", ""),
-            migrations,
-            frozenset({0, 3}),
-        ),
-    )
+    header = ("irq", "name", "chip", "cpu", "to", "")
+    return (*tables, Table("interrupts that move by themselves", header, migrations, frozenset({0, 3})))
 
 
 def plan_sections(plan: Plan) -> list[tuple[str, list[str]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,14 +98,14 @@ class Moves:
     Attributes:
         host_cpu: the CPU that the host was asked to interrupt last; target_cpu, unless interrupts are redirected.
         left: mask of the CPUs that it may still interrupt, for it has not said otherwise.
-        unanswered: MODIFYCHANNELs that it has not answered; 0 where it never answers.
+        unanswered: the CPUs of MODIFYCHANNELs that it may still answer, oldest first; empty where it never answers.
         status: of its last answer.
-        poke: the channel is poked when the answer comes, for a signal may have been lost before.
+        poke: the channel is poked when an answer comes, for a signal may have been lost before.
     """
 
     host_cpu: int = 0
     left: int = 0
-    unanswered: int = 0
+    unanswered: list[int] = field(default_factory=list)
     status: int = 0
     poke: bool = False
 
@@ -113,15 +113,20 @@ class Moves:
         """Note that MODIFYCHANNEL was posted."""
         self.left = (self.left | 1 << self.host_cpu) & ~(1 << cpu)
         self.host_cpu = cpu
-        self.unanswered += answers
+        if answers:
+            self.unanswered.append(cpu)
         self.status = 0
 
     def answered(self, status: int) -> None:
-        """Note the answer; the last one says where nothing comes any more."""
+        """Note an answer. It does not tell to which question, and hosts lose some, and drop some while busy.
+
+        So it confirms something only if all that it can be the answer to ask for one CPU; else it is taken for the
+        oldest one's.
+        """
         self.status = status
-        self.unanswered = max(0, self.unanswered - 1)
-        if not self.unanswered and not status:
+        if not status and all(cpu == self.host_cpu for cpu in self.unanswered):
             self.left = 0
+        del self.unanswered[:1]
 
 
 class _Watcher:

@@ -7,10 +7,11 @@ the CPU that goes, while that is online and takes interrupts, and can be undone 
 Why HANDOVER loses nothing. A signal of the host can be lost only if it comes to the old CPU after its SynIC is off,
 which means that the host has not carried the move out yet. The ring is level-like: the packet stays in it, and any
 later run of the handler on any CPU drains whatever is there. So each channel that was moved is interrupted once more,
-by the guest itself, on its new CPU, when the SynIC of the old one is off; and again when the host confirms a move that
-it had not confirmed by then, for after that no signal can go to the old CPU. Where no confirmation is to be had, since
-the protocol has none or it was lost, the poke is repeated after fixed times; a host that is later than the last of them
-can strand a packet until the channel is interrupted for another reason, and nothing but the host could mend that.
+by the guest itself, on its new CPU, when the SynIC of the old one is off; and, where the host has not confirmed the
+move by then, again at each answer until one does, for after that no signal can go to the old CPU. Where no confirmation
+is to be had, since the protocol has none or it was lost, the poke is repeated after fixed times; a host that is later
+than the last of them can strand a packet until the channel is interrupted for another reason, and nothing but the host
+could mend that.
 """
 
 from __future__ import annotations
@@ -339,7 +340,6 @@ class Migration:
             for channel in self._unconfirmed(cpu) if attempt else ():
                 if channel.state is ChannelState.OPENED and channel.moves.unanswered:
                     yield from self._send(channel, channel.target_cpu, cpu)
-                    channel.moves.unanswered = 1  # hosts drop a question while another one is open
             point = f"cpu {cpu}: waits for MODIFYCHANNEL_RESPONSE"
             yield from self._ctx.control.wait(
                 point, lambda: not self._waiting(cpu), HANDOVER_ANSWER_TICKS, touches=_waits(cpu)
@@ -372,7 +372,7 @@ class Migration:
             point = f"channel {channel.relid}: is poked on cpu {channel.target_cpu}"
             yield Step(point, touches=moves_touch(channel) | self._pokes | {"clock"})
             if self._retarget.poke(channel) and late:
-                channel.moves.poke = bool(channel.moves.unanswered)
+                channel.moves.poke = bool(channel.moves.unanswered and channel.moves.left >> cpu & 1)
                 again.append(channel)
         for ticks in HANDOVER_POKES if again else ():
             clock = self._ctx.hv.clock
@@ -390,9 +390,7 @@ class Migration:
             moves = channel.moves
             if channel.gone or not moves.left >> cpu & 1:
                 continue
-            waits = moves.poke
             self._retarget.poke(channel)
-            moves.poke = waits
             if last and not moves.unanswered:
                 moves.left &= ~(1 << cpu)  # no answer will ever come: it is taken for moved
 

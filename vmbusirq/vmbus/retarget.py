@@ -179,6 +179,7 @@ class Retarget:
             if channel is not None:
                 channel.moves.answered(message.status)
                 if channel.moves.poke:
+                    channel.moves.poke = bool(channel.moves.left)
                     self.poke(channel)
             if message.status:
                 self._ctx.irq.log.err(
@@ -192,7 +193,6 @@ class Retarget:
         The guest sets the flag in its own event page and has that CPU take its vector. Spurious pokes do no harm: the
         ring says what there is to do, and a handler that finds it empty is done.
         """
-        channel.moves.poke = False
         if channel.state is not ChannelState.OPENED or channel.rescinded or not channel.mapped:
             return False
         if not (self._ctx.irq.online & self.synic_online) >> channel.target_cpu & 1:

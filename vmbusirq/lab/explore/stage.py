@@ -251,14 +251,17 @@ class Stage:
         else:
             run(rings.write_steps(Packet(b"x")))
 
-    def slow_device(self, relid: int) -> Actor:
+    def slow_device(self, relid: int, packets: int = 1) -> Actor:
         """Return a device that writes a packet, and signals, only when the guest can go no further."""
-        return Actor(
-            f"device {relid}",
-            at_once(lambda: run(self._write(relid, 1, None))),
-            point=f"host: writes a packet into the in ring of channel {relid}, and signals if it is to",
-            last=True,
-        )
+        point = f"host: writes a packet into the in ring of channel {relid}, and signals if it must"
+
+        def write() -> Steps[None]:
+            for left in reversed(range(packets)):
+                run(self._write(relid, 1, None))
+                if left:
+                    yield Step(point)
+
+        return Actor(f"device {relid}", write, point=point, last=True)
 
     def _write(self, relid: int, packets: int, when: Callable[[], bool] | None) -> Steps[None]:
         if when is not None:
@@ -337,12 +340,12 @@ class Stage:
             if not channel.irq:
                 continue
             desc = self.irq.irq_to_desc(channel.irq)
-            effective = desc.effective_affinity
+            there = desc.effective_affinity
             if self._redirects:  # the first of those that may run it is its target
-                effective &= -effective
-            if effective != 1 << channel.target_cpu:
-                says = format_pbl(desc.effective_affinity) or "none"
-                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {says}"
+                there &= -there
+            if there != 1 << channel.target_cpu:
+                effective = format_pbl(desc.effective_affinity) or "none"
+                return f"channel {relid} targets cpu {channel.target_cpu}, its IRQ says {effective}"
             if not desc.affinity >> channel.target_cpu & 1:
                 return f"channel {relid} targets cpu {channel.target_cpu}, outside of {format_pbl(desc.affinity)}"
         return ""

@@ -8,6 +8,13 @@ from vmbusirq.lab.explore.race import Race
 from vmbusirq.lab.explore.races.disabling import DISABLE_PENDING, DISABLE_RUNNING
 from vmbusirq.lab.explore.races.freed import CLOSE_ISR, RESCIND_ISR
 from vmbusirq.lab.explore.races.lock_order import LOCK_ORDER
+from vmbusirq.lab.explore.races.migrate import (
+    MIGRATE_AND_MOVE,
+    MIGRATE_OFF,
+    MIGRATE_OFF_LOST,
+    MIGRATE_OFF_SLOW,
+    MIGRATE_OFF_UNANSWERED,
+)
 from vmbusirq.lab.explore.races.moves import MODIFY_LOST, STATIC_MASK
 from vmbusirq.lab.explore.races.offline import CHECK_THEN_OFFLINE, EARLY_OFFLINE
 from vmbusirq.lab.explore.races.rings import LOST_ROOM, LOST_WAKEUP
@@ -30,6 +37,11 @@ RACES: Final[dict[str, Race]] = {
         MODIFY_LOST,
         DISABLE_RUNNING,
         DISABLE_PENDING,
+        MIGRATE_OFF,
+        MIGRATE_OFF_SLOW,
+        MIGRATE_OFF_LOST,
+        MIGRATE_OFF_UNANSWERED,
+        MIGRATE_AND_MOVE,
     )
 }
 
