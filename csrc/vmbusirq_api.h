@@ -505,9 +505,9 @@ uint32_t vi_vcpu_pending(const struct vi_machine *m, uint32_t cpu);
  *  - vi_channel_set_callback(), vi_channel_set_attention(), and vi_channel_create() for a relid
  *    that had a channel: until that channel's tasklet does not run (vi_channel_is_running()); fast
  *    engine: and as for vi_irq_synchronize().
- * An explorer that wants to see what these waits are for calls vi_machine_set_own_waits(): then they
- * only unlink, and whoever calls them waits before it frees, or does not; a sub-step that uses what
- * was freed fails with EFAULT.
+ * An explorer that wants to see what these waits are for calls vi_machine_set_own_waits(): then
+ * they only unlink, and whoever calls them waits before it frees, or does not; a sub-step that uses
+ * what was freed fails with EFAULT.
  * A CPU whose flag belongs to an IRQ that another one may still run (fast engine) raises it once
  * more for itself, and so on until the other one has left: let that one go on.
  *

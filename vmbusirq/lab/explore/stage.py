@@ -127,10 +127,16 @@ class Stage:
         )
         self.vmbus.devices.drivers.clear()
         self.partition.add_check(self.irq.reraise)
-        self.vmbus.synic_init(range(cpus))
+        self._connect(channels or {})
+        self._begun: deque[Steps[None]] = deque()
+        self.irq.idle = None  # whoever waits is an actor
+
+    def _connect(self, channels: Mapping[int, int]) -> None:
+        """Negotiate, open the channels, move each to its CPU."""
+        self.vmbus.synic_init(range(self.core.nr_cpus))
         self.vmbus.connect()
         self.partition.settle()
-        for relid, cpu in (channels or {}).items():
+        for relid, cpu in channels.items():
             channel = self.vmbus.channels[relid]
             self.vmbus.open(channel)
             if channel.irq:
@@ -138,8 +144,6 @@ class Stage:
             elif cpu != channel.target_cpu:
                 self.vmbus.target_cpu_store(channel, str(cpu).encode())
             self.partition.settle()
-        self._begun: deque[Steps[None]] = deque()
-        self.irq.idle = None  # whoever waits is an actor
 
     # ---- who goes on
 
