@@ -539,7 +539,7 @@ struct vi_step_tasklet {
 };
 /* 1: @cpu is in an interrupt, softirqs included, whoever runs it. [any] */
 uint32_t vi_step_in_interrupt(const struct vi_machine *m, uint32_t cpu);
-/* The number of the interrupt that @cpu, run step by step, is in; another one each time; 0: none. */
+/* The number of the interrupt that @cpu, run by steps, is in; another one each time; 0: none. */
 uint32_t vi_step_seq(struct vi_machine *m, uint32_t cpu);
 /* 1: a CPU that is run step by step is in a handler of @irq (IN_PROGRESS). */
 uint32_t vi_step_running(struct vi_machine *m, uint32_t irq);

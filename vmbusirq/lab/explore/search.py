@@ -292,16 +292,17 @@ def pct_orders(
     """Play so many orders by drawn priorities, which change at ``depth`` - 1 drawn steps.
 
     A bug that needs ``depth`` ordered steps among n actors and k steps is met with probability 1 / (n k**(depth-1)) at
-    least in each order.
+    least in each order; k is how long the longest order was so far, since nobody knows the longest of all.
     """
-    world.reset()
-    length = len(play(world, ()).order)
+    longest = len(play(world, ()).order)
 
     def make(random: Random) -> Callable[[list[Choice], int], Choice]:
+        nonlocal longest
+        longest = max(longest, len(world.taken))  # of the order before
         names = [actor.name for actor in world.scene.actors]
         random.shuffle(names)
         rank = {name: place + depth for place, name in enumerate(names)}
-        changes = {random.randrange(max(length, 1)): change for change in range(1, depth)}
+        changes = dict(zip(random.sample(range(max(longest, depth)), depth - 1), range(1, depth), strict=True))
 
         def pick(choices: list[Choice], step: int) -> Choice:
             first = max(choices, key=lambda choice: rank[choice.name])
