@@ -13,6 +13,8 @@ from vmbusirq import DESIGNS, Machine, parse_interrupts
 from vmbusirq.designs import OfflinePolicy
 from vmbusirq.generations import X86_ROWS
 from vmbusirq.scenario.schema import parse_scenario
+from vmbusirq.steps import run
+from vmbusirq.vmbus.channel import Channel
 
 ENGINES = ("fast", "linux")
 MOVING = [name for name, design in DESIGNS.items() if design.offline_policy is not OfflinePolicy.REFUSE]
@@ -120,6 +122,110 @@ def test_all_but_one_cpu_go_one_after_the_other_and_come_back(design: str) -> No
         for cpu in range(1, 8):
             m.online_cpu(cpu)
         assert 0xFF == m.online_mask == m.vmbus.synics_on
+
+
+# ---- what fails late leaves no trace
+
+
+STOPS = "takes what was raised before stop_machine"
+
+
+def whereabouts(m: Machine) -> dict[str, Any]:
+    """What an offline that fails leaves as it was."""
+    retarget = m.vmbus.retarget
+    return {
+        "footprint": footprint(m),
+        "online": (m.online_mask, m.vmbus.synics_on, retarget.synic_online),
+        "targets": {relid: channel.target_cpu for relid, channel in m.vmbus.channels.items()},
+        "host": {relid: channel.target_vp for relid, channel in m.host.channels.items()},
+        "affinity": {irq: (desc.affinity, desc.effective_affinity) for irq, desc in m.irq.descs.items()},
+        "allocated": list(m.vmbus.manager.assignment.allocated),
+    }
+
+
+def throw_at(m: Machine, point: str) -> None:
+    """Take CPU 2 offline up to a step, and let a handler fail there."""
+    offline = m.hotplug.down(2)
+    for step in offline:
+        while step.ready is not None and point not in step.point and not step.ready():
+            m.partition.idle(step)
+        if point in step.point:
+            break
+    offline.throw(RuntimeError("a handler"))
+    with pytest.raises(RuntimeError, match="a handler"):
+        run(offline, m.partition.idle)
+
+
+def on_cpu_2(design: str, late_us: int = 0) -> Machine:
+    """Two disks on CPU 2, one of them allowed on CPU 3 as well."""
+    m = machine(late_us=late_us, design=design)
+    m.attach("scsi", relid=2)
+    for relid in (1, 2):
+        m.fs.write(cpu_file(m, relid), "2")
+        pass_ms(m, 100)
+    if irq := m.vmbus.channels[2].irq:
+        m.fs.write(f"/proc/irq/{irq}/smp_affinity_list", "2-3")
+    return m
+
+
+@pytest.mark.parametrize("design", MOVING)
+def test_what_fails_when_the_synic_is_off_already_brings_channels_back(design: str) -> None:
+    """What was torn down comes back (cpuhp_reset_state), and so does what was moved before it."""
+    with ledger() as books:
+        m = on_cpu_2(design)
+        before = whereabouts(m)
+        throw_at(m, STOPS)
+        pass_ms(m, 100)
+        assert before == whereabouts(m)
+        for relid in (1, 2):
+            m.host.send(relid)
+        m.settle()
+        assert books.sent() == books.read(m)
+        pass_ms(m, 2000)
+        m.fs.write(f"{CPU}/cpu2/online", "0")
+        assert 0b1011 == m.online_mask
+
+
+@pytest.mark.parametrize("version", ["5.2", "5.3"])
+def test_a_signal_that_was_lost_before_it_failed_is_made_good(version: str) -> None:
+    """A hand-over loses nothing, even one that is called off before the host has followed."""
+    with ledger() as books:
+        m = machine(late_us=60_000, version=version, design="rfc-handover")
+        m.fs.write(cpu_file(m, 1), "2")
+        pass_ms(m, 100)
+        offline = m.hotplug.down(2)
+        while STOPS not in (step := next(offline)).point:
+            while step.ready is not None and not step.ready():
+                m.partition.idle(step)
+        m.settle()  # the poke with which it went is over
+        assert 0 == m.vmbus.synics_on >> 2 & 1
+        m.host.send(1)
+        assert 1 == m.host.channels[1].stats.dropped_signals
+        offline.throw(RuntimeError("a handler"))
+        with pytest.raises(RuntimeError, match="a handler"):
+            run(offline, m.partition.idle)
+        m.settle()
+        assert books.sent() == books.read(m)
+        pass_ms(m, 300)
+        m.host.send(1)
+        m.settle()
+        assert books.sent() == books.read(m)
+
+
+def test_a_poke_that_raises_keeps_the_cpu_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SynIC is off by then: it is switched on again, and channels go back."""
+    m = on_cpu_2("rfc-handover")
+    before = whereabouts(m)
+    with monkeypatch.context() as patch:
+
+        def fails(channel: Channel) -> bool:
+            raise RuntimeError(f"poke {channel.relid}")
+
+        patch.setattr(m.vmbus.retarget, "poke", fails)
+        with pytest.raises(RuntimeError, match="poke 1"):
+            m.offline_cpu(2)
+    pass_ms(m, 2000)
+    assert before == whereabouts(m)
 
 
 # ---- redirection: the table adds up

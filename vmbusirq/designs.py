@@ -130,34 +130,21 @@ _MGMT_IRQ: Final = Design(
     offline_policy=OfflinePolicy.REFUSE,
     source="review of RFC patch 06, second proposal",
 )
-_MGMT_IRQ_NOSTAT: Final = Design(
+_MGMT_IRQ_NOSTAT: Final = replace(
+    _MGMT_IRQ,
     name="mgmt-irq-nostat",
     summary="an IRQ per channel and one for control messages; the top level has a row that no total includes",
-    channel_irqs=True,
-    hyp_count=HypCount.ALWAYS,
-    hyp_row=True,
     hyp_in_total=False,
     toplevel_flow=lib.VI_FLOW_PERCPU_NOSTAT,
-    toplevel_hidden=False,
-    message_irq=True,
-    wait_modifychannel=True,
-    set_affinity_lock=True,
-    offline_policy=OfflinePolicy.REFUSE,
     source="review of RFC patch 06, last proposal, row kept",
 )
-_MGMT_IRQ_HIDDEN: Final = Design(
+_MGMT_IRQ_HIDDEN: Final = replace(
+    _MGMT_IRQ_NOSTAT,
     name="mgmt-irq-hidden",
     summary="an IRQ per channel and one for control messages; the top level counts nothing and has no row",
-    channel_irqs=True,
     hyp_count=HypCount.NEVER,
     hyp_row=False,
-    hyp_in_total=False,
-    toplevel_flow=lib.VI_FLOW_PERCPU_NOSTAT,
     toplevel_hidden=True,
-    message_irq=True,
-    wait_modifychannel=True,
-    set_affinity_lock=True,
-    offline_policy=OfflinePolicy.REFUSE,
     source="review of RFC patch 06, last proposal, as agreed",
 )
 _REDIRECT: Final = replace(

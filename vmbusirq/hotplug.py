@@ -90,13 +90,13 @@ class CpuSwitch:
             return
         if self._irq.online == 1 << cpu:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: it is the last one that is online (EBUSY)")
-        yield from self._vmbus.cpuhp.synic_cleanup(cpu)
+        moves = yield from self._vmbus.cpuhp.synic_cleanup(cpu)
         try:
             self._clockevents.move_reenlightenment(cpu, self._irq.online)
             point = f"cpu {cpu}: takes what was raised before stop_machine"
             yield Step(point, takes=STOP_MACHINE, ready=lambda: self._is_quiet(cpu))
         except Exception:
-            yield from self._vmbus.cpuhp.synic_init(cpu)  # what is torn down comes back (cpuhp_reset_state)
+            yield from self._vmbus.cpuhp.roll_back(cpu, moves)
             raise
         yield from holding(STOP_MACHINE, self._die(cpu))
 

@@ -59,7 +59,7 @@ def test_a_race_is_told_with_its_shortest_bad_order(capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("toys")
 def test_the_exit_status_says_whether_all_is_as_it_is_known_to_be(capsys: pytest.CaptureFixture[str]) -> None:
-    expected = {"off": 0, "on": 0, "wrong": 1, "surprise": 1, "missing": 1}
+    expected = {"off": 0, "on": 0, "wrong": 1, "surprise": 1, "middle": 1, "missing": 1}
     assert expected == {name: main(["explore", "toy", "--fix", name]) for name in expected}
     assert 1 == main(["explore", "--all", "--jobs", "1"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("toy ")]
@@ -140,7 +140,7 @@ def test_what_cannot_be_saved_is_told_after_the_verdict(tmp_path: Path, capsys: 
     assert f"{path}: not written: no order that was played is bad" == _refused(
         capsys, "toy", "--fix", "on", "--save", str(path)
     )
-    assert "--save writes one bad order, and there are 3: name one race and --variant" == _refused(
+    assert "--save writes one bad order, and there are 4: name one race and --variant" == _refused(
         capsys, "toy", "--jobs", "1", "--save", str(path)
     )
     assert not path.exists()
@@ -158,7 +158,7 @@ def test_what_cannot_be_saved_is_told_after_the_verdict(tmp_path: Path, capsys: 
         ([], "name a race, or --all; the races are toy"),
         (["toy", "--all"], "--all names every race: name none beside it"),
         (["x"], "no race 'x'; the races are toy"),
-        (["toy", "--variant", "x"], "race toy: has no variant 'x': off, on, wrong, surprise, missing"),
+        (["toy", "--variant", "x"], "race toy: has no variant 'x': off, on, wrong, surprise, middle, missing"),
         (["--replay", "/nowhere"], "/nowhere: No such file or directory"),
         (["--replay", "/"], "/: Is a directory"),
         (["--replay", "x", "toy"], BESIDE),

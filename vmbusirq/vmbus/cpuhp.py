@@ -14,7 +14,7 @@ from vmbusirq.core import TICKS_PER_MS
 from vmbusirq.cpumask import cpumask_of, format_pbl
 from vmbusirq.designs import OfflinePolicy
 from vmbusirq.errors import IrqError
-from vmbusirq.steps import LockKind, Step, Steps, holding
+from vmbusirq.steps import LockKind, Step, Steps, each, holding
 from vmbusirq.vmbus.affinity import CONNECT_CPU
 from vmbusirq.vmbus.context import CHANNEL_MUTEX, Context
 from vmbusirq.vmbus.migrate import MODIFY_UNANSWERED_TICKS, Migration, Move
@@ -64,22 +64,39 @@ class CpuHotplug:
         self._retarget.synic_online |= 1 << cpu
         self.stimer_init(cpu)
 
-    def synic_cleanup(self, cpu: int) -> Steps[None]:
+    def synic_cleanup(self, cpu: int) -> Steps[list[Move]]:
         """See whether a CPU can do without interrupts, and switch its SynIC off (hv_synic_cleanup).
 
+        Returns:
+            The channels that have left it: for :meth:`roll_back`, if what comes after this fails.
         Raises:
             IrqError: EBUSY the connect CPU, a CPU with channels that stay, or one with flags that nobody serves.
+            Exception: whatever it is, everything is as it was.
         """
         moves: list[Move] = []
-        if self._ctx.control.connected:
-            yield from self._leave(cpu, moves)
-        then = frozenset({"targets", "modchan"}) if self._hands_over else frozenset()
-        yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu) | then)
-        left = self._flags(cpu)
-        self.stimer_cleanup(cpu)
-        self.disable(cpu)
-        if self._hands_over and self._ctx.control.connected:
-            yield from self._migration.poke(cpu, moves, left)
+        try:
+            if self._ctx.control.connected:
+                yield from self._leave(cpu, moves)
+            then = frozenset({"targets", "modchan"}) if self._hands_over else frozenset()
+            yield Step(f"cpu {cpu}: hv_synic_cleanup switches the SynIC off", touches=_synic(cpu) | then)
+            left = self._flags(cpu)
+            self.stimer_cleanup(cpu)
+            self.disable(cpu)
+            if self._hands_over and self._ctx.control.connected:
+                yield from self._migration.poke(cpu, moves, left)
+        except Exception:
+            yield from self.roll_back(cpu, moves)
+            raise
+        return moves
+
+    def roll_back(self, cpu: int, moves: list[Move]) -> Steps[None]:
+        """Be as before :meth:`synic_cleanup`: the CPU stays online (cpuhp_reset_state)."""
+        if self.synics_on >> cpu & 1:
+            self._retarget.synic_online |= 1 << cpu
+            yield from self._migration.undo(moves)
+            return
+        poke = self._migration.poke(cpu, moves, ()) if self._hands_over else each()  # signals lost while it was off
+        yield from each(self.synic_init(cpu), poke, self._migration.undo(moves))
 
     def disable(self, cpu: int) -> None:
         """Switch a SynIC off: from now on signals for it are lost (hv_synic_disable_regs)."""
@@ -96,23 +113,16 @@ class CpuHotplug:
     def _leave(self, cpu: int, moves: list[Move]) -> Steps[None]:
         if cpu == CONNECT_CPU:
             raise IrqError(errno.EBUSY, f"cpu {cpu}: cannot go offline: control messages come to it (EBUSY); unload")
-        design = self._ctx.design
         yield Step(f"cpu {cpu}: hv_synic_cleanup takes channel_mutex", takes=CHANNEL_MUTEX, touches=_SEARCH)
-        try:
-            yield from holding(CHANNEL_MUTEX, self._clear_and_search(cpu))
-            yield from self._migration.move(cpu, moves)
-            yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it", touches=_wait(cpu))
-            if self._hands_over:
-                yield from self._migration.wait(cpu)
-            elif design.wait_modifychannel:
-                yield from self._wait_for_moves(cpu)
-            self._migration.check(cpu, moves)
-            yield from self._wait_for_flags(cpu)
-        except Exception:
-            if design.set_affinity_lock:
-                self._retarget.synic_online |= 1 << cpu
-            yield from self._migration.undo(moves)
-            raise
+        yield from holding(CHANNEL_MUTEX, self._clear_and_search(cpu))
+        yield from self._migration.move(cpu, moves)
+        yield Step(f"cpu {cpu}: hv_synic_cleanup has searched: no channel interrupts it", touches=_wait(cpu))
+        if self._hands_over:
+            yield from self._migration.wait(cpu)
+        elif self._ctx.design.wait_modifychannel:
+            yield from self._wait_for_moves(cpu)
+        self._migration.check(cpu, moves)
+        yield from self._wait_for_flags(cpu)
 
     def _clear_and_search(self, cpu: int) -> Steps[None]:
         """Look for channels on a CPU; under set_affinity_lock none can come after that (RFC patch 12)."""

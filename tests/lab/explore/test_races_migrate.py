@@ -7,23 +7,26 @@ from functools import cache
 
 import pytest
 
+from vmbusirq.irq.cpuhotplug import CPUS_READ_LOCK, CPUS_WRITE_LOCK
 from vmbusirq.lab.explore.race import Verdict, explore
 from vmbusirq.lab.explore.races import find_race
 from vmbusirq.lab.explore.races.migrate import MIGRATE_OFF
+from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.search import all_orders, play, random_orders
 from vmbusirq.lab.explore.stage import Stage
 from vmbusirq.lab.explore.world import World
 
 HOLDS = {
-    "migrate-off": ("refuse", "mainline", "redirect", "handover"),
-    "migrate-off-slow": ("refuse", "mainline", "handover"),
+    "migrate-off": ("refuse", "mainline", "pick", "redirect", "handover"),
+    "migrate-off-slow": ("refuse", "mainline", "pick", "handover"),
     "migrate-off-lost": ("refuse", "handover"),
-    "migrate-off-unanswered": ("refuse", "mainline"),
-    "migrate-and-move": ("refuse", "handover"),
+    "migrate-off-unanswered": ("refuse", "mainline", "pick"),
+    "migrate-and-move": ("refuse", "mainline", "handover"),
 }
 LOSES = {
     ("migrate-off-slow", "redirect"): ["switches the SynIC off", "writes a packet", "host's target of 5 1 → 0"],
     ("migrate-off-lost", "mainline"): ["hv_pick_new_cpu takes channel_mutex", "=> hangs for ever: offline"],
+    ("migrate-off-lost", "pick"): ["hv_pick_new_cpu takes channel_mutex", "=> hangs for ever: offline"],
     ("migrate-off-lost", "redirect"): ["switches the SynIC off", "writes a packet", "=> channel 5 hangs"],
     ("migrate-off-unanswered", "redirect"): ["switches the SynIC off", "writes a packet", "host's target of 5 1 → 0"],
     # the last poke of all comes before the host has moved
@@ -35,7 +38,7 @@ LOSES = {
         "host's target of 5 1 → 0",
     ],
     # the answer to the affinity's question is taken for the answer to the other one
-    ("migrate-and-move", "mainline"): [
+    ("migrate-and-move", "pick"): [
         "VMBus irq_set_affinity(cpu 1)",
         "hv_pick_new_cpu takes channel_mutex",
         "host's target of 5 0 → 1",
@@ -92,6 +95,39 @@ def test_every_variant_is_judged_here() -> None:
     assert judged_here == {(race, variant.name) for race in HOLDS for variant in find_race(race).variants}
 
 
+@pytest.mark.parametrize("race", HOLDS)
+def test_each_variant_plays_its_own_design(race: str) -> None:
+    """6.16 itself has no channel IRQs; its policy on those of the RFC is a variant of its own."""
+    designs = {}
+    for variant in find_race(race).variants:
+        scene = variant.make()
+        assert isinstance(scene, StageScene)
+        designs[variant.name] = scene.stage.vmbus.design.name
+    assert {
+        "refuse": "rfc",
+        "mainline": "mainline-6.16",
+        "pick": "rfc-pick",
+        "redirect": "redirect",
+        "handover": "rfc-handover",
+    } == designs
+
+
+def test_a_cpu_file_keeps_the_cpu_online_until_the_host_has_answered() -> None:
+    """target_cpu_store of 6.16 waits under cpus_read_lock: no offline comes between the question and its answer."""
+    scene = find_race("migrate-and-move").variant("mainline").make()
+    world = World(scene)
+    world.reset()
+    mover = world.actor("cpu file")
+    while mover.step is not None and "wait for MODIFYCHANNEL_RESPONSE" not in mover.step.point:
+        assert "" == world.take("cpu file")
+    assert CPUS_READ_LOCK in mover.locks
+    while any(choice.name == "offline" for choice in world.choices()):
+        assert "" == world.take("offline")
+    offline = world.actor("offline").step
+    assert offline is not None
+    assert CPUS_WRITE_LOCK == offline.takes
+
+
 def ends(variant: str, search: Callable[[World], object]) -> set[str]:
     """Every way in which an order of migrate-off can end."""
     scene = MIGRATE_OFF.variant(variant).make()
@@ -111,7 +147,7 @@ def ends(variant: str, search: Callable[[World], object]) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("variant", ["mainline", "redirect", "handover"])
+@pytest.mark.parametrize("variant", ["mainline", "pick", "redirect", "handover"])
 def test_orders_that_are_left_out_end_as_others_do(variant: str) -> None:
     """What the policies' steps say they touch is true: drawn orders, without reduction, end in no other way."""
     drawn = ends(variant, lambda world: random_orders(world, 150, seed=7))

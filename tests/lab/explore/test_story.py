@@ -21,6 +21,7 @@ from vmbusirq.lab.explore.text import HEADER, summary, verdict_rows, verdict_tex
 from vmbusirq.lab.explore.world import World
 
 ORDER = ("adds", "copies", "adds", "copies")
+_LOST = ("a line is lost", "the copy ")
 
 
 def _toy(bad: str = "") -> Toy:
@@ -29,14 +30,15 @@ def _toy(bad: str = "") -> Toy:
     return Toy(Program(doers, (("a", 0), ("b", 0))), bad={(1, 0): bad} if bad else None)
 
 
-def _race(**expects: str) -> Race:
+def _race() -> Race:
     """A toy race: ``off`` loses the copy, ``on`` does not, ``wrong`` is bad in another way than is expected."""
     variants = {
-        OFF: Variant(OFF, "nothing waits", lambda: _toy("the copy 1 is lost"), "is lost"),
+        OFF: Variant(OFF, "nothing waits", lambda: _toy("the copy 1 is lost"), _LOST),
         ON: Variant(ON, "nothing is lost", _toy),
-        "wrong": Variant("wrong", "it is not what was expected", lambda: _toy("bad"), "is lost"),
+        "wrong": Variant("wrong", "it is not what was expected", lambda: _toy("bad"), _LOST),
         "surprise": Variant("surprise", "nothing was expected", lambda: _toy("bad")),
-        "missing": Variant("missing", "the bug is not there", _toy, "is lost"),
+        "middle": Variant("middle", "it is expected, but begins otherwise", lambda: _toy("not the copy"), _LOST),
+        "missing": Variant("missing", "the bug is not there", _toy, _LOST),
     }
     return Race("toy", "one adds, one copies", "nowhere", tuple(variants.values()), "all else")
 
@@ -150,6 +152,7 @@ def test_no_bytes_make_it_fail_otherwise(tmp_path_factory: pytest.TempPathFactor
         (OFF, Search(), True, "the bug"),
         (ON, Search(), True, "holds in all orders"),
         ("wrong", Search(), False, "UNEXPECTED"),
+        ("middle", Search(), False, "UNEXPECTED"),
         ("surprise", Search(), False, "UNEXPECTED"),
         ("missing", Search(), False, "NOT FOUND"),
         (OFF, Search(preemptions=0), True, "the bug (not all orders)"),
@@ -195,9 +198,9 @@ def test_a_mode_that_is_none_is_refused() -> None:
 def test_variants_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RACES, "toy", _race())
     assert [("toy", OFF)] == variants_of(["toy"], OFF)
-    assert 5 == len(variants_of(["toy"]))
+    assert 6 == len(variants_of(["toy"]))
     assert set(RACES) == {race for race, _ in variants_of([])}
-    with pytest.raises(ValueError, match=r"^race toy: has no variant 'x': off, on, wrong, surprise, missing$"):
+    with pytest.raises(ValueError, match=r"^race toy: has no variant 'x': off, on, wrong, surprise, middle, missing$"):
         variants_of(["toy"], "x")
     with pytest.raises(ValueError, match=r"^no race 'x'; the races are .*, toy$"):
         find_race("x")

@@ -25,13 +25,13 @@ class Variant:
         name: ``off`` and ``on`` for a race with a fix, else a name of its own.
         what: what is so in it.
         make: makes the scene.
-        expects: a part of what goes wrong in it; empty: nothing does.
+        expects: how all that goes wrong in it begins; empty: nothing does.
     """
 
     name: str
     what: str
     make: Callable[[], Scene]
-    expects: str = ""
+    expects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Verdict:
 
     Attributes:
         race, variant, search: the names of what was searched, and how.
-        expects: a part of what goes wrong in it; empty: nothing does.
+        expects: how all that goes wrong in it begins; empty: nothing does.
         explored: the counts, and a bad order of each kind.
         shortest: the shortest bad order, None if there is none; is_shortest: it is known that none is shorter.
         story: that order, told.
@@ -97,7 +97,7 @@ class Verdict:
     race: str
     variant: str
     search: Search
-    expects: str
+    expects: tuple[str, ...]
     explored: Explored
     shortest: Bad | None
     is_shortest: bool
@@ -110,7 +110,7 @@ class Verdict:
         bad = self.explored.bad
         if not self.expects:
             return not bad
-        return bool(bad) and all(self.expects in one.what for one in bad)
+        return bool(bad) and all(one.what.startswith(self.expects) for one in bad)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

@@ -19,6 +19,7 @@ from vmbusirq.wire.ring import RingReader
 __all__ = ["DISABLE_PENDING", "DISABLE_RUNNING"]
 
 RELID: Final = 5
+_MISUSE: Final = f"the callback of channel {RELID} uses a buffer that was freed"
 
 
 class _DriverStage(Stage):
@@ -37,7 +38,7 @@ class _DriverStage(Stage):
 
     def _callback(self, channel: Channel) -> None:
         if self.buffer is None:
-            self.misuse = f"the callback of channel {channel.relid} uses a buffer that was freed"
+            self.misuse = _MISUSE
         assert channel.rings is not None, "the stage has opened it"
         RingReader.wrap(lib.vi_channel_in(channel.c), channel.rings.ring_in).drain()
 
@@ -96,14 +97,14 @@ DISABLE_RUNNING: Final = Race(
             OFF,
             "disable_irq_nosync: handlers may still run",
             lambda: _disable_running("netvsc", waits=False),
-            "a buffer that was freed",
+            (_MISUSE,),
         ),
         Variant(ON, "disable_irq waits for them", lambda: _disable_running("netvsc", waits=True)),
         Variant(
             "batched",
             "disable_irq, for a channel whose handler schedules a tasklet",
             lambda: _disable_running("keyboard", waits=True),
-            "a buffer that was freed",
+            (_MISUSE,),
         ),
     ),
     left_out="what cures “batched”: vmbus_reset_channel_cb, which waits for the tasklet; two disables at once",
@@ -147,7 +148,7 @@ DISABLE_PENDING: Final = Race(
             OFF,
             "the IRQ is marked level-triggered: its line, which check_irq_resend trusts to ask again, does not exist",
             lambda: _disable_pending(level=True),
-            "hangs: ",
+            (f"channel {RELID} hangs: ",),
         ),
         Variant(
             ON,

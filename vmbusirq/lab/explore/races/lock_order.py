@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Final
 
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
+from vmbusirq.lab.explore.races.casts import GOES, RELID, move_against_offline
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
 from vmbusirq.lab.explore.world import Scene
@@ -15,27 +15,17 @@ from vmbusirq.wire.protocol import Version
 
 __all__ = ["LOCK_ORDER"]
 
-RELID: Final = 5
-
 
 def _lock_order(*, strict: bool) -> Scene:
     """CPU 1 searches for channels while its channel has signalled, and CPU 0 moves that channel away."""
 
     def build() -> Stage:
-        stage = Stage(cpus=2, version=Version.V5_2, channels={RELID: 1}, strict_rfc=strict)
+        stage = Stage(cpus=2, version=Version.V5_2, channels={RELID: GOES}, strict_rfc=strict)
         stage.signal(RELID)
         return stage
 
     def cast(stage: Stage) -> Sequence[Actor]:
-        irq = stage.channel(RELID).irq
-        return (
-            stage.task("affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 1), cpu=0),
-            stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
-            stage.host_control(),
-            stage.cpus(whole=True)[0],
-            stage.cpus()[1],
-            stage.time(),
-        )
+        return move_against_offline(stage, 0, stage.cpus(whole=True)[0], stage.cpus()[GOES])
 
     return StageScene(build, cast, Stage.invariants)
 
@@ -46,7 +36,10 @@ LOCK_ORDER: Final = Race(
     source="vmbus.md 10, trap 8; RFC patch 12",
     variants=(
         Variant(
-            OFF, "the RFC as posted: interrupts stay on under the lock", lambda: _lock_order(strict=True), "deadlock"
+            OFF,
+            "the RFC as posted: interrupts stay on under the lock",
+            lambda: _lock_order(strict=True),
+            ("deadlock: affinity stands at “irq 24: vmbus_irq_set_affinity takes set_affinity_lock”: offline holds ",),
         ),
         Variant(ON, "hv_synic_cleanup takes the lock with interrupts off", lambda: _lock_order(strict=False)),
     ),

@@ -7,7 +7,6 @@ far as it can, and then the host, the device or time goes on, each as a whole: t
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -16,6 +15,7 @@ from vmbusirq.designs import DESIGNS
 from vmbusirq.host.options import HostOptions
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import Race, Variant
+from vmbusirq.lab.explore.races.casts import GOES, RELID, goes_offline, moves_channel
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
 from vmbusirq.lab.explore.world import Invariant, Scene
@@ -23,15 +23,17 @@ from vmbusirq.wire.protocol import Version
 
 __all__ = ["MIGRATE_AND_MOVE", "MIGRATE_OFF", "MIGRATE_OFF_LOST", "MIGRATE_OFF_SLOW", "MIGRATE_OFF_UNANSWERED"]
 
-RELID: Final = 5
 _SOURCE: Final = "vmbus.md 4.5; genirq.md 10; the RFC's open question"
 _POLICIES: Final = (
     ("refuse", "rfc", "RFC patches 11 and 12: the channel keeps the CPU online"),
-    ("mainline", "rfc-pick", "hv_pick_new_cpu of 6.16: another CPU, and the host has to confirm it"),
+    ("mainline", "mainline-6.16", "6.16: hv_pick_new_cpu takes another CPU, and the host has to confirm it; no IRQs"),
+    ("pick", "rfc-pick", "6.16's policy on the RFC's IRQs, which ask the host and do not wait"),
     ("redirect", "redirect", "interrupt redirection: the host is asked, the IRQ core moves the handler"),
     ("handover", "rfc-handover", "our own: the least used CPU of its affinity, and pokes in case a signal was lost"),
 )
-_HANGS: Final = f"channel {RELID} hangs"
+_HANGS: Final = f"channel {RELID} hangs: "
+_DISAGREES: Final = f"the host interrupts cpu {GOES} for channel {RELID}, the guest expects 0"
+_WAITS: Final = "hangs for ever: offline stands at “wait for MODIFYCHANNEL_RESPONSE”"
 _LOSES: Final = HostOptions(lose_modify=lambda relid, number: number == 2)  # the first has set the stage
 
 
@@ -64,23 +66,19 @@ def _migrate_off(
         design: whose policy applies.
         stays: the channel keeps it online.
         slow: see the module.
-        moves: the channel only comes to it, by an affinity, so that it may go or stay.
+        moves: the channel only comes to it, by an affinity or its cpu file, so that it may go or stay.
         options: of the host.
         version: that both speak.
     """
 
     def build() -> Stage:
-        channels = {RELID: 0 if moves else 1}
+        channels = {RELID: 0 if moves else GOES}
         return Stage(cpus=2, design=DESIGNS[design], version=version, channels=channels, options=options)
 
     def cast(stage: Stage) -> Sequence[Actor]:
-        irq, to_cpu_1 = stage.channel(RELID).irq, 1 << 1
-        move = stage.task(
-            "affinity", lambda: stage.irq.irq_set_affinity_steps(irq, to_cpu_1), cpu=0, may_fail=(errno.EINVAL,)
-        )
         return (
-            *([move] if moves else []),
-            stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
+            *([moves_channel(stage, GOES)] if moves else []),
+            goes_offline(stage),
             stage.host_control(slow=slow),
             stage.slow_device(RELID, 1 if moves else 2) if slow else stage.device(RELID),
             *stage.cpus(whole=True),
@@ -96,7 +94,7 @@ def _migrate_off(
 
 def _variants(
     make: Callable[[str, bool], Callable[[], Scene]],
-    expects: Mapping[str, str],
+    expects: Mapping[str, tuple[str, ...]],
     *,
     stays: Collection[str] = ("refuse",),
 ) -> tuple[Variant, ...]:
@@ -104,11 +102,11 @@ def _variants(
 
     Args:
         make: makes its scene, of a design, and whether the CPU stays.
-        expects: what goes wrong under some of them.
+        expects: how all that goes wrong under some of them begins.
         stays: those under which the CPU stays online.
     """
     return tuple(
-        Variant(name, what, make(design, name in stays), expects.get(name, "")) for name, design, what in _POLICIES
+        Variant(name, what, make(design, name in stays), expects.get(name, ())) for name, design, what in _POLICIES
     )
 
 
@@ -124,7 +122,7 @@ MIGRATE_OFF_SLOW: Final = Race(
     name="migrate-off-slow",
     title="a CPU goes offline, its channel leaves by itself, and the host follows later than anybody waits",
     source=_SOURCE,
-    variants=_variants(_migrate_off, {"redirect": _HANGS}),
+    variants=_variants(_migrate_off, {"redirect": (_HANGS,)}),
     left_out="a host or a device that goes on before the guest waits, see migrate-off",
 )
 
@@ -134,7 +132,7 @@ MIGRATE_OFF_LOST: Final = Race(
     source=_SOURCE,
     variants=_variants(
         lambda design, stays: _migrate_off(design, stays, options=_LOSES),
-        {"mainline": "hangs for ever: offline", "redirect": f"channel {RELID}"},
+        {"mainline": (_WAITS,), "pick": (_WAITS,), "redirect": (_HANGS, _DISAGREES)},
     ),
     left_out="a host or a device that goes on before the guest waits; messages lost in a row",
 )
@@ -145,18 +143,18 @@ MIGRATE_OFF_UNANSWERED: Final = Race(
     source=_SOURCE,
     variants=_variants(
         lambda design, stays: _migrate_off(design, stays, version=Version.V5_2),
-        {"redirect": _HANGS, "handover": _HANGS},
-        stays=("refuse", "mainline"),
+        {"redirect": (_HANGS,), "handover": (_HANGS,)},
+        stays=("refuse", "mainline", "pick"),
     ),
     left_out="a host or a device that goes on before the guest waits",
 )
 
 MIGRATE_AND_MOVE: Final = Race(
     name="migrate-and-move",
-    title="an affinity brings a channel to a CPU that goes offline, and the host follows later than anybody waits",
+    title="an affinity or a cpu file brings a channel to a CPU that goes offline, and the host is slow",
     source=_SOURCE,
     variants=_variants(
-        lambda design, stays: _migrate_off(design, stays, moves=True), {"mainline": _HANGS, "redirect": _HANGS}
+        lambda design, stays: _migrate_off(design, stays, moves=True), {"pick": (_HANGS,), "redirect": (_HANGS,)}
     ),
     left_out="a host or a device that goes on before the guest waits",
 )

@@ -19,6 +19,8 @@ __all__ = ["MODIFY_LOST", "STATIC_MASK"]
 
 _RFC: Final = DESIGNS["rfc"]
 _FIRST, _SECOND = 5, 6
+_HANGS: Final = f"channel {_FIRST} hangs: "
+_OUTSIDE: Final = tuple(f"channel {relid} targets cpu {cpu}, outside of " for relid, cpu in ((_FIRST, 2), (_SECOND, 1)))
 
 
 def _in_their_masks(stage: Stage) -> Iterable[Invariant]:
@@ -51,7 +53,7 @@ STATIC_MASK: Final = Race(
     title="two channels are moved at once, and both choose from the one static mask of vmbus_irq_set_affinity",
     source="vmbus.md 4.3, 10 trap 10; RFC patches 10 and 12",
     variants=(
-        Variant(OFF, "without RFC patch 12", lambda: _static_mask(locks=False), ", outside of "),
+        Variant(OFF, "without RFC patch 12", lambda: _static_mask(locks=False), _OUTSIDE),
         Variant(ON, "RFC patch 12: set_affinity_lock", lambda: _static_mask(locks=True)),
     ),
     left_out="a mask of more than one word, of which another CPU may see one half old and one half new; a cursor that "
@@ -109,13 +111,13 @@ MODIFY_LOST: Final = Race(
     title="a channel is moved again while the host carries the first move out, and drops the second",
     source="vmbus.md 4.4, 10 traps 11 and 12, 11 check 19; RFC patches 10 and 11",
     variants=(
-        Variant(OFF, "the RFC: each move is sent at once", lambda: _modify_lost(one_modify=False), "hangs: "),
+        Variant(OFF, "the RFC: each move is sent at once", lambda: _modify_lost(one_modify=False), (_HANGS,)),
         Variant(ON, "one_modify: a move waits for the answer to the one before", lambda: _modify_lost(one_modify=True)),
         Variant(
             "host-loses",
             "the RFC, and a host that loses the second of two MODIFYCHANNELs",
             lambda: _modify_lost(one_modify=False, loses=True),
-            "hangs: ",
+            (_HANGS,),
         ),
         Variant(
             "host-loses-on",

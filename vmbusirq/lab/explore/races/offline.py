@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -10,14 +9,15 @@ from typing import Final
 from vmbusirq.designs import DESIGNS
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
+from vmbusirq.lab.explore.races.casts import GOES, RELID, move_against_offline
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
 from vmbusirq.lab.explore.world import Scene
 
 __all__ = ["CHECK_THEN_OFFLINE", "EARLY_OFFLINE"]
 
-RELID: Final = 5
 _RFC: Final = DESIGNS["rfc"]
+_HANGS: Final = f"channel {RELID} hangs: "
 
 
 def _early_offline(*, waits: bool) -> Scene:
@@ -25,18 +25,10 @@ def _early_offline(*, waits: bool) -> Scene:
     design = replace(_RFC, wait_modifychannel=waits)
 
     def build() -> Stage:
-        return Stage(cpus=2, design=design, channels={RELID: 1})
+        return Stage(cpus=2, design=design, channels={RELID: GOES})
 
     def cast(stage: Stage) -> Sequence[Actor]:
-        irq = stage.channel(RELID).irq
-        return (
-            stage.task("affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 1), cpu=0),
-            stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
-            stage.host_control(),
-            stage.device(RELID),
-            *stage.cpus(whole=True),
-            stage.time(),
-        )
+        return move_against_offline(stage, 0, stage.device(RELID), *stage.cpus(whole=True))
 
     return StageScene(build, cast, Stage.invariants)
 
@@ -46,7 +38,7 @@ EARLY_OFFLINE: Final = Race(
     title="a channel leaves a CPU that goes offline before the host has carried the move out",
     source="vmbus.md 4.6 A; RFC patch 11",
     variants=(
-        Variant(OFF, "without RFC patch 11", lambda: _early_offline(waits=False), "hangs: "),
+        Variant(OFF, "without RFC patch 11", lambda: _early_offline(waits=False), (_HANGS,)),
         Variant(ON, "RFC patch 11: hv_synic_cleanup waits for MODIFYCHANNEL", lambda: _early_offline(waits=True)),
     ),
     left_out="hosts slower than the wait of 25 to 50 ms, which only delays the loss (vmbus.md 10, trap 12)",
@@ -61,15 +53,7 @@ def _check_then_offline(*, locks: bool) -> Scene:
         return Stage(cpus=2, design=design, channels={RELID: 0})
 
     def cast(stage: Stage) -> Sequence[Actor]:
-        irq = stage.channel(RELID).irq
-        return (
-            stage.task("affinity", lambda: stage.irq.irq_set_affinity_steps(irq, 2), cpu=0, may_fail=(errno.EINVAL,)),
-            stage.task("offline", lambda: stage.switch.down(1), cpu=1, may_fail=(errno.EBUSY,)),
-            stage.host_control(),
-            stage.device(RELID),
-            *stage.cpus(whole=True),
-            stage.time(),
-        )
+        return move_against_offline(stage, GOES, stage.device(RELID), *stage.cpus(whole=True))
 
     return StageScene(build, cast, Stage.invariants)
 
@@ -79,7 +63,7 @@ CHECK_THEN_OFFLINE: Final = Race(
     title="a channel moves to a CPU that has just been searched for channels and goes offline",
     source="vmbus.md 4.6 B; RFC patch 12",
     variants=(
-        Variant(OFF, "without RFC patch 12", lambda: _check_then_offline(locks=False), "channel 5 "),
+        Variant(OFF, "without RFC patch 12", lambda: _check_then_offline(locks=False), (_HANGS,)),
         Variant(ON, "RFC patch 12: set_affinity_lock and synic_online", lambda: _check_then_offline(locks=True)),
     ),
     left_out="hosts slower than the wait of 25 to 50 ms",

@@ -66,13 +66,13 @@ LOST_WAKEUP: Final = Race(
             OFF,
             "the reader unmasks and goes",
             lambda: _lost_wakeup(lambda core, cpu: _UnmasksOnly(core, cpu).steps()),
-            "hangs: ",
+            (f"channel {RELID} hangs: ",),
         ),
         Variant(
             "early-look",
             "the reader looks again, but before it unmasks",
             lambda: _lost_wakeup(lambda core, cpu: _LooksFirst(core, cpu).steps()),
-            "hangs: ",
+            (f"channel {RELID} hangs: ",),
         ),
         Variant(ON, "hv_end_read: unmask, then look again", lambda: _lost_wakeup(vcpu_steps)),
     ),
@@ -153,7 +153,12 @@ LOST_ROOM: Final = Race(
     title="the host makes room while the guest's writer, which has found none, goes to sleep",
     source="vmbus.md 1.11, 1.13; hv_pkt_iter_close, set_channel_pending_send_size",
     variants=(
-        Variant(OFF, "the writer sets pending_send_sz and sleeps", lambda: _lost_room(looks_again=False), "hangs for"),
+        Variant(
+            OFF,
+            "the writer sets pending_send_sz and sleeps",
+            lambda: _lost_room(looks_again=False),
+            (f"hangs for ever: writer stands at “channel {RELID}: the driver waits for the host's signal”",),
+        ),
         Variant(
             ON,
             "the writer sets pending_send_sz, looks again, then sleeps",

@@ -44,7 +44,7 @@ RUNNING_ELSEWHERE: Final = Race(
             OFF,
             "v6.10's simple flow drops it; the callback drains in the hard interrupt",
             lambda: _running_elsewhere("fcopy"),
-            "hangs: ",
+            (f"channel {RELID} hangs: ",),
         ),
         Variant(
             ON,
