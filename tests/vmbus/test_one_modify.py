@@ -13,7 +13,8 @@ from vmbusirq.core import TICKS_PER_MS
 from vmbusirq.designs import DESIGNS
 from vmbusirq.hyperv.hypercall import HvStatus
 from vmbusirq.log import Level
-from vmbusirq.vmbus.one_modify import RESEND_TICKS, RESENDS
+from vmbusirq.steps import run
+from vmbusirq.vmbus.one_modify import FORGET_TICKS, RESEND_TICKS, RESENDS
 from vmbusirq.wire.protocol import ModifyChannel, ModifyChannelResponse, Version
 
 DESIGN = replace(DESIGNS["rfc"], name="one modify", one_modify=True)
@@ -191,3 +192,135 @@ def test_a_channel_that_is_moved_again_does_not_keep_another_one_waiting() -> No
     guest.irq.irq_set_affinity(other.irq, 1 << 3)
     guest.settle()
     assert [(5, 1), (6, 3)] == [(m.child_relid, m.target_vp) for m in guest.host.of_type(ModifyChannel)]
+
+
+def resent(guest: Guest) -> None:
+    """Have the move that is under way sent again."""
+    guest.pass_time(RESEND_TICKS / 1e7)
+
+
+def full(guest: Guest, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The host has no buffer for the next messages."""
+    post, left = guest.partition.hv_post_message, [None] * times
+
+    def refuse(*message: Any) -> int:
+        if not left:
+            return post(*message)
+        left.pop()
+        return HvStatus.INSUFFICIENT_BUFFERS
+
+    monkeypatch.setattr(guest.partition, "hv_post_message", refuse)
+
+
+def test_an_answer_to_a_message_that_was_sent_twice_does_not_end_a_newer_move() -> None:
+    """It may be to either of the first two: the newer move is sent again, and what was put off waits for its answer."""
+    guest = opened()
+    move(guest, 1)
+    resent(guest)
+    answer(guest)
+    move(guest, 2, 3)
+    assert ([1, 1, 2], (3, 1)) == (asked(guest), counts(guest))
+    answer(guest)  # the second time to 1
+    assert ([1, 1, 2, 2], (3, 1)) == (asked(guest), counts(guest))
+    answer(guest)
+    assert ([1, 1, 2, 2, 3], (3, 2)) == (asked(guest), counts(guest))
+
+
+def test_an_answer_that_never_came_costs_one_more_message_until_it_is_forgotten() -> None:
+    """A host that was busy has dropped the second message; after a while nobody reckons with an answer to it."""
+    for later, sent in ((FORGET_TICKS - RESEND_TICKS, [1, 1, 2, 2]), (FORGET_TICKS, [1, 1, 2])):
+        guest = opened()
+        move(guest, 1)
+        resent(guest)
+        answer(guest)
+        guest.pass_time(later / 1e7)
+        move(guest, 2)
+        for _ in sent[2:]:
+            answer(guest)
+        assert (sent, (2, 2), []) == (asked(guest), counts(guest), said(guest))
+
+
+def test_a_move_is_under_way_until_its_second_message_is_posted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to the first comes while the host has no buffer for the second: no newer move is sent before it."""
+    guest = opened()
+    move(guest, 1)
+    full(guest, monkeypatch, 12)
+    clock, retarget, channel = guest.partition.clock, guest.vmbus.retarget, guest.vmbus.channels[5]
+    clock.call_at(clock.now + RESEND_TICKS + TICKS_PER_MS // 2, lambda: guest.host.post(ModifyChannelResponse(5, 0)))
+    clock.call_at(clock.now + RESEND_TICKS + TICKS_PER_MS, lambda: run(retarget.send_modify(channel, 3)))
+    guest.pass_time(2 * RESEND_TICKS / 1e7)
+    assert ([1, 1, 3], (2, 1)) == (asked(guest), counts(guest))
+    answer(guest)
+    answer(guest)
+    guest.pass_time(10)
+    assert ([1, 1, 3, 3], (2, 2), []) == (asked(guest), counts(guest), said(guest))
+
+
+def test_an_answer_while_the_second_message_is_posted_ends_the_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent over newer moves later, and nobody is asked for an answer that came."""
+    guest = opened()
+    move(guest, 1)
+    full(guest, monkeypatch, 12)
+    clock = guest.partition.clock
+    clock.call_at(clock.now + RESEND_TICKS + TICKS_PER_MS // 2, lambda: guest.host.post(ModifyChannelResponse(5, 0)))
+    guest.pass_time(2 * RESEND_TICKS / 1e7)
+    assert ([1, 1], (1, 1)) == (asked(guest), counts(guest))
+    guest.pass_time(10)
+    assert ([1, 1], (1, 1), []) == (asked(guest), counts(guest), said(guest))
+
+
+def test_two_answers_at_once_send_what_was_put_off_once() -> None:
+    """The work of the first has not begun when the second comes."""
+    guest = opened()
+    move(guest, 1)
+    resent(guest)
+    move(guest, 2)
+    guest.host.post(ModifyChannelResponse(5, 0))
+    answer(guest)
+    assert ([1, 1, 2], (2, 1)) == (asked(guest), counts(guest))
+    answer(guest)
+    assert ([1, 1, 2], (2, 2)) == (asked(guest), counts(guest))
+
+
+def test_an_answer_before_the_queued_message_ends_the_move() -> None:
+    """The timer and the answer come together."""
+    guest = opened()
+    move(guest, 1)
+    clock = guest.partition.clock
+    clock.call_at(clock.now + RESEND_TICKS, lambda: guest.vmbus.retarget.on_response(ModifyChannelResponse(5, 0)))
+    resent(guest)
+    assert ([1], (1, 1)) == (asked(guest), counts(guest))
+
+
+def test_a_move_that_was_put_off_is_sent_though_the_one_before_could_not_be_posted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its mover has been told that it is begun, and it is counted."""
+    guest = opened()
+    retarget, channel = guest.vmbus.retarget, guest.vmbus.channels[5]
+    first = retarget.send_modify(channel, 1)
+    next(first)
+    assert "send MODIFYCHANNEL to cpu 1" in next(first).point
+    run(retarget.send_modify(channel, 2))
+    with monkeypatch.context() as patch:
+        refuse_posts(guest, patch)
+        with refused(errno.EINVAL, "MODIFYCHANNEL could not be posted"):
+            next(first)
+    guest.settle()
+    assert ([2], (1, 0)) == (asked(guest), counts(guest))
+    answer(guest)
+    assert ([2], (1, 1)) == (asked(guest), counts(guest))
+
+
+def test_a_move_that_is_put_off_while_another_one_cannot_be_posted_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the work queue too: what failed is logged and done with, the next one is sent."""
+    guest = opened()
+    move(guest, 1, 2)
+    clock, retarget, channel = guest.partition.clock, guest.vmbus.retarget, guest.vmbus.channels[5]
+    full(guest, monkeypatch, 100)
+    clock.call_at(clock.now + TICKS_PER_MS, lambda: run(retarget.send_modify(channel, 3)))
+    answer(guest)
+    guest.pass_time(1000)
+    assert "hv_vmbus: relid 5 cannot be moved to cpu 2: " in said(guest)[0]
+    assert [1] + [3] * (RESENDS + 1) == asked(guest)
+    assert (3, 3) == counts(guest)

@@ -99,6 +99,7 @@ class Moves:
         host_cpu: the CPU that the host was asked to interrupt last; target_cpu, unless interrupts are redirected.
         left: mask of the CPUs that it may still interrupt, for it has not said otherwise.
         unanswered: the CPUs of MODIFYCHANNELs that it may still answer, oldest first; empty where it never answers.
+        asked_at: ticks since boot, when it was asked last.
         status: of its last answer.
         poke: the channel is poked when an answer comes, for a signal may have been lost before.
     """
@@ -106,27 +107,35 @@ class Moves:
     host_cpu: int = 0
     left: int = 0
     unanswered: list[int] = field(default_factory=list)
+    asked_at: int = 0
     status: int = 0
     poke: bool = False
 
-    def asked(self, cpu: int, answers: bool) -> None:
-        """Note that MODIFYCHANNEL was posted."""
+    def asked(self, cpu: int, answers: bool, now: int = 0) -> None:
+        """Note that MODIFYCHANNEL was posted, ``now`` ticks after boot."""
         self.left = (self.left | 1 << self.host_cpu) & ~(1 << cpu)
         self.host_cpu = cpu
         if answers:
             self.unanswered.append(cpu)
+        self.asked_at = now
         self.status = 0
 
-    def answered(self, status: int) -> None:
+    def answered(self, status: int) -> bool:
         """Note an answer. It does not tell to which question, and hosts lose some, and drop some while busy.
 
         So it confirms something only if all that it can be the answer to ask for one CPU; else it is taken for the
-        oldest one's.
+        oldest one's. Return whether they do, whatever the host says to it.
         """
         self.status = status
-        if not status and all(cpu == self.host_cpu for cpu in self.unanswered):
+        certain = all(cpu == self.host_cpu for cpu in self.unanswered)
+        if certain and not status:
             self.left = 0
         del self.unanswered[:1]
+        return certain
+
+    def expect_none(self) -> None:
+        """Expect no more answers to what was asked."""
+        self.unanswered.clear()
 
 
 class _Watcher:

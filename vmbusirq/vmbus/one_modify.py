@@ -1,7 +1,9 @@
-"""At most one MODIFYCHANNEL of a channel under way, for hosts that drop a second one (ours, see Design.one_modify).
+"""At most one move of a channel under way, for hosts that drop a second MODIFYCHANNEL (ours, see Design.one_modify).
 
 A move that comes meanwhile only says where to; the answer sends it, from a work queue. What stays unanswered is sent
-again, so that a message that got lost ends in the same state as one that did not.
+again, so that a message that got lost ends in the same state as one that did not. Then an answer does not tell which
+of the messages it is to: a move is over when all that the answer can be to ask for its CPU
+(:meth:`vmbusirq.vmbus.channel.Moves.answered`); else it is sent once more, at once.
 """
 
 from __future__ import annotations
@@ -17,30 +19,35 @@ from vmbusirq.steps import Step, Steps
 from vmbusirq.vmbus.channel import Channel, ChannelState
 from vmbusirq.vmbus.control import Clock, Timer
 
-__all__ = ["RESENDS", "RESEND_TICKS", "OneModify"]
+__all__ = ["FORGET_TICKS", "RESENDS", "RESEND_TICKS", "OneModify"]
 
 RESEND_TICKS: Final = 10 * TICKS_PER_MS
 """From the first MODIFYCHANNEL to the second, doubled each time: one that is lost is mended while an offline waits."""
 RESENDS: Final = 8  # the last 2.5 seconds after the first
+FORGET_TICKS: Final = RESEND_TICKS << RESENDS
+"""From the last MODIFYCHANNEL of a channel until no answer to any of them is expected any more."""
 
 Post = Callable[[Channel, int], Steps[None]]
 
 
 @dataclass(eq=False, slots=True)
 class _Move:
-    """What the host was asked for, and what for next.
+    """What the host is asked for, and what for next.
 
     Attributes:
-        cpu: in the MODIFYCHANNEL that was sent last.
+        cpu: in the MODIFYCHANNEL that is sent, and sent again.
         put_off: of the move that its answer sends, None: there is none.
-        asked: it was sent, and the host has not answered.
-        resent: how often it was sent again.
+        asked: it counts as begun once posted, and the host has not answered it.
+        busy: somebody posts it, or a work item that will is queued; whoever that is sees to what comes meanwhile.
+        resent: how often it was sent again because no answer came.
+        timer: set while it is asked and nobody is busy.
     """
 
     channel: Channel
     cpu: int
     put_off: int | None = None
-    asked: bool = False
+    asked: bool = True
+    busy: bool = True
     resent: int = 0
     timer: Timer | None = None
 
@@ -86,71 +93,96 @@ class OneModify:
             self._count(move.put_off is None, 0)
             move.put_off = cpu
             return
+        if self._clock.now - channel.moves.asked_at >= FORGET_TICKS:
+            channel.moves.expect_none()
         self._moves[channel] = move = _Move(channel, cpu)
         try:
-            yield from self._send(move)
+            yield from self._post(channel, cpu)
         except IrqError:
-            del self._moves[channel]
+            move.asked = False
+            self._go_on(move)
             raise
         self._count(1, 0)
+        self._go_on(move)
 
-    def answered(self, relid: int) -> None:
-        """Take note of an answer; nothing to do for a move that was given up, or sent twice and answered before."""
-        move = next((move for move in self._moves.values() if move.asked and move.channel.relid == relid), None)
-        if move is None:
-            return
-        move.asked = False
-        self._cancel(move)
-        if move.put_off in (None, move.cpu):
+    def answered(self, channel: Channel, certain: bool) -> None:
+        """Take note of an answer that the channel's moves know of.
+
+        Args:
+            channel: whose.
+            certain: all that it can be the answer to ask for one CPU.
+        """
+        move = self._moves.get(channel)
+        if move is None or not move.asked or move.cpu != channel.moves.host_cpu:
+            return  # given up, answered before, or not posted yet
+        if certain:
+            self._end(move)
+            if not move.busy:
+                self._go_on(move)
+        elif not move.busy:
+            self._queue(move)
+
+    def _go_on(self, move: _Move) -> None:
+        """Do what is next after a post, or after an answer: wait, send what was put off, or be done."""
+        move.busy = False
+        if move.asked:
+            ticks = RESEND_TICKS << move.resent
+            move.timer = self._clock.call_at(self._clock.now + ticks, lambda: self._unanswered(move))
+        elif move.put_off is None:
             self._forget(move)
         else:
+            self._queue(move)
+
+    def _end(self, move: _Move) -> None:
+        """Be done with the move that was asked for, and with one that was put off and asks for the same."""
+        move.asked = False
+        self._cancel(move)
+        self._count(0, 1)
+        if move.put_off == move.cpu:
+            move.put_off = None
             self._count(0, 1)
-            self._queue_work(f"move channel {relid}", self._send_next(move))
 
     def _forget(self, move: _Move) -> None:
         """Be done with a move, and with the one that was put off."""
+        self._cancel(move)
         del self._moves[move.channel]
-        self._count(0, 1 if move.put_off is None else 2)
+        self._count(0, move.asked + (move.put_off is not None))
+
+    def _queue(self, move: _Move) -> None:
+        """Have a work item send it."""
+        move.busy = True
+        self._cancel(move)
+        self._queue_work(f"move channel {move.channel.relid}", self._send(move))
 
     def _send(self, move: _Move) -> Steps[None]:
-        yield from self._post(move.channel, move.cpu)
-        move.asked = True
-        ticks = RESEND_TICKS << move.resent
-        move.timer = self._clock.call_at(self._clock.now + ticks, lambda: self._unanswered(move))
-
-    def _send_next(self, move: _Move) -> Steps[None]:
-        """Send the move that was put off."""
+        """Send what is asked for again or, if that was answered, what was put off."""
         channel = move.channel
-        yield Step(f"channel {channel.relid}: the move that was put off is sent", touches=_touches(channel))
-        assert move.put_off is not None, "that is why this was queued"
-        move.cpu, move.put_off, move.resent = move.put_off, None, 0
-        yield from self._send_from_work(move)
-
-    def _send_again(self, move: _Move) -> Steps[None]:
-        channel = move.channel
-        yield Step(f"channel {channel.relid}: an unanswered MODIFYCHANNEL is sent again", touches=_touches(channel))
-        if move.asked:
-            yield from self._send_from_work(move)
-
-    def _send_from_work(self, move: _Move) -> Steps[None]:
-        channel = move.channel
+        yield Step(f"channel {channel.relid}: its MODIFYCHANNEL is sent from the queue", touches=_touches(channel))
         if channel.gone or channel.rescinded or channel.state is not ChannelState.OPENED:
             self._forget(move)
             return
+        if not move.asked:
+            if move.put_off is None:  # the answer came while this was queued
+                self._forget(move)
+                return
+            move.cpu, move.put_off, move.asked, move.resent = move.put_off, None, True, 0
         try:
-            yield from self._send(move)
+            yield from self._post(channel, move.cpu)
         except IrqError as error:
             self._log.err(f"hv_vmbus: relid {channel.relid} cannot be moved to cpu {move.cpu}: {error}")
-            self._forget(move)
+            if move.asked:
+                self._end(move)
+        self._go_on(move)
 
     def _unanswered(self, move: _Move) -> None:
         move.timer = None
         move.resent += 1
         if move.resent > RESENDS:
             self._log.err(f"hv_vmbus: No MODIFYCHANNEL_RESPONSE for relid {move.channel.relid}")
+            move.channel.moves.expect_none()
             self._forget(move)
         else:
-            self._queue_work(f"move channel {move.channel.relid} again", self._send_again(move))
+            self._queue(move)
 
     @staticmethod
     def _cancel(move: _Move) -> None:

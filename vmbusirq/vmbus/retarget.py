@@ -161,7 +161,8 @@ class Retarget:
 
     def _note_asked(self, channel: Channel, cpu: int) -> None:
         version = self._ctx.control.version
-        channel.moves.asked(cpu, version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE))
+        answers = version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE)
+        channel.moves.asked(cpu, answers, self._ctx.hv.clock.now)
 
     def _count(self, sent: int, completed: int) -> None:
         self.modchan_sent += sent
@@ -173,11 +174,11 @@ class Retarget:
         if not self._ctx.control.answer(message, message.child_relid):
             if self._one is None:
                 self.modchan_completed += 1
-            else:
-                self._one.answered(message.child_relid)
             channel = self._ctx.channels.get(message.child_relid)
             if channel is not None:
-                channel.moves.answered(message.status)
+                certain = channel.moves.answered(message.status)
+                if self._one is not None:
+                    self._one.answered(channel, certain)
                 if channel.moves.poke:
                     channel.moves.poke = bool(channel.moves.left)
                     self.poke(channel)

@@ -288,7 +288,6 @@ class Stage:
             at_once(clock.advance_to_next),
             wants=lambda: clock.next_due is not None,
             point="time passes",
-            touches=frozenset({"clock"}) if at_any_time else None,
             last=not at_any_time,
         )
 
