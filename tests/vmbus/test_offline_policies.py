@@ -439,7 +439,7 @@ def test_the_answer_to_another_question_confirms_nothing() -> None:
 def test_a_refusal_confirms_nothing() -> None:
     moves = Moves(host_cpu=2)
     moves.asked(1, answers=True)
-    moves.answered(status=1)
+    assert moves.answered(status=1)
     assert (0b0100, [], 1) == (moves.left, moves.unanswered, moves.status)
 
 
@@ -451,9 +451,9 @@ def test_what_was_asked_is_remembered_oldest_first(answers: bool) -> None:
         moves.asked(cpu, answers)
     assert (0b0011, 2, [1, 2, 2] if answers else []) == (moves.left, moves.host_cpu, moves.unanswered)
     if answers:
-        moves.answered(0)
+        assert not moves.answered(0)
         assert (0b0011, [2, 2]) == (moves.left, moves.unanswered)
-        moves.answered(0)
+        assert moves.answered(0)
         assert (0, [2]) == (moves.left, moves.unanswered)
         moves.asked(1, answers=True)
         moves.answered(0)

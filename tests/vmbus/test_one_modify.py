@@ -157,6 +157,42 @@ def test_a_channel_that_closes_takes_its_moves_along() -> None:
         assert ([1], (2, 2), []) == (asked(guest), counts(guest), said(guest))
 
 
+def test_a_channel_that_is_opened_again_starts_anew() -> None:
+    """OPENCHANNEL has named its CPU: nothing from before is sent over that, and the next move waits for nobody."""
+    for later in (True, False):
+        guest = opened()
+        channel = guest.vmbus.channels[5]
+        move(guest, 1, 2)
+        guest.vmbus.close(channel)
+        guest.vmbus.open(channel)
+        assert 2 == guest.host.targets[5] == channel.target_cpu
+        if later:
+            guest.pass_time(1)
+        move(guest, 3)
+        assert ([1, 3], (3, 2)) == (asked(guest), counts(guest))
+        answer(guest)
+        guest.pass_time(10)
+        assert ([1, 3], (3, 3), []) == (asked(guest), counts(guest), said(guest))
+
+
+def test_a_move_of_a_channel_that_is_opened_again_waits_for_a_post_from_before() -> None:
+    """What is posted then is not the last word."""
+    guest = opened()
+    retarget, channel = guest.vmbus.retarget, guest.vmbus.channels[5]
+    before = retarget.send_modify(channel, 1)
+    next(before)
+    assert "send MODIFYCHANNEL to cpu 1" in next(before).point
+    guest.vmbus.close(channel)
+    guest.vmbus.open(channel)
+    run(retarget.send_modify(channel, 3))
+    run(before)
+    guest.settle()
+    assert ([1, 3], (2, 1)) == (asked(guest), counts(guest))
+    answer(guest)
+    answer(guest)
+    assert ([1, 3, 3], (2, 2)) == (asked(guest), counts(guest))
+
+
 def refuse_posts(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest.partition, "hv_post_message", lambda *_: HvStatus.INVALID_PARAMETER)
 

@@ -16,7 +16,7 @@ from vmbusirq.core import TICKS_PER_MS
 from vmbusirq.errors import IrqError
 from vmbusirq.log import Log
 from vmbusirq.steps import Step, Steps
-from vmbusirq.vmbus.channel import Channel, ChannelState
+from vmbusirq.vmbus.channel import Channel, ChannelState, Moves
 from vmbusirq.vmbus.control import Clock, Timer
 
 __all__ = ["FORGET_TICKS", "RESENDS", "RESEND_TICKS", "OneModify"]
@@ -35,6 +35,7 @@ class _Move:
     """What the host is asked for, and what for next.
 
     Attributes:
+        opening: the channel's moves; others once it has been closed and opened again, which ends this one.
         cpu: in the MODIFYCHANNEL that is sent, and sent again.
         put_off: of the move that its answer sends, None: there is none.
         asked: it counts as begun once posted, and the host has not answered it.
@@ -44,6 +45,7 @@ class _Move:
     """
 
     channel: Channel
+    opening: Moves
     cpu: int
     put_off: int | None = None
     asked: bool = True
@@ -89,13 +91,15 @@ class OneModify:
         touches = _touches(channel)
         yield Step(f"channel {channel.relid}: looks whether a MODIFYCHANNEL is under way", touches=touches)
         move = self._moves.get(channel)
+        if move is not None and move.opening is not channel.moves and not move.busy:
+            self._forget(move)
+            move = None
         if move is not None:
-            self._count(move.put_off is None, 0)
-            move.put_off = cpu
+            self._put_off(move, cpu)
             return
         if self._clock.now - channel.moves.asked_at >= FORGET_TICKS:
             channel.moves.expect_none()
-        self._moves[channel] = move = _Move(channel, cpu)
+        self._moves[channel] = move = _Move(channel, channel.moves, cpu)
         try:
             yield from self._post(channel, cpu)
         except IrqError:
@@ -104,6 +108,15 @@ class OneModify:
             raise
         self._count(1, 0)
         self._go_on(move)
+
+    def _put_off(self, move: _Move, cpu: int) -> None:
+        """Have a move sent when what is under way is over, or was ended by a close and whoever is busy is done."""
+        if move.opening is not move.channel.moves:
+            move.opening = move.channel.moves
+            if move.asked:
+                self._end(move)
+        self._count(move.put_off is None, 0)
+        move.put_off = cpu
 
     def answered(self, channel: Channel, certain: bool) -> None:
         """Take note of an answer that the channel's moves know of.
@@ -158,7 +171,8 @@ class OneModify:
         """Send what is asked for again or, if that was answered, what was put off."""
         channel = move.channel
         yield Step(f"channel {channel.relid}: its MODIFYCHANNEL is sent from the queue", touches=_touches(channel))
-        if channel.gone or channel.rescinded or channel.state is not ChannelState.OPENED:
+        closed = channel.state is not ChannelState.OPENED or move.opening is not channel.moves
+        if closed or channel.gone or channel.rescinded:
             self._forget(move)
             return
         if not move.asked:

@@ -63,6 +63,7 @@ CURES = [
     ("static-mask", "on"),
     ("modify-lost", "on"),
     ("modify-lost", "host-loses-on"),
+    ("modify-lost", "host-slow-on"),
     ("disable-running", "on"),
     ("disable-pending", "on"),
 ]

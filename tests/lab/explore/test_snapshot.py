@@ -16,7 +16,7 @@ from tests.lab.explore.digest import guest_memory, image, objects
 from vmbusirq.errors import IrqError
 from vmbusirq.host.options import HostOptions
 from vmbusirq.host.vsp.generic import GenericVsp
-from vmbusirq.lab.explore.actors import Actor
+from vmbusirq.lab.explore.actors import Actor, may_go
 from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.search import all_orders, play
 from vmbusirq.lab.explore.snapshot import Snapshot
@@ -195,6 +195,17 @@ def test_a_stage_that_is_put_back_explores_as_one_that_is_made_anew() -> None:
         return StageScene(_stage, _cast, lambda stage: (stage.stranded, stage.outside_mask, stage.host_disagrees))
 
     assert all_orders(World(_Anew(scene)), most=8) == all_orders(World(scene()), most=8)
+
+
+def test_time_is_tied_to_everything() -> None:
+    """Timers queue work, poke CPUs and end waits; and a border may be set to how far it goes."""
+    stage = _stage()
+    clock = stage.partition.clock
+    for time in (stage.time(at_any_time=True), stage.time()):
+        assert time.touches is None
+    near, far = (stage.time(at_any_time=True, within=ticks) for ticks in (99, 100))
+    clock.call_at(clock.now + 100, lambda: None)
+    assert (False, True) == (may_go(near, ()), may_go(far, ()))
 
 
 def test_an_operation_that_is_under_way_cannot_be_saved() -> None:

@@ -276,17 +276,27 @@ class Stage:
                 return
             yield from channel.rings.write_steps(Packet(b"x"))
 
-    def time(self, *, at_any_time: bool = False) -> Actor:
+    def time(self, *, at_any_time: bool = False, within: int | None = None) -> Actor:
         """Return time: it goes to the next timer when nobody else can go on, or at any moment.
 
         A wait of milliseconds is long beside everything that needs no wait. At any moment means a host, or CPUs, that
-        can be slower than any wait.
+        can be slower than any wait. What timers do is anything: they queue work, poke CPUs, end waits.
+
+        Args:
+            at_any_time: at any moment.
+            within: to no timer that is more than so many ticks from now; the time beyond is another actor.
         """
         clock = self.partition.clock
+        end = None if within is None else clock.now + within
+
+        def is_near() -> bool:
+            due = clock.next_due
+            return due is not None and (end is None or due <= end)
+
         return Actor(
-            "time",
+            "time" if within is None else "early time",
             at_once(clock.advance_to_next),
-            wants=lambda: clock.next_due is not None,
+            wants=is_near,
             point="time passes",
             last=not at_any_time,
         )

@@ -14,6 +14,8 @@ from vmbusirq.lab.explore.scene import StageScene
 from vmbusirq.lab.explore.stage import Stage
 from vmbusirq.lab.explore.world import Invariant, Scene
 from vmbusirq.steps import Steps
+from vmbusirq.vmbus.one_modify import RESEND_TICKS
+from vmbusirq.vmbus.retarget import set_target
 
 __all__ = ["MODIFY_LOST", "STATIC_MASK"]
 
@@ -61,21 +63,20 @@ STATIC_MASK: Final = Race(
 )
 
 
+def _unanswered(stage: Stage) -> str:
+    """Every later offline waits its full time, and logs (vmbus.md 10, trap 11)."""
+    sent, completed = stage.vmbus.retarget.modchan_sent, stage.vmbus.retarget.modchan_completed
+    return "" if completed >= sent else f"of {sent} MODIFYCHANNELs {completed} are answered, for ever"
+
+
 def _nobody_waits(stage: Stage) -> Iterable[Invariant]:
-    retarget = stage.vmbus.retarget
-
-    def unanswered() -> str:
-        """Every later offline waits its full time, and logs (vmbus.md 10, trap 11)."""
-        sent, completed = retarget.modchan_sent, retarget.modchan_completed
-        return "" if completed >= sent else f"of {sent} MODIFYCHANNELs {completed} are answered, for ever"
-
     return (
         stage.stranded,
         stage.lost_flags,
         stage.on_offline_cpu,
         stage.outside_mask,
         stage.host_disagrees,
-        unanswered,
+        lambda: _unanswered(stage),
     )
 
 
@@ -106,6 +107,34 @@ def _modify_lost(*, one_modify: bool, loses: bool = False) -> Scene:
     return StageScene(build, cast, _nobody_waits)
 
 
+def _asks_twice(stage: Stage) -> Steps[None]:
+    """What irq_set_affinity comes to at last, without locks, for nobody else moves anything here."""
+    channel = stage.channel(_FIRST)
+    for cpu in (1, 0):
+        yield from stage.vmbus.retarget.send_modify(channel, cpu)
+        set_target(channel, cpu)
+
+
+def _modify_slow() -> Scene:
+    """A channel goes from CPU 0 to CPU 1 and back, and the first message is sent again whatever the host is at."""
+    design = replace(_RFC, one_modify=True)
+
+    def build() -> Stage:
+        return Stage(cpus=2, design=design, channels={_FIRST: 0})
+
+    def cast(stage: Stage) -> Sequence[Actor]:
+        return (
+            stage.task("admin", lambda: _asks_twice(stage), cpu=1),
+            *stage.host_in_two(),
+            stage.work(),
+            *stage.cpus(whole=True),
+            stage.time(at_any_time=True, within=RESEND_TICKS),
+            stage.time(),
+        )
+
+    return StageScene(build, cast, lambda stage: (stage.host_disagrees, lambda: _unanswered(stage)))
+
+
 MODIFY_LOST: Final = Race(
     name="modify-lost",
     title="a channel is moved again while the host carries the first move out, and drops the second",
@@ -124,8 +153,14 @@ MODIFY_LOST: Final = Race(
             "one_modify, which sends a MODIFYCHANNEL again that stays unanswered, and such a host",
             lambda: _modify_lost(one_modify=True, loses=True),
         ),
+        Variant(
+            "host-slow-on",
+            "one_modify, and a host that is slower than the 10 ms after which a MODIFYCHANNEL is sent again, or not",
+            _modify_slow,
+        ),
     ),
-    left_out="packets before the CPU is offline, which early-offline has; an offline that overtakes the moves; a host "
-    "that takes longer than the wait of 25 to 50 ms; one that loses what is sent eight times again: the guest "
-    "says so, and believes what it asked for",
+    left_out="packets before the CPU is offline, which early-offline has; an offline that overtakes the moves; but for "
+    "host-slow-on, a host that takes as long as any wait; there the offline, locks, packets, and a host that is slower "
+    "than a second wait too; with one_modify a host that outlasts all eight resends, or loses them: the guest says so, "
+    "and believes what it asked for",
 )
