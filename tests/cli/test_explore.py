@@ -14,6 +14,7 @@ from vmbusirq.cli import main
 from vmbusirq.lab.explore.races import RACES
 
 REAL = "lost-wakeup"  # the smallest
+SAVES_ONE = "--save writes one bad order, and 4 variants have one: name a race and --variant"
 BESIDE = "--replay plays the race and the variant that its file names: name none beside it"
 
 
@@ -135,20 +136,22 @@ def test_a_bad_order_is_saved_and_played_again(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("toys")
-def test_what_cannot_be_saved_is_told_after_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_saved_is_refused_before_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "order.json"
     assert f"{path}: not written: no order that was played is bad" == _refused(
         capsys, "toy", "--fix", "on", "--save", str(path)
     )
-    assert "--save writes one bad order, and there are 4: name one race and --variant" == _refused(
-        capsys, "toy", "--jobs", "1", "--save", str(path)
-    )
     assert not path.exists()
     nowhere = tmp_path / "no" / "where"
-    assert 2 == main(["explore", "toy", "--fix", "off", "--save", str(nowhere)])
-    told = capsys.readouterr()
-    assert f"vmbusirq explore: {nowhere}: No such file or directory\n" == told.err
-    assert "the shortest bad order" in told.out
+    for args, says in (
+        (["toy", "--jobs", "1", "--save", str(path)], SAVES_ONE),
+        (["--all", "--save", str(path)], SAVES_ONE),
+        (["toy", "--fix", "off", "--save", str(nowhere)], f"{nowhere}: No such file or directory"),
+        (["toy", "--fix", "off", "--save", str(tmp_path)], f"{tmp_path}: Is a directory"),
+    ):
+        assert 2 == main(["explore", *args])
+        told = capsys.readouterr()
+        assert ("", f"vmbusirq explore: {says}\n") == (told.out, told.err)
 
 
 @pytest.mark.usefixtures("toys")
@@ -164,6 +167,12 @@ def test_what_cannot_be_saved_is_told_after_the_verdict(tmp_path: Path, capsys: 
         (["--replay", "x", "toy"], BESIDE),
         (["--replay", "x", "--all"], BESIDE),
         (["--replay", "x", "--fix", "on"], BESIDE),
+        (["--list", "toy"], "--list lists all races: name none beside it"),
+        (["toi"], "no race 'toi'; did you mean 'toy'?"),
+        (["toy", "--depth", "2"], "--depth is of --pct: add that"),
+        (["toy", "--random", "5", "--depth", "2"], "--depth is of --pct: add that"),
+        (["toy", "--seed", "0"], "--seed is of --random and --pct: all orders need none"),
+        (["toy", "--pct", "1", "--depth", "2001"], "--depth 2001: no order has so many steps; at most 2000"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(

@@ -6,6 +6,7 @@ Each sub-command is imported when it is called, so that start-up stays as fast a
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,12 +17,15 @@ __all__ = ["main"]
 Command = Callable[[argparse.Namespace], int]
 
 
+_DESIGNS = "legacy, rfc (default), mgmt-irq, mgmt-irq-nostat, mgmt-irq-hidden, redirect, mainline-6.16, rfc-pick or rfc-handover"
+
+
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the machine")
     group.add_argument(
         "-s", "--scenario", default="rfc-gen2-8vcpu", metavar="NAME", help="a built-in name or a TOML file"
     )
-    group.add_argument("--design", default="rfc", metavar="NAME", help="legacy, rfc (default), mgmt-irq, redirect, ...")
+    group.add_argument("--design", default="rfc", metavar="NAME", help=_DESIGNS)
     group.add_argument("--generation", default="v6.10", metavar="NAME", help="kernel whose text and errno to use")
     group.add_argument("--engine", default="fast", metavar="NAME", help="fast (default) or linux")
     group.add_argument("--timers", metavar="NAME", help="how clock ticks come: direct, message or lapic")
@@ -103,12 +107,14 @@ def _add_explore(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--replay", metavar="FILE", help="play a saved order again, step by step")
     sub.add_argument("--variant", "--fix", metavar="NAME", help="off, on, or another name; default: all variants")
     mode = sub.add_mutually_exclusive_group()
-    mode.add_argument("--preemptions", type=_from_zero, metavar="N", help="only orders with so many preemptions")
+    mode.add_argument(
+        "--preemptions", type=_from_zero, metavar="N", help="only orders with at most so many preemptions"
+    )
     mode.add_argument("--plain", action="store_true", help="play orders that cannot differ, too")
     mode.add_argument("--random", type=_positive, metavar="N", help="N drawn orders")
     mode.add_argument("--pct", type=_positive, metavar="N", help="N orders by drawn priorities")
-    sub.add_argument("--depth", type=_positive, default=3, metavar="D", help="of --pct: ordered steps a bug may need")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of --random and --pct")
+    sub.add_argument("--depth", type=_positive, metavar="D", help="of --pct: ordered steps a bug may need (3)")
+    sub.add_argument("--seed", type=int, metavar="N", help="of --random and --pct")
     sub.add_argument("--orders", type=_positive, metavar="N", help="stop each search after so many orders")
     sub.add_argument("--save", metavar="FILE", help="write the shortest bad order into a file")
     sub.add_argument("--jobs", type=_positive, metavar="N", help="searches at the same time; default: one a processor")
@@ -155,9 +161,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_streams() -> None:
-    """Refuse to start without standard output: Python leaves None where a descriptor was closed."""
+    """Refuse to start without standard output: Python leaves None where a descriptor was closed.
+
+    What a terminal's encoding cannot show is escaped.
+    """
     if sys.stdout is None:
         raise ValueError("standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _sentence(error: Exception) -> str:

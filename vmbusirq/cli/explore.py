@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
+from pathlib import Path
 
 from vmbusirq.cli.common import print_json
 from vmbusirq.lab.explore.campaign import explore_many, processors, variants_of
-from vmbusirq.lab.explore.race import Search, Verdict
+from vmbusirq.lab.explore.race import DEPTH, Search, Verdict
 from vmbusirq.lab.explore.races import RACES, find_race
+from vmbusirq.lab.explore.search import STEPS_MAX
 from vmbusirq.lab.explore.story import load_order, save_order, tell
 from vmbusirq.lab.explore.text import HEADER, summary, verdict_rows, verdict_text
 from vmbusirq.lab.explore.world import World
@@ -18,17 +22,14 @@ __all__ = ["command"]
 
 def command(args: argparse.Namespace) -> int:
     """Explore, list or replay; the exit status says whether all is as it is known to be."""
+    _check(args)
     if args.list:
         return _list(args)
     if args.replay is not None:
-        if args.races or args.all or args.variant is not None:
-            raise ValueError("--replay plays the race and the variant that its file names: name none beside it")
         return _replay(args)
-    if not args.races and not args.all:
-        raise ValueError(f"name a race, or --all; the races are {', '.join(RACES)}")
-    if args.races and args.all:
-        raise ValueError("--all names every race: name none beside it")
-    chosen = variants_of(args.races, args.variant)
+    chosen = variants_of(list(dict.fromkeys(args.races)), args.variant)
+    if args.save is not None:
+        _check_save(args.save, chosen)
     verdicts = _explore(chosen, _search(args), args.jobs or processors())
     _show(verdicts, args)
     if args.save is not None:
@@ -36,11 +37,44 @@ def command(args: argparse.Namespace) -> int:
     return 0 if all(verdict.as_expected for verdict in verdicts) else 1
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored. ValueError."""
+    named = args.races or args.all or args.variant is not None
+    if args.list and named:
+        raise ValueError("--list lists all races: name none beside it")
+    if args.replay is not None and named:
+        raise ValueError("--replay plays the race and the variant that its file names: name none beside it")
+    if args.list or args.replay is not None:
+        return
+    if not args.races and not args.all:
+        raise ValueError(f"name a race, or --all; the races are {', '.join(RACES)}")
+    if args.races and args.all:
+        raise ValueError("--all names every race: name none beside it")
+    if args.depth is not None and args.pct is None:
+        raise ValueError("--depth is of --pct: add that")
+    if args.seed is not None and args.pct is None and args.random is None:
+        raise ValueError("--seed is of --random and --pct: all orders need none")
+    if args.depth is not None and args.depth > STEPS_MAX:
+        raise ValueError(f"--depth {args.depth}: no order has so many steps; at most {STEPS_MAX}")
+
+
+def _check_save(path: str, chosen: list[tuple[str, str]]) -> None:
+    """Refuse before the search what could not be saved after it. ValueError, OSError."""
+    bugs = [(race, variant) for race, variant in chosen if find_race(race).variant(variant).expects]
+    if len(bugs) > 1:
+        raise ValueError(f"--save writes one bad order, and {len(bugs)} variants have one: name a race and --variant")
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
 def _search(args: argparse.Namespace) -> Search:
     if args.random is not None:
-        return Search("random", orders=min(args.random, args.orders or args.random), seed=args.seed)
+        return Search("random", orders=min(args.random, args.orders or args.random), seed=args.seed or 0)
     if args.pct is not None:
-        return Search("pct", orders=min(args.pct, args.orders or args.pct), depth=args.depth, seed=args.seed)
+        orders = min(args.pct, args.orders or args.pct)
+        return Search("pct", orders=orders, depth=args.depth or DEPTH, seed=args.seed or 0)
     return Search(reduction=not args.plain, preemptions=args.preemptions, orders=args.orders)
 
 

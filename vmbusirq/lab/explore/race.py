@@ -11,8 +11,10 @@ from vmbusirq.lab.explore.search import Bad, Explored, Progress, all_orders, pct
 from vmbusirq.lab.explore.story import Story, tell
 from vmbusirq.lab.explore.world import Scene, World
 
-__all__ = ["OFF", "ON", "Race", "Search", "Variant", "Verdict", "explore"]
+__all__ = ["DEPTH", "OFF", "ON", "Race", "Search", "Variant", "Verdict", "explore"]
 
+DEPTH: Final = 3
+"""Ordered steps that most bugs need, by what Burckhardt et al. found."""
 OFF: Final = "off"
 ON: Final = "on"
 
@@ -77,7 +79,7 @@ class Search:
     reduction: bool = True
     preemptions: int | None = None
     orders: int | None = None
-    depth: int = 3
+    depth: int = DEPTH
     seed: int = 0
 
 

@@ -34,7 +34,7 @@ from vmbusirq.vmbus.context import GuestOptions
 from vmbusirq.vmbus.isr import deliverable, vcpu_steps
 from vmbusirq.wire.devices import CLASS_IDS
 from vmbusirq.wire.packet import Packet
-from vmbusirq.wire.protocol import MessageType, Version
+from vmbusirq.wire.protocol import MessageType, Unlock, Version
 
 __all__ = ["Stage"]
 
@@ -400,13 +400,17 @@ class Stage:
             "SynICs on": format_pbl(self.vmbus.synics_on) or "none",
             "messages to the host": self.host.unread_messages,
             "interrupts dropped, the handler ran elsewhere": self.core.lost().in_progress,
-            "moves unanswered": self.vmbus.retarget.modchan_sent - self.vmbus.retarget.modchan_completed,
         }
+        version = self.vmbus.version
+        if version is not None and version.has(Unlock.MODIFYCHANNEL_RESPONSE):
+            retarget = self.vmbus.retarget
+            seen["moves unanswered"] = retarget.modchan_sent - retarget.modchan_completed
         for relid, channel in self.vmbus.channels.items():
             seen[f"channel {relid} target"] = channel.target_cpu
             there = self.host.default.channel(relid)
             if there is not None and there.is_open:
                 seen[f"host's target of {relid}"] = there.target_vp
+                seen[f"signals of {relid} to a SynIC that is off"] = there.stats.dropped_signals
             if channel.rings is not None:
                 seen[f"bytes in ring {relid}"] = channel.ring_in.bytes_to_read
         for cpu in range(self.core.nr_cpus):

@@ -18,7 +18,7 @@ def _verdict(verdict: Verdict) -> str:
         found = "the bug" if verdict.as_expected else "UNEXPECTED"
         return found if explored.complete else f"{found} (not all orders)"
     if verdict.expects:
-        return "NOT FOUND"
+        return "NOT FOUND" if explored.complete else "not found in those played"
     return "holds in all orders" if explored.complete else "holds in those played"
 
 

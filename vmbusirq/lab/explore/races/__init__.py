@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Final
 
 from vmbusirq.lab.explore.race import Race
@@ -49,5 +50,7 @@ RACES: Final[dict[str, Race]] = {
 def find_race(name: str) -> Race:
     """Return a race by its name. ValueError: there is none."""
     if name not in RACES:
-        raise ValueError(f"no race {name!r}; the races are {', '.join(RACES)}")
+        near = get_close_matches(name, RACES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; the races are {', '.join(RACES)}"
+        raise ValueError(f"no race {name!r}{hint}")
     return RACES[name]
