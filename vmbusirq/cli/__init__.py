@@ -17,7 +17,7 @@ __all__ = ["main"]
 Command = Callable[[argparse.Namespace], int]
 
 
-_DESIGNS = "legacy, rfc (default), mgmt-irq, mgmt-irq-nostat, mgmt-irq-hidden, redirect, mainline-6.16, rfc-pick or rfc-handover"
+_DESIGNS = "legacy, rfc (default), mgmt-irq[-nostat|-hidden], redirect, mainline-6.16, rfc-pick or rfc-handover"
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
