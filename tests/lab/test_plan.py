@@ -6,7 +6,7 @@ import errno
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -93,6 +93,13 @@ def ran(scenario: str, design: str) -> Machine:
     m = Machine.load(scenario, design=design)
     m.boot() if scenario == "stress-2047" else m.run()  # which has nothing but traffic
     return m
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machines_end() -> Iterator[None]:
+    """Thousands of channels are not kept for the tests of other files, which they would slow down."""
+    yield
+    ran.cache_clear()
 
 
 def reads(m: Machine, channel: Channel) -> bool:
