@@ -83,15 +83,22 @@ int vi_step_flow_enter(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 	return 0;
 }
 
+/* Why a CPU cannot go on in a handler of @desc; 0: it can. */
+static int not_in_handler(const struct vi_cpu *c, const struct vi_irq_desc *desc)
+{
+	if (!c || !desc)
+		return -EINVAL;
+	return c->step.freed ? -EFAULT : 0;
+}
+
 int vi_step_flow_actions(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 {
 	struct vi_cpu *c = vi_step_cpu(m, cpu);
 	struct vi_irq_desc *desc = column_desc(m, irq);
+	int error = not_in_handler(c, desc);
 
-	if (!c || !desc)
-		return -EINVAL;
-	if (c->step.freed)
-		return -EFAULT;
+	if (error)
+		return error;
 	vi_step_begin(c);
 	vi_handle_irq_event_percpu(c, desc);
 	vi_step_end(c);
@@ -102,11 +109,10 @@ int vi_step_flow_exit(struct vi_machine *m, uint32_t cpu, uint32_t irq)
 {
 	struct vi_cpu *c = vi_step_cpu(m, cpu);
 	struct vi_irq_desc *desc = column_desc(m, irq);
+	int error = not_in_handler(c, desc);
 
-	if (!c || !desc)
-		return -EINVAL;
-	if (c->step.freed)
-		return -EFAULT;
+	if (error)
+		return error;
 	vi_event_end(desc);
 	vi_trace(m, VI_TRACE_FLOW_DONE, cpu, desc->irq, 0);
 	if (vi_flow_again(desc))

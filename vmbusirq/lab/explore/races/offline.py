@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from vmbusirq.designs import DESIGNS
+from vmbusirq.designs import DESIGNS, Design
 from vmbusirq.lab.explore.actors import Actor
 from vmbusirq.lab.explore.race import OFF, ON, Race, Variant
 from vmbusirq.lab.explore.races.casts import GOES, RELID, move_against_offline
@@ -20,17 +20,21 @@ _RFC: Final = DESIGNS["rfc"]
 _HANGS: Final = f"channel {RELID} hangs: "
 
 
-def _early_offline(*, waits: bool) -> Scene:
-    """Patch 11: the channel leaves CPU 1, which goes offline before the host has heard of it."""
-    design = replace(_RFC, wait_modifychannel=waits)
+def _move_while_offline(design: Design, *, at: int, to: int) -> Scene:
+    """The channel moves from one CPU to another while CPU 1 goes offline and the device writes a packet."""
 
     def build() -> Stage:
-        return Stage(cpus=2, design=design, channels={RELID: GOES})
+        return Stage(cpus=2, design=design, channels={RELID: at})
 
     def cast(stage: Stage) -> Sequence[Actor]:
-        return move_against_offline(stage, 0, stage.device(RELID), *stage.cpus(whole=True))
+        return move_against_offline(stage, to, stage.device(RELID), *stage.cpus(whole=True))
 
     return StageScene(build, cast, Stage.invariants)
+
+
+def _early_offline(*, waits: bool) -> Scene:
+    """Patch 11: the channel leaves CPU 1, which goes offline before the host has heard of it."""
+    return _move_while_offline(replace(_RFC, wait_modifychannel=waits), at=GOES, to=0)
 
 
 EARLY_OFFLINE: Final = Race(
@@ -47,15 +51,7 @@ EARLY_OFFLINE: Final = Race(
 
 def _check_then_offline(*, locks: bool) -> Scene:
     """Patch 12: the channel comes to CPU 1 between the search for channels there and the end of its SynIC."""
-    design = replace(_RFC, set_affinity_lock=locks)
-
-    def build() -> Stage:
-        return Stage(cpus=2, design=design, channels={RELID: 0})
-
-    def cast(stage: Stage) -> Sequence[Actor]:
-        return move_against_offline(stage, GOES, stage.device(RELID), *stage.cpus(whole=True))
-
-    return StageScene(build, cast, Stage.invariants)
+    return _move_while_offline(replace(_RFC, set_affinity_lock=locks), at=0, to=GOES)
 
 
 CHECK_THEN_OFFLINE: Final = Race(
